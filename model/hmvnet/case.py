@@ -1,0 +1,385 @@
+"""The values every other part speaks in: grids, cases, health records, outcomes.
+
+Arrays and tensors are ``[channel, z, y, x]``; physical coordinates are millimetres in LPS, as
+SimpleITK gives them. :class:`Grid` keeps SimpleITK's own ``x, y, z`` order for size, spacing and
+origin, and :attr:`Grid.shape` gives the array order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import SimpleITK as sitk
+
+GTVP, GTVN = 1, 2
+CLASSES = ("background", "GTVp", "GTVn")
+
+HU_OF_AIR = -1000.0
+MAX_NON_FINITE_FRACTION = 0.05
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+class CaseError(ValueError):
+    """A patient's input cannot be used. The message is one line without patient data."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A sampling lattice in physical space.
+
+    Attributes:
+        size: voxels along x, y, z.
+        spacing: millimetres along x, y, z.
+        origin: physical LPS position of the centre of voxel (0, 0, 0), in mm.
+        direction: row-major 3 x 3 matrix; its columns are the unit vectors of the x, y, z axes.
+    """
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    direction: tuple[float, ...] = IDENTITY
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> Grid:
+        """The grid of a 3D SimpleITK image."""
+        return cls(
+            tuple(image.GetSize()),
+            tuple(image.GetSpacing()),
+            tuple(image.GetOrigin()),
+            tuple(image.GetDirection()),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Array shape ``(z, y, x)``."""
+        return self.size[::-1]
+
+    @property
+    def axes(self) -> np.ndarray:
+        """Direction cosines, ``[3, 3]``; column i is the unit vector of axis i (x, y, z)."""
+        return np.asarray(self.direction, dtype=float).reshape(3, 3)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """``[4, 4]`` matrix from voxel index (x, y, z, 1) to LPS millimetres."""
+        affine = np.eye(4)
+        affine[:3, :3] = self.axes * np.asarray(self.spacing)
+        affine[:3, 3] = self.origin
+        return affine
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return math.prod(self.spacing) / 1000.0
+
+    def points(self, index: np.ndarray) -> np.ndarray:
+        """Physical LPS mm ``[n, 3]`` of (continuous) voxel indices ``[n, 3]`` in x, y, z order."""
+        return np.asarray(index, float) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def indices(self, points: np.ndarray) -> np.ndarray:
+        """Continuous voxel indices ``[n, 3]`` (x, y, z) of physical LPS points ``[n, 3]`` in mm."""
+        return np.linalg.solve(
+            self.affine[:3, :3], (np.asarray(points, float) - self.affine[:3, 3]).T
+        ).T
+
+    def corners(self) -> np.ndarray:
+        """The eight outer corners (voxel faces, not centres) in LPS mm, ``[8, 3]``."""
+        index = [
+            [end * n - 0.5 for end, n in zip(ends, self.size)] for ends in product((0, 1), repeat=3)
+        ]
+        return self.points(np.asarray(index))
+
+    def extent(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bound in LPS mm of the axis-parallel box around the grid."""
+        corners = self.corners()
+        return corners.min(axis=0), corners.max(axis=0)
+
+    def intersection(self, other: Grid) -> tuple[np.ndarray, np.ndarray] | None:
+        """The box (lower, upper; LPS mm) common to both grids' extents, or None."""
+        (low, high), (low2, high2) = self.extent(), other.extent()
+        low, high = np.maximum(low, low2), np.minimum(high, high2)
+        return (low, high) if (high > low).all() else None
+
+    def index_box(self, other: Grid, margin: int = 0) -> tuple[slice, slice, slice] | None:
+        """Array slices (z, y, x) of this grid's voxels that may lie inside ``other``.
+
+        The box is the smallest that holds all corners of ``other``, widened by ``margin`` voxels
+        and cut to this grid; None if nothing is left.
+        """
+        index = self.indices(other.corners())
+        low = np.maximum(np.floor(index.min(axis=0)).astype(int) - margin, 0)
+        high = np.minimum(np.ceil(index.max(axis=0)).astype(int) + 1 + margin, self.size)
+        if (high <= low).any():
+            return None
+        return tuple(slice(int(a), int(b)) for a, b in zip(low[::-1], high[::-1]))
+
+    def crop(self, box: tuple[slice, slice, slice]) -> Grid:
+        """The sub-grid of array slices (z, y, x), as :meth:`index_box` gives them."""
+        start = [s.start for s in box[::-1]]
+        size = [s.stop - s.start for s in box[::-1]]
+        origin = self.points(np.asarray([start]))[0]
+        return Grid(tuple(size), self.spacing, tuple(origin.tolist()), self.direction)
+
+    def same_as(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
+        """Whether both lattices coincide: equal size, corners equal to ``tolerance_mm``."""
+        return self.size == other.size and bool(
+            np.abs(self.corners() - other.corners()).max() <= tolerance_mm
+        )
+
+    def image(self, array: np.ndarray) -> sitk.Image:
+        """A SimpleITK image of ``array`` ``[z, y, x]`` on this grid.
+
+        Raises:
+            ValueError: the array's shape is not the grid's.
+        """
+        if tuple(array.shape) != self.shape:
+            raise ValueError(f"array of shape {array.shape} on a grid of shape {self.shape}")
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing(self.spacing)
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+        return image
+
+
+@dataclass(frozen=True)
+class ClinicalRecord:
+    """A health record: HECKTOR's column names to numbers, texts or None (missing).
+
+    Only types are cleaned here (text that is a number, NaN); codes and ranges are the business of
+    :mod:`hmvnet.clinical`, which knows the schema of the trained model.
+    """
+
+    values: Mapping[str, float | str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+
+    @classmethod
+    def parse(cls, raw: object, source: str) -> tuple[ClinicalRecord, tuple[str, ...]]:
+        """A record and the warnings about what was repaired.
+
+        Args:
+            raw: the parsed JSON, an object of scalars.
+            source: the name of the file, for messages.
+
+        Raises:
+            CaseError: ``raw`` is not an object.
+        """
+        if not isinstance(raw, Mapping):
+            raise CaseError(f"{source}: expected a JSON object, found {_json_kind(raw)}")
+        values: dict[str, float | str | None] = {}
+        warnings: list[str] = []
+        for key, value in raw.items():
+            values[str(key).strip()], note = _clean_scalar(value)
+            if note:
+                warnings.append(f"{source}: field '{str(key)[:40]}': {note}")
+        return cls(values), tuple(warnings)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Recurrence-free survival: days to relapse or censoring, and whether it was a relapse."""
+
+    time_days: float
+    event: bool
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient.
+
+    Attributes:
+        patient_id: for messages and file names only.
+        ct: HU, on the CT grid.
+        pet: SUV (body weight), on the PET's own grid.
+        record: the health record; empty where there is none.
+        truth: labels 0, 1 = GTVp, 2 = GTVn on the CT grid, where known.
+        outcome: recurrence-free survival, where known.
+        ct_planning, dose: further images of Task 2, where given; read, not used by the model.
+        warnings: what was repaired while reading.
+    """
+
+    patient_id: str
+    ct: sitk.Image
+    pet: sitk.Image
+    record: ClinicalRecord = field(default_factory=ClinicalRecord)
+    truth: sitk.Image | None = None
+    outcome: Outcome | None = None
+    ct_planning: sitk.Image | None = None
+    dose: sitk.Image | None = None
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        patient_id: str,
+        ct: sitk.Image,
+        pet: sitk.Image,
+        *,
+        record: ClinicalRecord | None = None,
+        truth: sitk.Image | None = None,
+        outcome: Outcome | None = None,
+        ct_planning: sitk.Image | None = None,
+        dose: sitk.Image | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> Case:
+        """A checked case: finite voxels, CT and PET that overlap, truth on the CT grid.
+
+        Raises:
+            CaseError: the images cannot belong to one PET/CT examination, or hold too many
+                non-finite voxels, or no signal at all.
+        """
+        notes = list(warnings)
+        ct = _finite(ct, "CT", HU_OF_AIR, notes)
+        pet = _finite(pet, "PET", 0.0, notes)
+        _check_overlap(Grid.of(ct), Grid.of(pet))
+        _check_values(ct, pet, notes)
+        if truth is not None and not Grid.of(truth).same_as(Grid.of(ct), tolerance_mm=0.1):
+            raise CaseError(
+                f"{patient_id}: label grid (size {truth.GetSize()}, spacing "
+                f"{_rounded(truth.GetSpacing())}) is not the CT's (size {ct.GetSize()}, spacing "
+                f"{_rounded(ct.GetSpacing())})"
+            )
+        record = record or ClinicalRecord()
+        return cls(patient_id, ct, pet, record, truth, outcome, ct_planning, dose, tuple(notes))
+
+
+def read_health_record(path: Path) -> tuple[ClinicalRecord, tuple[str, ...]]:
+    """An ``ehr.json``, tolerant of trailing commas, NaN and a byte-order mark (with a warning).
+
+    Raises:
+        CaseError: the file is missing, not text, or not a JSON object.
+    """
+    raw, warnings = read_json(path)
+    record, notes = ClinicalRecord.parse(raw, path.name)
+    return record, (*warnings, *notes)
+
+
+def read_json(path: Path, max_bytes: int = 1 << 20) -> tuple[object, tuple[str, ...]]:
+    """JSON of a bounded file; trailing commas are dropped with a warning.
+
+    Raises:
+        CaseError: missing, too large, not UTF-8 or not JSON.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CaseError(f"{path.name}: file not found or not readable") from error
+    if size > max_bytes:
+        raise CaseError(f"{path.name}: {size} bytes, expected at most {max_bytes}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CaseError(f"{path.name}: not readable as UTF-8 text") from error
+    try:
+        return json.loads(text), ()
+    except (json.JSONDecodeError, RecursionError) as error:
+        repaired = _drop_trailing_commas(text)
+        try:
+            return json.loads(repaired), (f"{path.name}: trailing comma dropped",)
+        except (json.JSONDecodeError, RecursionError):
+            where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nesting"
+            raise CaseError(f"{path.name}: not valid JSON ({where})") from error
+
+
+_STRING_OR_TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])')
+
+
+def _drop_trailing_commas(text: str) -> str:
+    return _STRING_OR_TRAILING_COMMA.sub(lambda m: m.group(1) or "", text)
+
+
+def _json_kind(raw: object) -> str:
+    names = {list: "an array", str: "a text", bool: "true/false", type(None): "null"}
+    return names.get(type(raw), "a number")
+
+
+def _clean_scalar(value: object) -> tuple[float | str | None, str | None]:
+    """A number, a text or None, and a note when the value had to be changed."""
+    if value is None:
+        return None, None
+    if isinstance(value, bool):
+        return float(value), "true/false read as 1/0"
+    if isinstance(value, (int, float)):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number, None
+        return None, "not a finite number, treated as missing"
+    if isinstance(value, str):
+        text = value.strip()
+        if text.lower() in {"", "nan", "na", "n/a", "none", "null", "unknown"}:
+            return None, f"text {'' if text else '(empty) '}read as missing"
+        try:
+            number = float(text)
+        except ValueError:
+            return text, None
+        if math.isfinite(number):
+            return number, "text where a number was expected, converted"
+        return None, "not a finite number, treated as missing"
+    return None, f"{_json_kind(value)} where a single value was expected, treated as missing"
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(v, 4) for v in values)
+
+
+def _finite(image: sitk.Image, name: str, fill: float, notes: list[str]) -> sitk.Image:
+    """The image with non-finite voxels replaced by ``fill``; integer images are passed through."""
+    if image.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
+        return image
+    array = sitk.GetArrayViewFromImage(image)
+    # The sum is finite only if every voxel is (an overflow only costs the exact count below).
+    if np.isfinite(np.sum(array, dtype=np.float64)):
+        return image
+    bad = ~np.isfinite(array)
+    fraction = bad.mean()
+    if fraction > MAX_NON_FINITE_FRACTION:
+        raise CaseError(
+            f"{name} image: {fraction:.0%} of the voxels are NaN or infinite, expected at most "
+            f"{MAX_NON_FINITE_FRACTION:.0%}"
+        )
+    notes.append(f"{name} image: {int(bad.sum())} NaN or infinite voxels replaced by {fill:g}")
+    return Grid.of(image).image(np.where(bad, np.asarray(fill, array.dtype), array))
+
+
+def _check_overlap(ct: Grid, pet: Grid) -> None:
+    common = ct.intersection(pet)
+    # 30 mm along each axis: less than that cannot hold a neck, whatever was scanned.
+    needed = np.minimum(30.0, 0.5 * (ct.extent()[1] - ct.extent()[0]))
+    if common is None or (common[1] - common[0] < needed).any():
+        found = "none" if common is None else " x ".join(f"{v:.0f}" for v in common[1] - common[0])
+        raise CaseError(
+            f"PET and CT do not overlap enough in physical space (common box in mm: {found}); "
+            "expected one examination in one frame of reference"
+        )
+
+
+def _check_values(ct: sitk.Image, pet: sitk.Image, notes: list[str]) -> None:
+    ct_low, ct_high = _min_max(ct)
+    pet_low, pet_high = _min_max(pet)
+    if ct_high <= ct_low:
+        raise CaseError("CT image: every voxel has the same value")
+    if pet_high <= max(pet_low, 0.0):
+        raise CaseError("PET image: no voxel holds a positive value that differs from the rest")
+    if ct_low >= 0:
+        notes.append("CT image: no value below 0 HU; the rescale intercept may be missing")
+    if pet_low < -0.01 * pet_high:
+        notes.append("PET image: negative values, treated as 0 SUV")
+    if pet_high > 1000:
+        notes.append("PET image: values above 1000; SUV (g/mL) is expected, not Bq/mL")
+
+
+def _min_max(image: sitk.Image) -> tuple[float, float]:
+    array = sitk.GetArrayViewFromImage(image)
+    return float(array.min()), float(array.max())

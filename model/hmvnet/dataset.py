@@ -1,0 +1,321 @@
+"""A folder of training data to cases, folds, and preprocessed volumes cached on disk.
+
+Layouts read: HECKTOR 2025 (``Task 1/<ID>/<ID>__CT.nii.gz``), any folder of such patient folders,
+HECKTOR 2022 and nnU-Net (``imagesTr``/``labelsTr``), with or without the outcome table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+from sklearn.model_selection import StratifiedKFold
+
+from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Grid, Outcome
+from hmvnet.challenge import write_text
+from hmvnet.config import DataSettings, PreprocessingSettings
+from hmvnet.images import read_image
+from hmvnet.imaging.intensity import normalise_
+from hmvnet.imaging.resample import labels_onto, resample_pet_ct
+from hmvnet.imaging.roi import centre_region, find_region
+
+ID_COLUMN, EVENT_COLUMN, TIME_COLUMN = "PatientID", "Relapse", "RFS"
+CACHE_VERSION = 1
+# Voxels of each class remembered for patch sampling.
+SAMPLED_VOXELS = 4000
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Where one patient's files are, and what the tables say. Nothing is read yet."""
+
+    patient_id: str
+    ct: Path
+    pet: Path
+    label: Path | None = None
+    record: ClinicalRecord = field(default_factory=ClinicalRecord)
+    outcome: Outcome | None = None
+
+    @property
+    def centre(self) -> str:
+        """The hospital: the table's CenterID, or the letters of the patient's name."""
+        value = self.record.values.get("CenterID")
+        if value is not None:
+            return f"{value:g}" if isinstance(value, float) else str(value)
+        return re.split(r"[-_ ]?\d", self.patient_id, maxsplit=1)[0] or "all"
+
+    def read(self) -> Case:
+        """The images and labels.
+
+        Raises:
+            CaseError: naming the patient and what is wrong.
+        """
+        try:
+            ct, notes = read_image(self.ct)
+            pet, notes2 = read_image(self.pet)
+            truth = None
+            if self.label is not None:
+                truth, notes3 = read_image(self.label)
+                truth = _checked_labels(truth, self.label.name)
+                notes2 = (*notes2, *notes3)
+            return Case.of(
+                self.patient_id,
+                ct,
+                pet,
+                record=self.record,
+                truth=truth,
+                outcome=self.outcome,
+                warnings=(*notes, *notes2),
+            )
+        except CaseError as error:
+            raise CaseError(f"patient {self.patient_id}: {error}") from error
+
+
+def _checked_labels(image: sitk.Image, name: str) -> sitk.Image:
+    array = sitk.GetArrayViewFromImage(image)
+    values = np.unique(array)
+    if not np.isin(values, (0, GTVP, GTVN)).all():
+        raise CaseError(f"{name}: label values {values[:6].tolist()}, expected 0, 1 and 2")
+    return sitk.Cast(image, sitk.sitkUInt8)
+
+
+def find_patients(root: Path | str, *, need_labels: bool = True) -> list[Patient]:
+    """All patients of a data folder, sorted by id, joined with the tables found beside them.
+
+    Raises:
+        ValueError: the folder is missing, holds no patients in a known layout, or (with
+            ``need_labels``) patients without a label; the message names them.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"data folder '{root}' does not exist")
+    base = next((root / n for n in ("Task 1", "Task_1", "Task1") if (root / n).is_dir()), root)
+    patients = _from_image_folders(base) if (base / "imagesTr").is_dir() else _from_patient_folders(base)
+    if not patients:
+        raise ValueError(
+            f"data folder '{root}' holds no patients: expected <ID>/<ID>__CT.nii.gz with __PT, or "
+            "imagesTr with __CT/__PT or _0000/_0001"
+        )
+    unlabelled = [p.patient_id for p in patients if p.label is None]
+    if need_labels and unlabelled:
+        raise ValueError(f"{len(unlabelled)} patients without a label: {', '.join(unlabelled[:5])}")
+    table = read_tables(root)
+    return [_with_row(p, table) for p in sorted(patients, key=lambda p: p.patient_id)]
+
+
+def _from_patient_folders(base: Path) -> list[Patient]:
+    patients = []
+    for folder in sorted(p for p in base.iterdir() if p.is_dir()):
+        name = folder.name
+        ct = _image(folder, f"{name}__CT")
+        pet = _image(folder, f"{name}__PT")
+        if ct is None and pet is None:
+            continue
+        if ct is None or pet is None:
+            raise ValueError(f"patient {name}: {'CT' if ct is None else 'PET'} image is missing")
+        patients.append(Patient(name, ct, pet, _image(folder, name)))
+    return patients
+
+
+def _from_image_folders(base: Path) -> list[Patient]:
+    patients = []
+    for ending, pet_ending in (("__CT", "__PT"), ("_0000", "_0001")):
+        for ct in sorted((base / "imagesTr").glob(f"*{ending}.nii*")):
+            name = ct.name.split(".nii")[0].removesuffix(ending)
+            pet = _image(base / "imagesTr", name + pet_ending)
+            if pet is None:
+                raise ValueError(f"patient {name}: PET image is missing")
+            patients.append(Patient(name, ct, pet, _image(base / "labelsTr", name)))
+    return patients
+
+
+def _image(folder: Path, stem: str) -> Path | None:
+    return next((p for s in (".nii.gz", ".nii", ".mha") if (p := folder / (stem + s)).is_file()), None)
+
+
+def read_tables(root: Path) -> pd.DataFrame:
+    """The health-record and outcome tables under ``root``, one row a patient (index: PatientID).
+
+    Where several tables give a column, the one of the higher task number wins.
+    """
+    table = pd.DataFrame()
+    for path in sorted({*root.glob("*.csv"), *root.glob("Task*/*.csv")}, key=lambda p: p.name):
+        frame = pd.read_csv(path)
+        if ID_COLUMN in frame.columns:
+            frame = frame.set_index(frame[ID_COLUMN].astype(str)).drop(columns=ID_COLUMN)
+            if frame.index.has_duplicates:
+                raise ValueError(f"{path.name}: a patient has more than one row")
+            table = frame.combine_first(table)
+    return table
+
+
+def _with_row(patient: Patient, table: pd.DataFrame) -> Patient:
+    if patient.patient_id not in table.index:
+        return patient
+    row = {str(k): None if pd.isna(v) else v for k, v in table.loc[patient.patient_id].items()}
+    event, days = row.pop(EVENT_COLUMN, None), row.pop(TIME_COLUMN, None)
+    outcome = None
+    if event is not None and days is not None:
+        outcome = Outcome(float(days), bool(int(event)))
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+    record, _ = ClinicalRecord.parse(plain, "table")
+    return Patient(patient.patient_id, patient.ct, patient.pet, patient.label, record, outcome)
+
+
+def split_folds(patients: Sequence[Patient], settings: DataSettings) -> list[tuple[list[int], list[int]]]:
+    """Training and validation indices of every fold; a patient is in one validation part only.
+
+    ``stratified`` keeps the centres' (and, where known, the events') shares alike in every fold;
+    ``leave-one-centre-out`` has one fold a centre.
+
+    Raises:
+        ValueError: fewer patients than folds, or a single centre to leave out.
+    """
+    everyone = np.arange(len(patients))
+    centres = np.array([p.centre for p in patients])
+    if settings.fold_by == "leave-one-centre-out":
+        names = np.unique(centres)
+        if len(names) < 2:
+            raise ValueError(f"leave-one-centre-out: only one centre ('{names[0]}') in the data")
+        parts = [np.flatnonzero(centres == name) for name in names]
+    else:
+        if len(patients) < settings.folds:
+            raise ValueError(f"{len(patients)} patients cannot make {settings.folds} folds")
+        strata = [f"{p.centre}/{p.outcome.event if p.outcome else ''}" for p in patients]
+        counts = pd.Series(strata).value_counts()
+        # Strata smaller than the number of folds cannot be spread; they share one.
+        strata = [s if counts[s] >= settings.folds else "rest" for s in strata]
+        splitter = StratifiedKFold(settings.folds, shuffle=True, random_state=settings.seed)
+        with np.testing.suppress_warnings() as quiet:
+            quiet.filter(UserWarning)
+            parts = [validation for _, validation in splitter.split(everyone, strata)]
+    return [(np.setdiff1d(everyone, part).tolist(), part.tolist()) for part in parts]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One patient's preprocessed volume, on disk until sliced.
+
+    Attributes:
+        volume: float16 ``[2, z, y, x]``, CT in [0, 1] and PET in [-1, 1], a blosc2 array.
+        label: uint8 ``[z, y, x]``, a blosc2 array; all 0 where there is no truth.
+        grid: the working grid.
+        voxels: for GTVp and GTVn, up to 4000 of their voxels as ``[n, 3]`` (z, y, x).
+    """
+
+    patient_id: str
+    volume: blosc2.NDArray
+    label: blosc2.NDArray
+    grid: Grid
+    voxels: Mapping[int, np.ndarray]
+
+
+def prepare_case(
+    case: Case, settings: PreprocessingSettings, region: str = "head-neck"
+) -> tuple[np.ndarray, Grid]:
+    """Case to network input: find the region, resample once, normalise. Used by all.
+
+    Returns:
+        float32 ``[2, z, y, x]`` (CT [0, 1], PET [-1, 1]) and its grid.
+    """
+    find = find_region if region == "head-neck" else centre_region
+    grid = find(case, settings).grid
+    return normalise_(resample_pet_ct(case, grid), settings), grid
+
+
+class Cache:
+    """Preprocessed volumes on disk, one folder a set of preprocessing settings.
+
+    An entry is keyed by the settings and the content hash of the patient's files; one that no
+    longer fits is made anew, and a half-written one is never seen.
+    """
+
+    def __init__(self, folder: Path, settings: PreprocessingSettings, region: str) -> None:
+        self.settings = settings
+        self.region = region
+        key = f"{CACHE_VERSION}/{region}/{settings.model_dump_json()}"
+        self.folder = Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:12]
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, patient: Patient) -> Prepared:
+        """The preprocessed patient, made now if it is not there or is stale."""
+        source = _files_hash(patient)
+        return self._load(patient, source) or self._make(patient, source)
+
+    def _paths(self, patient: Patient) -> tuple[Path, Path, Path]:
+        names = (".b2nd", ".label.b2nd", ".json")
+        volume, label, meta = (self.folder / (patient.patient_id + n) for n in names)
+        return volume, label, meta
+
+    def _load(self, patient: Patient, source: str) -> Prepared | None:
+        volume, label, meta_path = self._paths(patient)
+        try:
+            meta = json.loads(meta_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if meta.get("source") != source:
+            return None
+        return Prepared(
+            patient.patient_id,
+            blosc2.open(str(volume), mode="r"),
+            blosc2.open(str(label), mode="r"),
+            Grid(**{k: tuple(v) for k, v in meta["grid"].items()}),
+            {int(k): np.array(v, dtype=int).reshape(-1, 3) for k, v in meta["voxels"].items()},
+        )
+
+    def _make(self, patient: Patient, source: str) -> Prepared:
+        case = patient.read()
+        volume, grid = prepare_case(case, self.settings, self.region)
+        label = np.zeros(grid.shape, np.uint8)
+        if case.truth is not None:
+            truth = sitk.GetArrayFromImage(case.truth)
+            label = labels_onto(truth, Grid.of(case.truth), grid)
+        rng = np.random.default_rng(0)
+        voxels = {}
+        for kind in (GTVP, GTVN):
+            found = np.argwhere(label == kind)
+            chosen = rng.permutation(len(found))[:SAMPLED_VOXELS]
+            voxels[kind] = found[np.sort(chosen)].tolist()
+        volume_path, label_path, meta_path = self._paths(patient)
+        # The description comes last: without it the arrays count as not there.
+        meta_path.unlink(missing_ok=True)
+        _store(volume.astype(np.float16), volume_path, (1, 32, 32, 32))
+        _store(label, label_path, (32, 32, 32))
+        grid_json = {k: getattr(grid, k) for k in ("size", "spacing", "origin", "direction")}
+        meta = {"source": source, "grid": grid_json, "voxels": voxels}
+        write_text(json.dumps(meta), meta_path)
+        prepared = self._load(patient, source)
+        assert prepared is not None
+        return prepared
+
+
+def _store(array: np.ndarray, path: Path, blocks: tuple[int, ...]) -> None:
+    chunks = tuple(min(n, 4 * b) for n, b in zip(array.shape, blocks))
+    blocks = tuple(min(c, b) for c, b in zip(chunks, blocks))
+    blosc2.asarray(array, urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams={"clevel": 3})
+
+
+def _files_hash(patient: Patient) -> str:
+    digest = hashlib.sha256()
+    for path in (patient.ct, patient.pet, patient.label):
+        if path is not None:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def prepare_all(cache: Cache, patients: Iterable[Patient], progress=None) -> list[Prepared]:
+    """Every patient preprocessed, in order; ``progress(done)`` after each."""
+    prepared = []
+    for patient in patients:
+        prepared.append(cache.get(patient))
+        if progress:
+            progress(len(prepared))
+    return prepared

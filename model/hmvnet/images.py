@@ -1,0 +1,359 @@
+"""Reading and writing image files: the trust boundary.
+
+A MetaImage header is read and bounded before any pixel is, and its pixels are inflated here rather
+than by ITK, which returns wrong voxels for a damaged compressed file without raising, assumes 1 mm
+where the spacing is missing, and follows ``ElementDataFile`` to any file on the disk. NIfTI and
+TIFF go through SimpleITK and tifffile after the same checks of the header.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import tifffile
+
+from hmvnet.case import IDENTITY, CaseError, Grid
+
+SUFFIXES = (".mha", ".nii.gz", ".nii", ".tiff", ".tif")
+
+MAX_HEADER_BYTES = 16_384
+MAX_VOXELS = 2**30
+MAX_AXIS = 16_384
+MAX_SPACING_MM = 100.0
+ORTHONORMAL_REPAIR, ORTHONORMAL_REFUSE = 1e-6, 1e-2
+
+_ELEMENT_TYPES = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+
+
+def has_image_suffix(path: Path) -> bool:
+    """Whether the file name ends like an image this module reads."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def read_image(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
+    """A 3D scalar image, with warnings about what was repaired.
+
+    Args:
+        path: a .mha, .nii, .nii.gz, .tif or .tiff file.
+
+    Raises:
+        CaseError: the file is missing, empty, truncated, damaged, not 3D, not scalar, has no
+            spacing, an oblique shear, or points to another file.
+    """
+    name = path.name
+    if not path.is_file():
+        raise CaseError(f"{name}: image file not found")
+    if path.stat().st_size == 0:
+        raise CaseError(f"{name}: image file is empty (0 bytes)")
+    lower = name.lower()
+    try:
+        if lower.endswith(".mha"):
+            return _read_metaimage(path)
+        if lower.endswith((".nii", ".nii.gz")):
+            return _read_nifti(path)
+        if lower.endswith((".tif", ".tiff")):
+            return _read_tiff(path)
+    except OSError as error:
+        raise CaseError(f"{name}: image file is not readable") from error
+    raise CaseError(f"{name}: unknown image type, expected one of {', '.join(SUFFIXES)}")
+
+
+def read_geometry(path: Path) -> Grid:
+    """The grid of an image file; of .mha and NIfTI only the header is read.
+
+    Raises:
+        CaseError: as :func:`read_image`, as far as the header shows it.
+    """
+    lower = path.name.lower()
+    try:
+        if lower.endswith(".mha"):
+            with path.open("rb") as file:
+                header = _metaimage_header(file.read(MAX_HEADER_BYTES), path.name)
+            return _metaimage_geometry(header.fields, path.name)[0]
+        if lower.endswith((".nii", ".nii.gz")):
+            return _nifti_header(path)[1]
+    except OSError as error:
+        raise CaseError(f"{path.name}: image file is not readable") from error
+    return Grid.of(read_image(path)[0])
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write an image compressed, to a temporary name in the same folder and then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = next(s for s in SUFFIXES if path.name.lower().endswith(s))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part{suffix}")
+    try:
+        sitk.WriteImage(image, str(temporary), useCompression=True)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_metaimage(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
+    name = path.name
+    with path.open("rb") as file:
+        header = _metaimage_header(file.read(MAX_HEADER_BYTES), name)
+        file.seek(header.pixels_at)
+        grid, dtype, warnings = _metaimage_geometry(header.fields, name)
+        expected = math.prod(grid.size) * dtype.itemsize
+        payload = file.read()
+    if header.fields.get("CompressedData", "False").lower() == "true":
+        data = _inflate(payload, expected, name)
+    else:
+        data = payload
+    if len(data) != expected:
+        raise CaseError(
+            f"{name}: truncated or padded pixel data, {len(data)} bytes found, {expected} expected "
+            f"for size {grid.size}"
+        )
+    array = np.frombuffer(data, dtype).reshape(grid.shape).astype(dtype.newbyteorder("="))
+    return grid.image(array), warnings
+
+
+class _Header:
+    """The fields of a MetaImage header and the offset of its pixels."""
+
+    def __init__(self, fields: Mapping[str, str], pixels_at: int) -> None:
+        self.fields = fields
+        self.pixels_at = pixels_at
+
+
+def _metaimage_header(head: bytes, name: str) -> _Header:
+    fields: dict[str, str] = {}
+    offset = 0
+    while True:
+        end = head.find(b"\n", offset)
+        if end < 0:
+            raise CaseError(
+                f"{name}: no MetaImage header that ends with ElementDataFile in the first "
+                f"{MAX_HEADER_BYTES} bytes"
+            )
+        line, offset = head[offset:end], end + 1
+        key, equals, value = line.decode("latin-1").partition("=")
+        if not equals:
+            raise CaseError(f"{name}: not a MetaImage header (a line without '=')")
+        fields[key.strip()] = value.strip()
+        if key.strip() == "ElementDataFile":
+            break
+    if fields["ElementDataFile"] != "LOCAL":
+        raise CaseError(
+            f"{name}: ElementDataFile points outside the file, expected ElementDataFile = LOCAL"
+        )
+    return _Header(fields, offset)
+
+
+def _metaimage_geometry(
+    fields: Mapping[str, str], name: str
+) -> tuple[Grid, np.dtype, tuple[str, ...]]:
+    dimensions = fields.get("NDims", "")
+    if dimensions != "3":
+        raise CaseError(f"{name}: image has {dimensions or 'no'} dimensions (NDims), expected 3")
+    if fields.get("BinaryData", "True").lower() != "true":
+        raise CaseError(f"{name}: pixel data is text (BinaryData = False), expected binary")
+    if fields.get("ElementNumberOfChannels", "1") != "1":
+        raise CaseError(f"{name}: several values a voxel, expected a scalar image")
+    if fields.get("HeaderSize", "0") != "0":
+        raise CaseError(f"{name}: HeaderSize is not supported, expected pixel data after the header")
+    kind = _ELEMENT_TYPES.get(fields.get("ElementType", ""))
+    if kind is None:
+        raise CaseError(f"{name}: ElementType missing or unknown, expected MET_SHORT, MET_FLOAT, ...")
+    big_endian = any(
+        fields.get(key, "False").lower() == "true"
+        for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+    )
+    size = tuple(int(v) for v in _numbers(fields, ("DimSize",), 3, name))
+    spacing = _numbers(fields, ("ElementSpacing", "ElementSize"), 3, name)
+    origin = _numbers(fields, ("Offset", "Position", "Origin"), 3, name, (0.0, 0.0, 0.0))
+    # MetaIO stores the axes one after the other: its rows are the columns of the direction.
+    axes = _numbers(fields, ("TransformMatrix", "Rotation", "Orientation"), 9, name, IDENTITY)
+    direction = tuple(np.reshape(axes, (3, 3)).T.ravel().tolist())
+    grid, warnings = checked_grid(size, spacing, origin, direction, name)
+    return grid, np.dtype((">" if big_endian else "<") + kind), warnings
+
+
+def _numbers(
+    fields: Mapping[str, str],
+    keys: tuple[str, ...],
+    count: int,
+    name: str,
+    default: tuple[float, ...] | None = None,
+) -> tuple[float, ...]:
+    text = next((fields[key] for key in keys if key in fields), None)
+    if text is None:
+        if default is not None:
+            return default
+        raise CaseError(f"{name}: header without {keys[0]}, expected {count} numbers")
+    try:
+        values = tuple(float(v) for v in text.split())
+    except ValueError:
+        values = ()
+    if len(values) != count or not all(math.isfinite(v) for v in values):
+        raise CaseError(f"{name}: header field {keys[0]} does not hold {count} finite numbers")
+    return values
+
+
+def checked_grid(
+    size: tuple[int, ...],
+    spacing: tuple[float, ...],
+    origin: tuple[float, ...],
+    direction: tuple[float, ...],
+    name: str,
+) -> tuple[Grid, tuple[str, ...]]:
+    """A grid whose size, spacing and direction make sense, and notes on what was repaired.
+
+    Raises:
+        CaseError: what is wrong with ``name``'s header.
+    """
+    if any(n < 2 or n > MAX_AXIS for n in size) or math.prod(size) > MAX_VOXELS:
+        raise CaseError(
+            f"{name}: image size {size} voxels, expected 2 to {MAX_AXIS} along each of three axes "
+            f"and at most 2^30 in all"
+        )
+    if any(not 0.0 < s <= MAX_SPACING_MM for s in spacing):
+        raise CaseError(f"{name}: voxel spacing {spacing} mm, expected above 0 and at most 100")
+    axes = np.reshape(direction, (3, 3)).astype(float)
+    error = float(np.abs(axes.T @ axes - np.eye(3)).max())
+    if not error <= ORTHONORMAL_REFUSE:
+        raise CaseError(
+            f"{name}: the direction matrix is not orthonormal (error {error:.3g}), expected "
+            "perpendicular unit vectors"
+        )
+    warnings: tuple[str, ...] = ()
+    if error > ORTHONORMAL_REPAIR:
+        left, _, right = np.linalg.svd(axes)
+        axes = left @ right
+        if error > 1e-4:
+            warnings = (f"{name}: direction matrix made orthonormal (error {error:.2g})",)
+    direction = tuple(axes.ravel().tolist())
+    return Grid(tuple(size), tuple(spacing), tuple(origin), direction), warnings
+
+
+def _inflate(payload: bytes, expected: int, name: str) -> bytes:
+    """zlib-compressed pixels, never more than ``expected`` bytes of them."""
+    inflater = zlib.decompressobj()
+    try:
+        data = inflater.decompress(payload, expected + 1)
+        # At exactly the expected length zlib has not looked at the end mark and checksum yet.
+        data += inflater.decompress(inflater.unconsumed_tail, 1) if len(data) == expected else b""
+    except zlib.error as error:
+        raise CaseError(f"{name}: compressed pixel data is damaged") from error
+    if len(data) > expected:
+        raise CaseError(
+            f"{name}: compressed pixel data inflates to more than the declared {expected} bytes"
+        )
+    if len(data) < expected or not inflater.eof:
+        raise CaseError(
+            f"{name}: compressed pixel data is truncated: it inflates to {len(data)} bytes, "
+            f"{expected} expected"
+        )
+    return data
+
+
+def _nifti_header(path: Path) -> tuple[sitk.ImageFileReader, Grid, tuple[str, ...]]:
+    name = path.name
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO("NiftiImageIO")
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise CaseError(f"{name}: not a readable NIfTI image (header or direction)") from error
+    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+        raise CaseError(
+            f"{name}: image has {reader.GetDimension()} dimensions and "
+            f"{reader.GetNumberOfComponents()} values a voxel, expected 3 and 1"
+        )
+    pixdim = [reader.GetMetaData(f"pixdim[{i}]") for i in (1, 2, 3)]
+    if any(not float(p) > 0 for p in pixdim):
+        raise CaseError(f"{name}: header without voxel spacing (pixdim {', '.join(pixdim)})")
+    grid, warnings = checked_grid(
+        reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection(), name
+    )
+    return reader, grid, warnings
+
+
+def _read_nifti(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
+    reader, grid, warnings = _nifti_header(path)
+    bits, start = (int(float(reader.GetMetaData(key))) for key in ("bitpix", "vox_offset"))
+    _check_nifti_length(path, start + math.prod(grid.size) * bits // 8)
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise CaseError(f"{path.name}: truncated or damaged NIfTI image") from error
+    if warnings:
+        image.SetDirection(grid.direction)
+    return image, warnings
+
+
+def _check_nifti_length(path: Path, expected: int) -> None:
+    """ITK fills what a truncated NIfTI file lacks with zeros and says nothing; so count."""
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
+    found = 0
+    try:
+        with opener(path, "rb") as file:
+            while chunk := file.read(1 << 22):
+                found += len(chunk)
+                if found > expected + MAX_HEADER_BYTES:
+                    break
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise CaseError(f"{path.name}: truncated or damaged NIfTI image") from error
+    if found < expected:
+        raise CaseError(
+            f"{path.name}: truncated NIfTI image, {found} bytes found, {expected} expected"
+        )
+
+
+def _read_tiff(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
+    """A multi-page TIFF; the spacing is ImageJ's (unit mm) or OME's physical size."""
+    name = path.name
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            series = tiff.series[0]
+            shape = series.shape
+            if len(shape) != 3 or series.dtype is None or series.dtype.kind not in "iuf":
+                raise CaseError(f"{name}: TIFF of shape {shape}, expected a 3D stack of numbers")
+            spacing = _tiff_spacing(tiff)
+            if spacing is None:
+                raise CaseError(
+                    f"{name}: TIFF without voxel spacing, expected ImageJ tags with unit mm "
+                    "(or send .mha)"
+                )
+            grid, warnings = checked_grid(shape[::-1], spacing, (0.0, 0.0, 0.0), IDENTITY, name)
+            array = series.asarray()
+    except CaseError:
+        raise
+    except Exception as error:  # tifffile raises many kinds for damaged files
+        raise CaseError(f"{name}: truncated or damaged TIFF image") from error
+    note = f"{name}: TIFF holds no position or orientation; origin 0 and axes L, P, S assumed"
+    return grid.image(np.ascontiguousarray(array)), (*warnings, note)
+
+
+def _tiff_spacing(tiff: tifffile.TiffFile) -> tuple[float, float, float] | None:
+    meta = tiff.imagej_metadata or {}
+    tags = tiff.pages[0].tags
+    unit_mm = {"mm": 1.0, "cm": 10.0, "micron": 1e-3, "um": 1e-3}.get(str(meta.get("unit")))
+    if unit_mm is None or "spacing" not in meta or "XResolution" not in tags:
+        return None
+    per_pixel = []
+    for key in ("XResolution", "YResolution"):
+        numerator, denominator = tags[key].value
+        per_pixel.append(unit_mm * denominator / numerator)
+    return per_pixel[0], per_pixel[1], unit_mm * float(meta["spacing"])

@@ -1,0 +1,149 @@
+"""Probabilities to a label map: thresholds, holes, specks, anatomy.
+
+Each step is a function from arrays to arrays; :func:`postprocess` puts them in a row. The steps
+only ever look at the boxes around lesions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cc3d
+import numpy as np
+from scipy import ndimage
+
+from hmvnet.case import GTVN, GTVP, Grid
+from hmvnet.config import PostprocessingSettings
+
+# A label that makes up less than this share of a connected lesion takes the other's name.
+FRAGMENT_SHARE = 0.15
+BODY_STRIDE = 4
+BOX_MARGIN = 2
+
+
+def postprocess(
+    probabilities: np.ndarray, ct: np.ndarray, grid: Grid, settings: PostprocessingSettings
+) -> np.ndarray:
+    """The label map of one volume.
+
+    Args:
+        probabilities: float32 ``[3, z, y, x]`` (background, GTVp, GTVn).
+        ct: ``[z, y, x]``, normalised so that air is 0.
+        grid: the working grid; for volumes in mL.
+
+    Returns:
+        uint8 ``[z, y, x]`` with 0, 1 = GTVp, 2 = GTVn. Empty only if no lesion reached the
+        confidence ``settings.confident``, or none its threshold.
+    """
+    raw = apply_thresholds(probabilities, settings)
+    if not raw.any():
+        return raw
+    mask = fill_holes(raw)
+    mask = remove_outside_body(mask, ct)
+    mask = merge_fragments(mask)
+    mask = remove_specks(mask, grid.voxel_ml, settings)
+    if settings.one_primary:
+        mask = keep_one_primary(mask, probabilities[GTVP], grid.voxel_ml, settings)
+    return mask if mask.any() else _confident_lesion(raw, probabilities, settings.confident)
+
+
+def apply_thresholds(probabilities: np.ndarray, settings: PostprocessingSettings) -> np.ndarray:
+    """The likelier of the two tumour classes where it reaches its own threshold."""
+    primary, node = probabilities[GTVP], probabilities[GTVN]
+    is_primary = (primary >= node) & (primary >= settings.threshold_gtvp)
+    is_node = (node > primary) & (node >= settings.threshold_gtvn)
+    return is_primary.astype(np.uint8) * np.uint8(GTVP) + is_node * np.uint8(GTVN)
+
+
+def lesions_of(mask: np.ndarray) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
+    """Each 26-connected component: its box in the volume, and its voxels inside that box."""
+    labels, count = cc3d.connected_components(mask.astype(np.uint8), connectivity=26, return_N=True)
+    for label, box in enumerate(ndimage.find_objects(labels, count), start=1):
+        if box is not None:
+            yield box, labels[box] == label
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """Close pinholes in each class (3 x 3 x 3) and fill what it encloses, lesion by lesion."""
+    out = mask.copy()
+    for kind in (GTVP, GTVN):
+        for box, lesion in lesions_of(mask == kind):
+            padded = np.pad(lesion, BOX_MARGIN)
+            closed = ndimage.binary_closing(padded, np.ones((3, 3, 3), bool))
+            filled = ndimage.binary_fill_holes(closed | padded)
+            inner = filled[(slice(BOX_MARGIN, -BOX_MARGIN),) * 3]
+            target = out[box]
+            target[inner & (target == 0)] = kind
+    return out
+
+
+def remove_outside_body(mask: np.ndarray, ct: np.ndarray) -> np.ndarray:
+    """Clear voxels outside the patient: air (or table) not enclosed by the body."""
+    coarse = ct[::BODY_STRIDE, ::BODY_STRIDE, ::BODY_STRIDE] > 0
+    body = cc3d.largest_k(coarse.astype(np.uint8), k=1, connectivity=6).astype(bool)
+    body = np.stack([ndimage.binary_fill_holes(s) for s in body])
+    # One coarse voxel of tolerance: the skin is where partial volume makes the border uncertain.
+    body = ndimage.binary_dilation(body)
+    out = mask.copy()
+    z, y, x = np.nonzero(mask)
+    outside = ~body[z // BODY_STRIDE, y // BODY_STRIDE, x // BODY_STRIDE]
+    out[z[outside], y[outside], x[outside]] = 0
+    return out
+
+
+def merge_fragments(mask: np.ndarray) -> np.ndarray:
+    """Give a small piece of one class inside a lesion of the other that lesion's name."""
+    out = mask.copy()
+    for box, lesion in lesions_of(mask > 0):
+        target = out[box]
+        primary = int((lesion & (target == GTVP)).sum())
+        share = primary / int(lesion.sum())
+        if 0 < share < FRAGMENT_SHARE:
+            target[lesion] = GTVN
+        elif 1 - FRAGMENT_SHARE < share < 1:
+            target[lesion] = GTVP
+    return out
+
+
+def remove_specks(
+    mask: np.ndarray, voxel_ml: float, settings: PostprocessingSettings
+) -> np.ndarray:
+    """Remove lesions below the class's least volume.
+
+    The two limits serve different metrics: GTVp is scored by Dice over patients, where a speck
+    hardly counts; GTVn also by lesion F1, where every speck is a false positive.
+    """
+    out = mask.copy()
+    for kind, least_ml in ((GTVP, settings.min_ml_gtvp), (GTVN, settings.min_ml_gtvn)):
+        for box, lesion in lesions_of(mask == kind):
+            if lesion.sum() * voxel_ml < least_ml:
+                out[box][lesion] = 0
+    return out
+
+
+def keep_one_primary(
+    mask: np.ndarray, probability: np.ndarray, voxel_ml: float, settings: PostprocessingSettings
+) -> np.ndarray:
+    """Keep the likeliest primary; others become nodes, or vanish below a node's least volume."""
+    lesions = list(lesions_of(mask == GTVP))
+    if len(lesions) < 2:
+        return mask
+    weights = [float(probability[box][lesion].sum()) for box, lesion in lesions]
+    out = mask.copy()
+    for i, (box, lesion) in enumerate(lesions):
+        if i != int(np.argmax(weights)):
+            is_node = lesion.sum() * voxel_ml >= settings.min_ml_gtvn
+            out[box][lesion] = GTVN if is_node else 0
+    return out
+
+
+def _confident_lesion(raw: np.ndarray, probabilities: np.ndarray, confident: float) -> np.ndarray:
+    """The likeliest lesion of the raw mask, if its peak probability is ``confident``."""
+    best, weight = np.zeros_like(raw), 0.0
+    for kind in (GTVP, GTVN):
+        for box, lesion in lesions_of(raw == kind):
+            values = probabilities[kind][box][lesion]
+            if values.max() >= confident and values.sum() > weight:
+                best, weight = np.zeros_like(raw), float(values.sum())
+                best[box][lesion] = kind
+    return best

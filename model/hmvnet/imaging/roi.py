@@ -1,0 +1,221 @@
+"""Finding the head and neck in a PET/CT scan.
+
+The search runs on a coarse 4 mm lattice with LPS axes, so that oblique and flipped acquisitions
+look alike. Landmark by landmark:
+
+1. **brain**: an FDG-avid blob of brain size with bone around it (heart, liver and bladder have no
+   skull). The region hangs from the top of the brain.
+2. **neck**: where the scan starts below the brain: an airway inside a narrow body at the superior
+   end. The region hangs from the top of the scan.
+3. **centre**: neither; the region is centred on the body, with low confidence.
+
+A head found at the inferior end of its body (slices stored in the wrong order) turns the region's
+z axis over, so that the network still sees a patient the right way up; the mask goes back through
+the same grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cc3d
+import numpy as np
+from scipy import ndimage
+
+from hmvnet.case import HU_OF_AIR, IDENTITY, Case, Grid
+from hmvnet.config import PreprocessingSettings
+from hmvnet.imaging.resample import resample
+
+COARSE_MM = 4.0
+BODY_HU, BONE_HU, AIR_HU = -300.0, 250.0, -500.0
+BRAIN_SUV = (3.0, 4.5, 6.5)
+BRAIN_ML = (200.0, 2500.0)
+SKULL_FRACTION = 0.15
+ABOVE_BRAIN_MM = 15.0
+TORSO_TO_HEAD = 1.5
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where the head and neck is.
+
+    Attributes:
+        grid: the working grid, at the working spacing.
+        landmark: what it was found by.
+        confidence: 0 (guess) to 1.
+        note: what a person should know; empty if nothing.
+    """
+
+    grid: Grid
+    landmark: Literal["brain", "neck", "centre"]
+    confidence: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Coarse:
+    """CT (HU), PET (SUV) and body on the coarse LPS lattice, ``[z, y, x]``; z points up."""
+
+    grid: Grid
+    ct: np.ndarray
+    pet: np.ndarray
+    body: np.ndarray
+
+    def point(self, z: float, y: float, x: float) -> np.ndarray:
+        return self.grid.points(np.array([[x, y, z]]))[0]
+
+
+def find_region(case: Case, settings: PreprocessingSettings) -> Region:
+    """The head-and-neck working region of a scan; never fails, but says how sure it is."""
+    coarse = _coarse(case)
+    brain = _find_brain(coarse)
+    if brain is not None:
+        return _region_below_brain(coarse, *brain, settings)
+    neck = _find_neck(coarse)
+    if neck is not None:
+        centre_yx, confidence = neck
+        top = float(np.flatnonzero(coarse.body.any(axis=(1, 2)))[-1])
+        anchor = coarse.point(top + 0.5, *centre_yx)
+        grid = _hang(anchor, settings, up=1.0)
+        return Region(grid, "neck", confidence, "scan starts below the brain")
+    return centre_region(case, settings, coarse)
+
+
+def centre_region(
+    case: Case, settings: PreprocessingSettings, coarse: _Coarse | None = None
+) -> Region:
+    """A working region centred on the body, for scans that hold no head."""
+    coarse = coarse or _coarse(case)
+    index = np.argwhere(coarse.body) if coarse.body.any() else np.array([np.array(coarse.ct.shape) / 2])
+    low, high = np.percentile(index, 1, axis=0), np.percentile(index, 99, axis=0)
+    centre = coarse.point(*((low + high) / 2))
+    top = centre + [0, 0, settings.size_mm[2] / 2]
+    note = "no head or neck found, region centred on the body"
+    return Region(_hang(top, settings, up=1.0), "centre", 0.1, note)
+
+
+def _hang(top_centre: np.ndarray, settings: PreprocessingSettings, up: float) -> Grid:
+    """The working grid whose top face is centred at ``top_centre``; ``up`` is +1 or -1 along z."""
+    spacing = settings.spacing_mm
+    size = tuple(round(mm / spacing) for mm in settings.size_mm)
+    half = (np.array(size[:2]) - 1) / 2 * spacing
+    origin = np.array([*(top_centre[:2] - half), top_centre[2] - up * (size[2] - 0.5) * spacing])
+    direction = (*IDENTITY[:8], up)
+    return Grid(size, (spacing,) * 3, tuple(origin.tolist()), direction)
+
+
+def _coarse(case: Case) -> _Coarse:
+    ct_grid = Grid.of(case.ct)
+    low, high = ct_grid.extent()
+    size = np.maximum(np.ceil((high - low) / COARSE_MM).astype(int), 4)
+    grid = Grid(tuple(size.tolist()), (COARSE_MM,) * 3, tuple((low + COARSE_MM / 2).tolist()))
+    ct = resample(case.ct, grid, fill=HU_OF_AIR)
+    pet = resample(case.pet, grid, fill=0.0)
+    return _Coarse(grid, ct, pet, _body(ct))
+
+
+def _body(ct: np.ndarray) -> np.ndarray:
+    """The patient without the table: opened tissue, its largest component, slices filled."""
+    tissue = ndimage.binary_opening(ct > BODY_HU, iterations=1)
+    body = largest_component(tissue)
+    return np.stack([ndimage.binary_fill_holes(s) for s in body])
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest face-connected component of a boolean ``[z, y, x]`` mask (empty stays empty)."""
+    return cc3d.largest_k(mask.astype(np.uint8), k=1, connectivity=6).astype(bool)
+
+
+def _find_brain(coarse: _Coarse) -> tuple[np.ndarray, float] | None:
+    """The most skull-enclosed avid blob of brain size, ``(mask, skull fraction)``."""
+    best: tuple[np.ndarray, float] | None = None
+    for suv in BRAIN_SUV:
+        # Opening cuts the bridges to a tumour or to salivary uptake below.
+        avid = ndimage.binary_opening((coarse.pet > suv) & coarse.body, iterations=1)
+        labels, count = cc3d.connected_components(
+            avid.astype(np.uint8), connectivity=6, return_N=True
+        )
+        volumes = np.bincount(labels.ravel(), minlength=count + 1) * coarse.grid.voxel_ml
+        for label in range(1, count + 1):
+            if not BRAIN_ML[0] <= volumes[label] <= BRAIN_ML[1]:
+                continue
+            mask = labels == label
+            fraction = _skull_fraction(mask, coarse.ct)
+            if fraction >= SKULL_FRACTION and (best is None or fraction > best[1]):
+                best = mask, fraction
+    return best
+
+
+def _skull_fraction(mask: np.ndarray, ct: np.ndarray) -> float:
+    """Share of bone in the 12 mm shell around a blob."""
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = tuple(slice(max(s.start - 4, 0), s.stop + 4) for s in box)
+    inner = mask[box]
+    shell = ndimage.binary_dilation(inner, iterations=3) & ~inner
+    return float((ct[box][shell] > BONE_HU).mean())
+
+
+def _region_below_brain(
+    coarse: _Coarse, brain: np.ndarray, skull: float, settings: PreprocessingSettings
+) -> Region:
+    z, y, x = np.nonzero(brain)
+    centre = np.array([z.mean(), y.mean(), x.mean()])
+    low, high = np.percentile(z, [1, 99])
+    area = coarse.body.sum(axis=(1, 2))
+    above, below = area[int(high) + 1 :].sum(), area[: int(low)].sum()
+    upside_down = above > TORSO_TO_HEAD * max(below, 1)
+    up = -1.0 if upside_down else 1.0
+    end = low if upside_down else high
+    yx = _neck_centre(coarse, centre, up)
+    anchor = coarse.point(end, *yx) + [0, 0, up * ABOVE_BRAIN_MM]
+    confidence = float(np.clip(0.6 + skull, 0.6, 0.99)) * (0.6 if upside_down else 1.0)
+    note = "head found at the inferior end of the scan: slices seem to be in reverse order"
+    return Region(_hang(anchor, settings, up), "brain", confidence, note if upside_down else "")
+
+
+def _neck_centre(coarse: _Coarse, brain_centre: np.ndarray, up: float) -> np.ndarray:
+    """(y, x) halfway between the brain's centre, 10 mm anterior, and the neck's."""
+    z, y, x = brain_centre
+    near = np.sort([z - up * 110 / COARSE_MM, z - up * 200 / COARSE_MM]).astype(int)
+    slab = coarse.body[max(near[0], 0) : max(near[1], 0)]
+    rows, columns = np.arange(slab.shape[1]), np.arange(slab.shape[2])
+    close = (np.abs(rows - y) * COARSE_MM <= 110)[:, None] & (np.abs(columns - x) * COARSE_MM <= 80)
+    index = np.argwhere(slab & close)
+    head = np.array([y - 10 / COARSE_MM, x])
+    if len(index) < 50:
+        return head
+    # The shoulders reach far back and to the sides; 30 mm is as far as a tilted neck leads.
+    limit = 30 / COARSE_MM
+    return head + np.clip((index[:, 1:].mean(axis=0) - head) / 2, -limit, limit)
+
+
+def _find_neck(coarse: _Coarse) -> tuple[np.ndarray, float] | None:
+    """(y, x) of the neck at the superior end, and the confidence, if an airway runs there."""
+    slices = np.flatnonzero(coarse.body.any(axis=(1, 2)))
+    if not len(slices):
+        return None
+    top = slices[-1]
+    slab = slice(max(int(top - 140 / COARSE_MM), 0), int(top) + 1)
+    body, ct = coarse.body[slab], coarse.ct[slab]
+    widths = [float(np.ptp(np.nonzero(s)[1]) + 1) * COARSE_MM for s in body if s.any()]
+    airway = [_airway_centre(b, c) for b, c in zip(body, ct)]
+    found = [centre for centre in airway if centre is not None]
+    share = len(found) / len(body)
+    if share < 0.5 or np.percentile(widths, 25) > 280:
+        return None
+    # Airway points of a head or neck line up; bowel gas does not.
+    if np.median(np.abs(found - np.median(found, axis=0)).max(axis=1)) * COARSE_MM > 25:
+        return None
+    z, y, x = np.nonzero(body)
+    middle = np.median(found, axis=0)
+    keep = np.abs(x - middle[1]) * COARSE_MM <= 100
+    centre = (middle + [np.percentile(y[keep], [5, 95]).mean(), middle[1]]) / 2
+    return centre, float(min(0.3 + 0.4 * share, 0.7))
+
+
+def _airway_centre(body: np.ndarray, ct: np.ndarray) -> np.ndarray | None:
+    """Centre (y, x) of air of 0.3 to 15 cm2 enclosed by the body in one slice."""
+    inside = ndimage.binary_erosion(body, iterations=3) & (ct < AIR_HU)
+    area = inside.sum() * COARSE_MM**2 / 100
+    return np.argwhere(inside).mean(axis=0) if 0.3 <= area <= 15 else None

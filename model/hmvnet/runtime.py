@@ -1,0 +1,127 @@
+"""Running segmentation networks: torch or ONNX Runtime, one pass or sliding windows."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from monai.inferers import SlidingWindowInferer
+from torch import Tensor, nn
+
+from hmvnet.networks.hmvnet import HMVNet
+
+Log = Callable[[str], None]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` is the first GPU, else the CPU.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device '{name}' asked for, but no CUDA GPU is visible")
+    return device
+
+
+@dataclass(frozen=True)
+class NetworkOutput:
+    """What the segmentation ensemble says of one volume.
+
+    Attributes:
+        probabilities: float32 ``[3, z, y, x]``, averaged over the members that ran.
+        features: the first member's encoder maps, each ``[c, z, y, x]`` (HM-VNet only).
+        log: one line on what ran and what the time budget left out.
+    """
+
+    probabilities: np.ndarray
+    features: tuple[np.ndarray, ...] = ()
+    log: str = ""
+
+
+class Forward(Protocol):
+    """One trained network: ``[1, 2, z, y, x]`` to probabilities and encoder maps."""
+
+    def __call__(self, volume: Tensor) -> tuple[Tensor, Sequence[Tensor]]: ...
+
+
+class TorchForward:
+    """A torch module; HM-VNet sees the whole region at once, others sliding windows."""
+
+    def __init__(
+        self, network: nn.Module, device: torch.device, patch: tuple[int, int, int] = (96, 96, 96)
+    ) -> None:
+        self.device = device
+        # channels_last_3d halves HM-VNet's time: its LayerNorms and its attention want it.
+        self.network = network.to(device, memory_format=torch.channels_last_3d).eval()
+        self.sliding = SlidingWindowInferer(patch, overlap=0.5, mode="gaussian", sw_batch_size=1)
+
+    def __call__(self, volume: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        x = volume.to(self.device).contiguous(memory_format=torch.channels_last_3d)
+        with torch.inference_mode(), _autocast(self.device):
+            if isinstance(self.network, HMVNet):
+                logits, features = self.network.forward_with_features(x)
+            else:
+                logits, features = self.sliding(x, self.network), []
+        return torch.softmax(logits.float(), 1), features
+
+
+def _autocast(device: torch.device):
+    """fp16 on GPUs (a T4 has no bf16); the LayerNorms keep the logits far from fp16's limits."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.float16)
+    return contextlib.nullcontext()
+
+
+@dataclass
+class Ensemble:
+    """Averages the probabilities of several networks, within a time budget.
+
+    Attributes:
+        members: one forward function a fold.
+        flips: also run each on the left-right mirrored volume.
+        time_budget_s: a pass that would, at the pace of the slowest so far, end later is left out;
+            the first always runs.
+    """
+
+    members: Sequence[Forward]
+    flips: bool = False
+    time_budget_s: float = 240.0
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+
+    def __call__(self, volume: np.ndarray) -> NetworkOutput:
+        """``[2, z, y, x]`` float32 to averaged probabilities."""
+        x = torch.from_numpy(np.ascontiguousarray(volume, np.float32))[None]
+        passes = [(member, mirrored) for mirrored in ((False, True) if self.flips else (False,))
+                  for member in self.members]
+        start, slowest, done = self.clock(), 0.0, 0
+        total: Tensor | None = None
+        features: tuple[np.ndarray, ...] = ()
+        for member, mirrored in passes:
+            began = self.clock()
+            if done and began - start + slowest > self.time_budget_s:
+                break
+            probabilities, maps = member(x.flip(-1) if mirrored else x)
+            if mirrored:
+                probabilities = probabilities.flip(-1)
+            if total is None:
+                total, features = probabilities, tuple(m[0].float().cpu().numpy() for m in maps)
+            else:
+                total = total + probabilities
+            done += 1
+            slowest = max(slowest, self.clock() - began)
+        assert total is not None, "an ensemble has at least one member"
+        mean = (total / done)[0].cpu().numpy()
+        if not np.isfinite(mean).all():
+            raise RuntimeError("the network gave NaN or infinite probabilities")
+        left_out = len(passes) - done
+        budget = f", {left_out} left out by the {self.time_budget_s:g} s budget" if left_out else ""
+        return NetworkOutput(mean, features, f"{done} of {len(passes)} network passes{budget}")

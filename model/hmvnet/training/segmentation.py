@@ -1,0 +1,219 @@
+"""Training a segmentation network: patches, losses, validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from monai.losses import DiceCELoss, FocalLoss
+from monai.networks.utils import one_hot
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hmvnet import metrics
+from hmvnet.case import CLASSES, GTVN, GTVP
+from hmvnet.config import Settings
+from hmvnet.dataset import Prepared
+from hmvnet.imaging.augment import MARGIN, draw_patch
+from hmvnet.imaging.postprocess import postprocess
+from hmvnet.networks.registry import build_network
+from hmvnet.runtime import Ensemble, TorchForward
+from hmvnet.training.engine import History, LoopSettings, train
+
+SCALE_WEIGHTS = (1.0, 0.5, 0.25, 0.125)
+
+
+class PatchSampler:
+    """Sample number -> augmented patch; the same number gives the same patch, anywhere.
+
+    A share of the patches is centred near a tumour voxel, of GTVp and GTVn with equal chance where
+    the patient has both; the others lie anywhere in the region.
+    """
+
+    def __init__(self, cases: Sequence[Prepared], settings: Settings) -> None:
+        if not cases:
+            raise ValueError("no training cases")
+        self.cases = cases
+        self.settings = settings
+        self.patch = settings.training.patch_size
+
+    def __call__(self, number: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Image ``[2, z, y, x]`` and label ``[z, y, x]``."""
+        rng = np.random.default_rng([self.settings.training.seed, number])
+        # Every patient is seen once before any is seen twice.
+        epoch, place = divmod(number, len(self.cases))
+        order = np.random.default_rng([self.settings.training.seed, epoch]).permutation(len(self.cases))
+        case = self.cases[order[place]]
+        start = self._start(case, rng)
+        size = [n + 2 * MARGIN for n in self.patch]
+        volume = np.stack(
+            [_crop(case.volume, c, start, size, fill) for c, fill in ((0, 0.0), (1, -1.0))]
+        )
+        label = _crop(case.label, None, start, size, 0)
+        return draw_patch(volume, label, self.patch, self.settings.augmentation, rng, device)
+
+    def _start(self, case: Prepared, rng: np.random.Generator) -> np.ndarray:
+        """First voxel (z, y, x) of the crop with its margin; may lie outside the volume."""
+        patch = np.array(self.patch)
+        kinds = [k for k in (GTVP, GTVN) if len(case.voxels[k])]
+        if kinds and rng.random() < self.settings.training.tumour_fraction:
+            voxels = case.voxels[kinds[rng.integers(len(kinds))]]
+            centre = voxels[rng.integers(len(voxels))] + rng.uniform(-0.3, 0.3, 3) * patch
+            start = np.round(centre - patch / 2).astype(int)
+        else:
+            room = np.maximum(np.array(case.grid.shape) - patch, 0)
+            start = rng.integers(room + 1)
+        return start - MARGIN
+
+
+def _crop(array, channel: int | None, start: np.ndarray, size: Sequence[int], fill: float):
+    """A box of a stored array, padded with ``fill`` where it reaches outside."""
+    shape = array.shape[-3:]
+    low = np.clip(start, 0, shape)
+    high = np.clip(start + np.array(size), low, shape)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
+    inner = np.asarray(array[box] if channel is None else array[(channel, *box)])
+    inner = inner.reshape([b.stop - b.start for b in box])
+    before, after = low - start, start + np.array(size) - high
+    return np.pad(inner, list(zip(before, after)), constant_values=fill)
+
+
+class SegmentationLoss(nn.Module):
+    """Dice + cross-entropy (+ focal), over the scales of deep supervision."""
+
+    def __init__(self, focal_weight: float = 0.0) -> None:
+        super().__init__()
+        self.dice_ce = DiceCELoss(
+            include_background=False, to_onehot_y=True, softmax=True, batch=True,
+            smooth_nr=1.0, smooth_dr=1.0,
+        )
+        self.focal = FocalLoss(to_onehot_y=True, use_softmax=True) if focal_weight else None
+        self.focal_weight = focal_weight
+
+    def forward(self, scales: Sequence[Tensor], label: Tensor) -> Tensor:
+        """Logits ``[b, c, z, y, x]`` at falling resolutions; label ``[b, z, y, x]``."""
+        total = label.new_zeros((), dtype=torch.float32)
+        weight_sum = 0.0
+        for logits, weight in zip(scales, SCALE_WEIGHTS):
+            target = _shrink(label, logits.shape[2:])[:, None]
+            logits = logits.float()
+            loss = self.dice_ce(logits, target)
+            if self.focal is not None:
+                loss = loss + self.focal_weight * self.focal(logits, target)
+            total, weight_sum = total + weight * loss, weight_sum + weight
+        return total / weight_sum
+
+
+def _shrink(label: Tensor, size: Sequence[int]) -> Tensor:
+    """A label map on the lattice of coarser logits: the commonest class of each block."""
+    step = max(1, round(label.shape[-1] / size[-1]))
+    pad = [m * step - n for n, m in zip(label.shape[1:], size)]
+    label = F.pad(label, (0, pad[2], 0, pad[1], 0, pad[0]))
+    if step == 1:
+        return label
+    share = F.avg_pool3d(one_hot(label[:, None].float(), len(CLASSES)), step)
+    return share.argmax(1)
+
+
+def forward_scales(network: nn.Module, x: Tensor) -> Sequence[Tensor]:
+    """The network's deep-supervision outputs where it has them, else its one output."""
+    bare = getattr(network, "module", network)
+    if hasattr(getattr(bare, "module", bare), "forward_scales"):
+        return network.forward_scales(x)  # type: ignore[operator]
+    out = network(x)
+    return out if isinstance(out, (list, tuple)) else [out]
+
+
+@dataclass(frozen=True)
+class SegmentationRun:
+    """A trained network, how it went, and the last validation figures."""
+
+    network: nn.Module
+    history: History
+    figures: Mapping[str, float]
+
+
+def train_segmentation(
+    fabric: Fabric,
+    settings: Settings,
+    cases: Sequence[Prepared],
+    validation: Sequence[Prepared],
+    run: Path,
+    *,
+    stop: Callable[[int], bool] = lambda step: False,
+) -> SegmentationRun:
+    """Train the network named in the settings on preprocessed cases.
+
+    Raises:
+        ValueError: the network is unknown, or the batch does not divide over the processes.
+    """
+    options = settings.training
+    if options.batch_size % fabric.world_size:
+        raise ValueError(
+            f"batch_size {options.batch_size} does not divide over {fabric.world_size} processes"
+        )
+    share = options.batch_size // fabric.world_size
+    fabric.seed_everything(options.seed, verbose=False)
+    network = build_network(settings.network.name, settings.network.options)
+    network = network.to(memory_format=torch.channels_last_3d)
+    sampler, loss = PatchSampler(cases, settings), SegmentationLoss(options.focal_weight)
+
+    def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
+        first = step * options.batch_size + fabric.global_rank * share
+        samples = [sampler(first + i, fabric.device) for i in range(share)]
+        images = torch.stack([image for image, _ in samples])
+        labels = torch.stack([label for _, label in samples])
+        images = images.contiguous(memory_format=torch.channels_last_3d)
+        return {"total": loss(forward_scales(model, images), labels)}
+
+    def validate(model: nn.Module) -> Mapping[str, float]:
+        return figures_of(evaluate(model, validation, settings, fabric.device))
+
+    loop = LoopSettings(**{k: getattr(options, k) for k in LoopSettings.__dataclass_fields__})
+    network, history = train(
+        fabric,
+        network,
+        loop,
+        loss_of_step,
+        run,
+        validate=validate if validation else None,
+        title=settings.network.name,
+        stop=stop,
+    )
+    figures = dict(history.validations[-1]) if history.validations else {}
+    return SegmentationRun(network, history, figures)
+
+
+def evaluate(
+    network: nn.Module,
+    cases: Sequence[Prepared],
+    settings: Settings,
+    device: torch.device,
+    progress: Callable[[int], None] | None = None,
+) -> list[metrics.CaseScore]:
+    """The challenge's scores of a network on preprocessed cases, on the working grid."""
+    ensemble = Ensemble([TorchForward(network, device, settings.training.patch_size)])
+    scores = []
+    for case in cases:
+        volume = np.asarray(case.volume[:], dtype=np.float32)
+        output = ensemble(volume)
+        mask = postprocess(output.probabilities, volume[0], case.grid, settings.postprocessing)
+        truth = np.asarray(case.label[:])
+        scores.append(metrics.score_case(mask, truth, case.grid.spacing[::-1], case.patient_id))
+        if progress:
+            progress(len(scores))
+    return scores
+
+
+def figures_of(scores: Sequence[metrics.CaseScore]) -> dict[str, float]:
+    """The three figures of Task 1 that training watches."""
+    table = metrics.aggregate(scores)
+    return {
+        "gtvp_mean_dice": table.gtvp_mean_dice,
+        "gtvn_aggregated_dice": table.gtvn_aggregated_dice,
+        "gtvn_aggregated_f1": table.gtvn_aggregated_f1,
+    }

@@ -1,0 +1,145 @@
+"""Task 1 from a data folder to a weight bundle: folds, training, the manifest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from hmvnet.case import CaseError
+from hmvnet.config import Settings
+from hmvnet.dataset import Cache, Patient, Prepared, find_patients, split_folds
+from hmvnet.images import read_geometry
+from hmvnet.training.engine import make_fabric
+from hmvnet.training.segmentation import SegmentationRun, train_segmentation
+from hmvnet.weights import Manifest, SegmentationPart, write_bundle
+
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold's patients."""
+
+    number: int
+    train: list[Patient]
+    validation: list[Patient]
+
+
+def plan_folds(settings: Settings, folds: Sequence[int] | None) -> list[Fold]:
+    """The folds asked for (None: all), after every patient's files were looked at.
+
+    Raises:
+        ValueError: the data folder, a label, or a fold number is wrong.
+    """
+    if not settings.data.root:
+        raise ValueError("no data folder: set data.root in config.xml or on the command line")
+    patients = find_patients(settings.data.root)
+    check_label_grids(patients)
+    parts = split_folds(patients, settings.data)
+    chosen = range(len(parts)) if folds is None else folds
+    bad = [n for n in chosen if not 0 <= n < len(parts)]
+    if bad:
+        raise ValueError(f"fold {bad[0]} asked for, but there are folds 0 to {len(parts) - 1}")
+    pick = lambda indices: [patients[i] for i in indices]  # noqa: E731
+    return [Fold(n, pick(parts[n][0]), pick(parts[n][1])) for n in chosen]
+
+
+def check_label_grids(patients: Sequence[Patient]) -> None:
+    """Compare every label's header with its CT's, before any work starts.
+
+    Raises:
+        ValueError: names the patients whose label lies on another grid.
+    """
+    wrong = []
+    for patient in patients:
+        try:
+            same = patient.label is None or read_geometry(patient.label).same_as(
+                read_geometry(patient.ct), tolerance_mm=0.1
+            )
+        except CaseError as error:
+            raise ValueError(f"patient {patient.patient_id}: {error}") from error
+        if not same:
+            wrong.append(patient.patient_id)
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} labels are not on the grid of their CT: {', '.join(wrong[:5])}"
+        )
+
+
+def prepare(
+    settings: Settings, patients: Sequence[Patient], run: Path, quiet: bool = False
+) -> list[Prepared]:
+    """Every patient preprocessed, from the cache where it is there, with a progress bar."""
+    cache = Cache(
+        Path(settings.data.cache or run / "cache"), settings.preprocessing, settings.data.region
+    )
+    return [
+        cache.get(p)
+        for p in track(patients, "preprocess", console=Console(stderr=True), disable=quiet)
+    ]
+
+
+def train_task1(
+    settings: Settings,
+    run: Path,
+    folds: Sequence[int] | None,
+    stop: Callable[[int], bool] = lambda step: False,
+) -> Path:
+    """Train the folds asked for and write ``<run>/bundle``.
+
+    Raises:
+        ValueError: as :func:`plan_folds`, or an unknown network.
+    """
+    plan = plan_folds(settings, folds)
+    started = time.monotonic()
+    networks, figures = {}, {}
+    for fold in plan:
+        folder = run / f"fold{fold.number}"
+        fabric = make_fabric(folder, settings.training.precision)
+        if fabric.global_rank == 0:  # others find the cache filled
+            prepare(settings, [*fold.train, *fold.validation], run)
+        fabric.barrier()
+        train = prepare(settings, fold.train, run, quiet=True)
+        validation = prepare(settings, fold.validation, run, quiet=True)
+        result = train_segmentation(fabric, settings, train, validation, folder, stop=stop)
+        networks[f"fold{fold.number}.safetensors"] = result.network.state_dict()
+        figures[f"fold{fold.number}"] = dict(result.figures)
+        if fabric.global_rank == 0:
+            _draw(result, validation, settings, folder)
+    manifest = Manifest(
+        name=run.name,
+        region=settings.data.region,
+        preprocessing=settings.preprocessing,
+        postprocessing=settings.postprocessing,
+        segmentation=SegmentationPart(
+            network=settings.network.name,
+            options=dict(settings.network.options),
+            patch_size=settings.training.patch_size,
+            files=list(networks),
+        ),
+        trained_on={
+            "data": Path(settings.data.root).name,
+            "patients": len({p.patient_id for f in plan for p in f.train}),
+            "steps": settings.training.steps,
+            "batch_size": settings.training.batch_size,
+            "minutes_of_this_call": round((time.monotonic() - started) / 60, 1),
+            "device": "GPU" if torch.cuda.is_available() else "CPU",
+            "torch": torch.__version__,
+        },
+        metrics={"validation": figures},
+    )
+    return write_bundle(run / BUNDLE, manifest, networks)
+
+
+def _draw(
+    result: SegmentationRun, validation: Sequence[Prepared], settings: Settings, folder: Path
+) -> None:
+    from hmvnet.report import draw_history  # matplotlib only where pictures are made
+
+    draw_history(result.history, folder / "curves.png")

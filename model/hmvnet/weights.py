@@ -1,0 +1,193 @@
+"""Weight bundles: a folder with ``manifest.json`` and safetensors files. Nothing is unpickled.
+
+The manifest says which network this is and with which settings, how images were preprocessed,
+what it was trained on and what it reached, and the sha256 of every file; loading refuses a file
+whose hash differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from hmvnet.case import CLASSES
+from hmvnet.config import PostprocessingSettings, PreprocessingSettings
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+PLATFORM_MODEL_DIR = Path("/opt/ml/model")
+DEFAULT_BUNDLE = "hmvnet-base"
+
+
+class WeightsError(RuntimeError):
+    """A weight bundle is missing, damaged or of another format."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SegmentationPart(_Part):
+    """The networks of the ensemble: one file a fold."""
+
+    network: str
+    options: dict[str, Any] = {}
+    patch_size: tuple[int, int, int]
+    files: list[str]
+
+
+class PrognosisPart(_Part):
+    """The survival model: tensors of the fusion network and of the ICARE head, a file a fold."""
+
+    settings: dict[str, Any]
+    clinical: list[dict[str, Any]]
+    lesion_features: list[str]
+    risk_quantiles: list[float]
+    expected_days: list[list[float]] = []
+    files: list[str]
+
+
+class Manifest(_Part):
+    """``manifest.json``. ``files`` maps file names to sha256."""
+
+    format: int = FORMAT
+    name: str
+    classes: list[str] = list(CLASSES)
+    region: str = "head-neck"
+    preprocessing: PreprocessingSettings
+    postprocessing: PostprocessingSettings
+    segmentation: SegmentationPart
+    prognosis: PrognosisPart | None = None
+    trained_on: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    files: dict[str, str] = {}
+
+
+class Bundle:
+    """A loaded manifest and checked access to its files."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one safetensors file, floating ones as float32.
+
+        Raises:
+            WeightsError: the file is not in the manifest, missing, or its hash differs.
+        """
+        try:
+            state = load_tensors(self.read(name))
+        except SafetensorError as error:
+            raise WeightsError(f"{name}: not a safetensors file") from error
+        return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file, hash checked."""
+        expected = self.manifest.files.get(name)
+        if expected is None or Path(name).name != name:
+            raise WeightsError(f"{name}: not a file of the bundle '{self.manifest.name}'")
+        try:
+            data = (self.folder / name).read_bytes()
+        except OSError as error:
+            raise WeightsError(f"{name}: weight file of '{self.manifest.name}' is missing") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != expected:
+            raise WeightsError(
+                f"{name}: sha256 {found[:12]}... differs from the manifest's {expected[:12]}..."
+            )
+        return data
+
+
+def find_bundle(explicit: Path | None, project_weights: Path) -> Path:
+    """The bundle's folder: explicit, else the platform's model upload, else the project's own.
+
+    A folder without a manifest of its own may hold exactly one bundle, or the default one.
+
+    Raises:
+        WeightsError: nothing found; says where it looked.
+    """
+    places = [explicit] if explicit else [PLATFORM_MODEL_DIR, project_weights]
+    for place in places:
+        for folder in (place, place / DEFAULT_BUNDLE):
+            if (folder / MANIFEST).is_file():
+                return folder
+        inner = sorted(p.parent for p in place.glob(f"*/{MANIFEST}")) if place.is_dir() else []
+        if len(inner) == 1:
+            return inner[0]
+        if inner:
+            names = ", ".join(p.name for p in inner)
+            raise WeightsError(f"weights: several bundles ({names}); name one of them")
+    raise WeightsError(f"weights: no bundle ({MANIFEST}) in {' or '.join(map(str, places))}")
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """A bundle with its manifest checked; file hashes are checked when files are read.
+
+    Raises:
+        WeightsError: the manifest is missing, not JSON, of another format, or incomplete.
+    """
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not a readable manifest") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise WeightsError(f"{path}: bundle format {raw.get('format')!r}, expected {FORMAT}")
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise WeightsError(f"{path}: {where}: {first['msg']}") from error
+    return Bundle(folder, manifest)
+
+
+def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Mapping[str, Tensor]]) -> Path:
+    """Write a bundle: to a temporary folder first, then in the place of ``folder``.
+
+    Args:
+        manifest: its ``files`` are filled in here.
+        files: file name -> tensors. Floating tensors of more than one axis are stored as float16,
+            which halves the bundle and changes probabilities by less than 1e-3.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        hashes = {}
+        for name, tensors in files.items():
+            data = save_tensors({k: _compact(v) for k, v in tensors.items()})
+            (temporary / name).write_bytes(data)
+            hashes[name] = hashlib.sha256(data).hexdigest()
+        complete = manifest.model_copy(update={"files": hashes})
+        text = complete.model_dump_json(indent=2)
+        (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    half = tensor.dtype == torch.float32 and tensor.ndim > 1
+    return tensor.detach().cpu().to(torch.float16 if half else tensor.dtype).contiguous().clone()
+
+
+def all_tensors(bundle: Bundle) -> dict[str, dict[str, Tensor]]:
+    """Every safetensors file of a bundle; to write it again with a part added."""
+    names: Sequence[str] = [n for n in bundle.manifest.files if n.endswith(".safetensors")]
+    return {name: bundle.tensors(name) for name in names}
