@@ -281,13 +281,25 @@ def _nifti_header(path: Path) -> tuple[sitk.ImageFileReader, Grid, tuple[str, ..
             f"{name}: image has {reader.GetDimension()} dimensions and "
             f"{reader.GetNumberOfComponents()} values a voxel, expected 3 and 1"
         )
-    pixdim = [reader.GetMetaData(f"pixdim[{i}]") for i in (1, 2, 3)]
-    if any(not float(p) > 0 for p in pixdim):
-        raise CaseError(f"{name}: header without voxel spacing (pixdim {', '.join(pixdim)})")
+    pixdim = _nifti_pixdim(path)
+    if not (pixdim > 0).all():
+        raise CaseError(f"{name}: header without voxel spacing (pixdim {pixdim.tolist()})")
     grid, warnings = checked_grid(
         reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection(), name
     )
     return reader, grid, warnings
+
+
+def _opener(path: Path):
+    return gzip.open if path.name.lower().endswith(".gz") else open
+
+
+def _nifti_pixdim(path: Path) -> np.ndarray:
+    """The spacing as stored: ITK turns a 0 into 1 mm without a word."""
+    with _opener(path)(path, "rb") as file:
+        head = file.read(348)
+    order = "<" if int.from_bytes(head[:4], "little") == 348 else ">"
+    return np.frombuffer(head, order + "f4", count=3, offset=80)
 
 
 def _read_nifti(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
@@ -305,10 +317,9 @@ def _read_nifti(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
 
 def _check_nifti_length(path: Path, expected: int) -> None:
     """ITK fills what a truncated NIfTI file lacks with zeros and says nothing; so count."""
-    opener = gzip.open if path.name.lower().endswith(".gz") else open
     found = 0
     try:
-        with opener(path, "rb") as file:
+        with _opener(path)(path, "rb") as file:
             while chunk := file.read(1 << 22):
                 found += len(chunk)
                 if found > expected + MAX_HEADER_BYTES:

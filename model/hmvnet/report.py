@@ -11,7 +11,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from hmvnet.case import GTVN, GTVP
+
 if TYPE_CHECKING:
+    from hmvnet.pipeline import Prediction
     from hmvnet.training.engine import History
 
 GTVP_COLOUR, GTVN_COLOUR = "#ff3b30", "#00b8d4"
@@ -36,6 +39,58 @@ def draw_history(history: History, path: Path) -> Path:
     if history.validations:
         axes[1].legend()
     return _save(figure, path)
+
+
+def draw_prediction(prediction: Prediction, path: Path) -> Path:
+    """Three fused slices through the largest lesion, and two PET MIPs, with the contours.
+
+    Drawn on the working grid; the aspect is isotropic, the patient's right is on the left.
+    """
+    segmentation = prediction.segmentation
+    labels, (ct, pet) = segmentation.labels, segmentation.raw
+    z, y, x = _centre_of_interest(labels, pet)
+    figure, axes = plt.subplots(1, 5, figsize=(17, 6), layout="constrained")
+    slices = (
+        ("axial", ct[z], pet[z], labels[z], "upper"),
+        ("coronal", ct[:, y], pet[:, y], labels[:, y], "lower"),
+        ("sagittal", ct[:, :, x], pet[:, :, x], labels[:, :, x], "lower"),
+    )
+    for axis, (name, ct_slice, pet_slice, label_slice, origin) in zip(axes, slices):
+        axis.imshow(ct_slice, cmap="gray", vmin=-160, vmax=240, origin=origin)
+        hot = np.ma.masked_less(pet_slice, 2.0)
+        axis.imshow(hot, cmap="hot", vmin=0, vmax=12, alpha=0.5, origin=origin)
+        _contours(axis, label_slice)
+        axis.set_title(f"{name}, CT + PET")
+    for axis, (name, direction) in zip(axes[3:], (("coronal", 1), ("sagittal", 2))):
+        axis.imshow(pet.max(axis=direction), cmap="gray_r", vmin=0, vmax=8, origin="lower")
+        _contours(axis, labels.max(axis=direction))
+        axis.set_title(f"PET MIP, {name}")
+    for axis in axes:
+        axis.set_axis_off()
+    figure.suptitle(_headline(prediction))
+    return _save(figure, path)
+
+
+def _centre_of_interest(labels: np.ndarray, pet: np.ndarray) -> tuple[int, int, int]:
+    kinds = [k for k in (GTVP, GTVN) if (labels == k).any()]
+    if kinds:
+        return tuple(np.median(np.argwhere(labels == kinds[0]), axis=0).astype(int).tolist())
+    return tuple(n // 2 for n in pet.shape)
+
+
+def _contours(axis, labels: np.ndarray) -> None:
+    for kind, colour in ((GTVP, GTVP_COLOUR), (GTVN, GTVN_COLOUR)):
+        if (labels == kind).any():
+            axis.contour(labels == kind, [0.5], colors=colour, linewidths=1.2)
+
+
+def _headline(prediction: Prediction) -> str:
+    primaries = sum(one.label == GTVP for one in prediction.lesions)
+    nodes = sum(one.label == GTVN for one in prediction.lesions)
+    text = f"GTVp (red): {primaries}    GTVn (blue): {nodes}"
+    if prediction.risk:
+        text += f"    RFS risk {prediction.risk.value:+.2f}"
+    return text + "    research only, not for clinical use"
 
 
 def _save(figure, path: Path) -> Path:

@@ -38,7 +38,8 @@ class NetworkOutput:
 
     Attributes:
         probabilities: float32 ``[3, z, y, x]``, averaged over the members that ran.
-        features: the first member's encoder maps, each ``[c, z, y, x]`` (HM-VNet only).
+        features: the encoder maps, each ``[c, z, y, x]``; only of HM-VNet, and only where there
+            is one member: the channels of two trainings have nothing in common.
         log: one line on what ran and what the time budget left out.
     """
 
@@ -113,7 +114,9 @@ class Ensemble:
             if mirrored:
                 probabilities = probabilities.flip(-1)
             if total is None:
-                total, features = probabilities, tuple(m[0].float().cpu().numpy() for m in maps)
+                total = probabilities
+                if len(self.members) == 1:
+                    features = tuple(m[0].float().cpu().numpy() for m in maps)
             else:
                 total = total + probabilities
             done += 1

@@ -40,12 +40,18 @@ class _Part(BaseModel):
 
 
 class SegmentationPart(_Part):
-    """The networks of the ensemble: one file a fold."""
+    """The networks of the ensemble: one file a fold.
+
+    ``seen`` has, for every file, the fingerprints of the patients it was trained on
+    (:func:`fingerprint`), so that Task 2 can keep its lesion features out of sample without the
+    bundle naming a patient.
+    """
 
     network: str
     options: dict[str, Any] = {}
     patch_size: tuple[int, int, int]
     files: list[str]
+    seen: list[list[str]] = []
 
 
 class PrognosisPart(_Part):
@@ -73,6 +79,11 @@ class Manifest(_Part):
     trained_on: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     files: dict[str, str] = {}
+
+
+def fingerprint(patient_id: str) -> str:
+    """A patient's name, hashed: enough to recognise it, not to read it."""
+    return hashlib.sha256(patient_id.encode()).hexdigest()[:16]
 
 
 class Bundle:

@@ -17,7 +17,7 @@ from hmvnet.dataset import Cache, Patient, Prepared, find_patients, split_folds
 from hmvnet.images import read_geometry
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation import SegmentationRun, train_segmentation
-from hmvnet.weights import Manifest, SegmentationPart, write_bundle
+from hmvnet.weights import Manifest, SegmentationPart, fingerprint, write_bundle
 
 BUNDLE = "bundle"
 
@@ -122,6 +122,7 @@ def train_task1(
             options=dict(settings.network.options),
             patch_size=settings.training.patch_size,
             files=list(networks),
+            seen=[[fingerprint(p.patient_id) for p in fold.train] for fold in plan],
         ),
         trained_on={
             "data": Path(settings.data.root).name,

@@ -1,0 +1,181 @@
+"""The multi-modal fusion network: images, health record and lesions to a risk of recurrence.
+
+Three branches (image -> 512, table -> 32, lesions -> 2048) meet in an MLP -> 256, whose values
+are the variables of a bagged ICARE head (:mod:`hmvnet.survival.icare`). While training, a linear
+layer on the 256 gives the risk that the losses see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from monai.networks.nets import ResNet
+from torch import Tensor, nn
+
+BRANCHES = ("image", "table", "lesions")
+IMAGE_CHANNELS = 4  # CT, PET, GTVp, GTVn
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """The network's sizes.
+
+    Attributes:
+        table_features: length of the encoded health record.
+        lesion_features: length of the lesion vector (hand-crafted and encoder features).
+        branches: those in use; the others are left out (ablations).
+        image_width: channels of the image branch's first stage; 64 is a full ResNet-18.
+    """
+
+    table_features: int
+    lesion_features: int
+    branches: tuple[str, ...] = BRANCHES
+    image_width: int = 16
+    image_out: int = 512
+    table_out: int = 32
+    lesion_out: int = 2048
+    fused: int = 256
+    dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        unknown = [b for b in self.branches if b not in BRANCHES]
+        if unknown or not self.branches:
+            raise ValueError(
+                f"branches {list(self.branches)}: expected at least one of {', '.join(BRANCHES)}"
+            )
+
+
+@dataclass(frozen=True)
+class PatientInputs:
+    """What the fusion network sees of ``b`` patients.
+
+    Attributes:
+        image: ``[b, 4, z, y, x]`` CT [0, 1], PET [-1, 1], GTVp and GTVn (shares of a voxel).
+        table: ``[b, t]`` encoded health record.
+        lesions: ``[b, l]`` lesion features as measured; NaN where there is nothing to describe.
+    """
+
+    image: Tensor
+    table: Tensor
+    lesions: Tensor
+
+    @classmethod
+    def stack(cls, patients: Sequence[PatientInputs]) -> PatientInputs:
+        """Several batches (or single patients, each a batch of one) as one."""
+        return cls(
+            torch.cat([p.image for p in patients]),
+            torch.cat([p.table for p in patients]),
+            torch.cat([p.lesions for p in patients]),
+        )
+
+    def rows(self, rows: Tensor | Sequence[int]) -> PatientInputs:
+        """The patients of these rows."""
+        return PatientInputs(self.image[rows], self.table[rows], self.lesions[rows])
+
+    def to(self, device: torch.device) -> PatientInputs:
+        """On another device."""
+        return PatientInputs(*(t.to(device) for t in (self.image, self.table, self.lesions)))
+
+
+class LesionStandardiser(nn.Module):
+    """Signed logarithm, then z-scores of the training patients; missing becomes their mean, 0.
+
+    Volumes, energies and the like span six decades; the logarithm brings them to one scale and
+    leaves small values as they are.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+
+    def fit(self, lesions: Tensor) -> LesionStandardiser:
+        """Statistics of the training patients' features ``[n, l]``."""
+        values = _signed_log(lesions)
+        seen = torch.isfinite(values)
+        filled = torch.where(seen, values, torch.zeros_like(values))
+        count = seen.sum(0).clamp(min=1)
+        self.mean = filled.sum(0) / count
+        variance = (torch.where(seen, values - self.mean, torch.zeros_like(values)) ** 2).sum(0)
+        scale = (variance / count).sqrt()
+        # A feature that never varied says nothing: whatever it is later, it stays 0.
+        self.scale = torch.where(scale > 1e-6, scale, torch.full_like(scale, torch.inf))
+        return self
+
+    def forward(self, lesions: Tensor) -> Tensor:
+        z = (_signed_log(lesions) - self.mean) / self.scale
+        return torch.nan_to_num(z, nan=0.0).clamp(-5, 5)
+
+
+def _signed_log(values: Tensor) -> Tensor:
+    return torch.sign(values) * torch.log1p(values.abs())
+
+
+class FusionNetwork(nn.Module):
+    """Patients to 256 fused variables (:meth:`embed`) or to a log-hazard (``forward``)."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, widths = config.image_width, 0
+        if "image" in config.branches:
+            self.image = ResNet(
+                "basic",
+                [2, 2, 2, 2],
+                [width, 2 * width, 4 * width, 8 * width],
+                spatial_dims=3,
+                n_input_channels=IMAGE_CHANNELS,
+                conv1_t_size=3,
+                conv1_t_stride=2,
+                no_max_pool=True,
+                num_classes=config.image_out,
+            )
+            widths += config.image_out
+        if "table" in config.branches:
+            self.table = nn.Sequential(
+                nn.Linear(config.table_features, config.table_out),
+                nn.ReLU(),
+                nn.BatchNorm1d(config.table_out),
+                nn.Dropout(config.dropout),
+            )
+            widths += config.table_out
+        if "lesions" in config.branches:
+            self.standardise = LesionStandardiser(config.lesion_features)
+            self.lesions = nn.Sequential(
+                nn.Dropout(config.dropout),
+                nn.Linear(config.lesion_features, config.lesion_out),
+                nn.ReLU(),
+                nn.Dropout(config.dropout),
+            )
+            widths += config.lesion_out
+        self.fuse = nn.Sequential(nn.Linear(widths, config.fused), nn.ReLU(), nn.Dropout(config.dropout))
+        self.risk = nn.Linear(config.fused, 1, bias=False)
+
+    def settings(self) -> dict:
+        """The configuration, as ``weights/`` manifests store it."""
+        return asdict(self.config)
+
+    def branch_outputs(self, patients: PatientInputs) -> dict[str, Tensor]:
+        """What each branch in use gives, ``[b, c]``."""
+        outputs = {}
+        if "image" in self.config.branches:
+            outputs["image"] = torch.relu(self.image(patients.image))
+        if "table" in self.config.branches:
+            outputs["table"] = self.table(patients.table)
+        if "lesions" in self.config.branches:
+            outputs["lesions"] = self.lesions(self.standardise(patients.lesions))
+        return outputs
+
+    def embed(self, patients: PatientInputs) -> Tensor:
+        """The fused variables ``[b, 256]``, inputs of the ICARE head."""
+        return self.join(self.branch_outputs(patients))
+
+    def join(self, outputs: dict[str, Tensor]) -> Tensor:
+        """Branch outputs to the fused variables ``[b, 256]``."""
+        return self.fuse(torch.cat([outputs[b] for b in BRANCHES if b in outputs], 1))
+
+    def forward(self, patients: PatientInputs) -> Tensor:
+        """Log relative hazard ``[b]``."""
+        return self.risk(self.embed(patients))[:, 0]

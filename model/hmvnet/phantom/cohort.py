@@ -1,0 +1,242 @@
+"""A cohort of phantoms on disk, in the layout of the HECKTOR 2025 training data."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+
+from .outcome import LESION_TERMS, TABLE_TERMS, WeibullCox, best_c_index
+from .patient import PatientPlan, PhantomSettings, draw_patient
+from .render import Phantom, plan_truth, render
+
+VERSION = 1
+TABLE = "HECKTOR_2025_Training_{}.csv"
+COLUMNS = (
+    "CenterID",
+    "Age",
+    "Gender",
+    "Tobacco Consumption",
+    "Alcohol Consumption",
+    "Performance Status",
+    "Treatment",
+    "M-stage",
+    "HPV Status",
+)
+
+
+@dataclass(frozen=True)
+class CohortSummary:
+    """What was written. The concordances are NaN where too few patients can be compared."""
+
+    root: Path
+    patients: int
+    relapse_rate: float
+    best_c_index: float
+    lesion_c_index: float
+    table_c_index: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.patients} SYNTHETIC patients in {self.root}\n"
+            f"relapses {self.relapse_rate:.0%}; best reachable C-index {self.best_c_index:.3f} "
+            f"(lesions alone {self.lesion_c_index:.3f}, table alone {self.table_c_index:.3f})"
+        )
+
+
+def draw_cohort(
+    count: int, seed: int, settings: PhantomSettings | None = None
+) -> Iterator[PatientPlan]:
+    """The plans of a cohort. Patient `index` depends on (seed, index) and the settings only."""
+    for index in range(count):
+        state = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint32)
+        plan = draw_patient(int(state[0]), settings)
+        yield plan.renamed(f"SYN-{plan.scan.center}-{index + 1:04d}")
+
+
+def write_cohort(
+    root: Path,
+    count: int,
+    seed: int,
+    settings: PhantomSettings | None = None,
+    jobs: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
+    compress_level: int = 1,
+) -> CohortSummary:
+    """Write `count` phantoms under `root` in the HECKTOR 2025 layout.
+
+    Tables are written first to last: patient folders, then tables, then `SYNTHETIC.md`. A patient's
+    folder appears whole or not at all; one that is already there is kept, so an interrupted cohort
+    can be continued. `on_progress(done, count)` is called after each patient.
+
+    Raises ValueError for a count or jobs below 1, or when `root` holds another cohort.
+    """
+    root, settings = Path(root), settings or PhantomSettings()
+    if count < 1 or jobs < 1:
+        raise ValueError(f"count and jobs: found {count} and {jobs}, expected 1 or more")
+    _claim(root, seed, settings)
+    plans = list(draw_cohort(count, seed, settings))
+    todo = [plan for plan in plans if not (root / "Task 2" / plan.patient_id).is_dir()]
+    done = count - len(todo)
+    for _ in _write_all(root, todo, jobs, compress_level):
+        done += 1
+        if on_progress is not None:
+            on_progress(done, count)
+    _write_tables(root, plans)
+    summary = summarise(root, plans)
+    _write_text(root / "SYNTHETIC.md", _readme(summary, seed, settings))
+    return summary
+
+
+def summarise(root: Path, plans: list[PatientPlan]) -> CohortSummary:
+    """Relapse rate and the concordances of the true linear predictor and of its two parts."""
+    model = WeibullCox()
+    days = [plan.rfs_days for plan in plans]
+    relapse = [plan.relapse for plan in plans]
+    parts: list[float] = []
+    for names in (None, LESION_TERMS, TABLE_TERMS):
+        risk = [model.linear_predictor(plan.covariates, names) for plan in plans]
+        try:
+            parts.append(best_c_index(risk, days, relapse))
+        except ValueError:
+            parts.append(float("nan"))
+    return CohortSummary(root, len(plans), float(np.mean(relapse)), *parts)
+
+
+def _write_all(
+    root: Path, plans: list[PatientPlan], jobs: int, compress_level: int
+) -> Iterator[None]:
+    if jobs == 1:
+        for plan in plans:
+            _write_patient(root, plan, compress_level)
+            yield
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        work = [pool.submit(_write_patient, root, plan, compress_level) for plan in plans]
+        try:
+            for future in as_completed(work):
+                future.result()
+                yield
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write_patient(root: Path, plan: PatientPlan, compress_level: int) -> None:
+    """Write to temporary folders, then rename; Task 2 comes last, so its folder means done."""
+    phantom = render(plan)
+    name = plan.patient_id
+    first, second = (root / task / f".{name}.part" for task in ("Task 1", "Task 2"))
+    for folder in (first, second):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    for image, file in _files(phantom):
+        image.SetMetaData("descrip", "SYNTHETIC phantom, not a patient")
+        sitk.WriteImage(image, str(first / file), True, compress_level)
+        _link(first / file, second / file)
+    for folder in (first, second):
+        target = folder.parent / name
+        shutil.rmtree(target, ignore_errors=True)
+        folder.rename(target)
+
+
+def _files(phantom: Phantom) -> list[tuple[sitk.Image, str]]:
+    name = phantom.patient_id
+    return [
+        (phantom.ct, f"{name}__CT.nii.gz"),
+        (phantom.pet, f"{name}__PT.nii.gz"),
+        (phantom.mask, f"{name}.nii.gz"),
+    ]
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _claim(root: Path, seed: int, settings: PhantomSettings) -> None:
+    """Mark the folder as this cohort's; refuse to mix two cohorts in one folder."""
+    mine = {"synthetic": True, "version": VERSION, "seed": seed, "settings": vars(settings)}
+    marker = root / "cohort.json"
+    if marker.exists():
+        found = json.loads(marker.read_text())
+        if found != mine:
+            raise ValueError(f"{marker}: found another cohort {found}, expected {mine}")
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    _write_text(marker, json.dumps(mine, indent=2) + "\n")
+
+
+def _write_tables(root: Path, plans: list[PatientPlan]) -> None:
+    rows = [{"PatientID": plan.patient_id, **plan.record} for plan in plans]
+    table = pd.DataFrame(rows, columns=["PatientID", *COLUMNS])
+    whole = [name for name in COLUMNS if name != "M-stage"]
+    table[whole] = table[whole].astype("Int64")
+    _write_text(root / "Task 1" / TABLE.format("Task_1"), table.to_csv(index=False))
+    table["Relapse"] = [plan.relapse for plan in plans]
+    table["RFS"] = [int(plan.rfs_days) for plan in plans]
+    _write_text(root / "Task 2" / TABLE.format("Task_2"), table.to_csv(index=False))
+    truth = {plan.patient_id: plan_truth(plan) for plan in plans}
+    _write_text(root / "truth.json", json.dumps(truth, indent=1) + "\n")
+    flat = [
+        {
+            "PatientID": plan.patient_id,
+            "linear_predictor": plan.linear_predictor,
+            **plan.covariates,
+            "RFS": plan.rfs_days,
+            "Relapse": plan.relapse,
+        }
+        for plan in plans
+    ]
+    _write_text(root / "truth.csv", pd.DataFrame(flat).to_csv(index=False))
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _readme(summary: CohortSummary, seed: int, settings: PhantomSettings) -> str:
+    model = WeibullCox()
+    terms = "\n".join(
+        f"| {name} | {t.beta:+.2f} | {t.center:g} | {t.scale:g} |"
+        for name, t in model.terms.items()
+    )
+    low, high = model.follow_up_days
+    return f"""# SYNTHETIC data: digital phantoms, not patients
+
+Every image, record and outcome in this folder was computed by `hmvnet phantom` (phantom version
+{VERSION}, seed {seed}, {settings}). Nothing comes from a person. The centre names are styles of
+scanner only; the centres they are named after have nothing to do with these data.
+
+{summary.patients} patients, {summary.relapse_rate:.1%} relapse.
+
+## Outcome model
+
+Weibull-Cox: S(t) = exp(-(t / s)^k exp(eta)), k = {model.shape:g}, s = {model.scale_days:g} days,
+eta = sum beta (x - centre) / scale. Censored at the end of follow-up, uniform in
+[{low:g}, {high:g}] days, or by loss, exponential with mean {model.loss_mean_days:g} days.
+
+| covariate x | beta | centre | scale |
+|---|---|---|---|
+{terms}
+
+## Best reachable C-index (Harrell), on this very cohort
+
+| risk | C-index |
+|---|---|
+| true linear predictor | {summary.best_c_index:.4f} |
+| its lesion terms alone | {summary.lesion_c_index:.4f} |
+| its table terms alone | {summary.table_c_index:.4f} |
+"""

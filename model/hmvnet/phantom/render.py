@@ -1,0 +1,79 @@
+"""From a patient on paper to a CT, a PET and a mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from .anatomy import Build, build_anatomy
+from .patient import PatientPlan, PhantomSettings, draw_patient
+from .scanner import acquire_ct, acquire_pet, draw_mask
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A synthetic patient.
+
+    ct: int16, HU. pet: float32, SUV, on its own grid. mask: uint8 on the CT grid, 1 = GTVp,
+    2 = GTVn. record: HECKTOR's column names, None where missing. rfs_days, relapse: the outcome.
+    truth: the true linear predictor, its covariates and the list of lesions.
+    """
+
+    patient_id: str
+    ct: sitk.Image
+    pet: sitk.Image
+    mask: sitk.Image
+    record: dict[str, float | str | None]
+    rfs_days: float
+    relapse: int
+    truth: dict[str, Any]
+
+
+def make_phantom(seed: int, settings: PhantomSettings | None = None) -> Phantom:
+    """Draw and render one patient; the same seed and settings give the same phantom."""
+    return render(draw_patient(seed, settings))
+
+
+def render(plan: PatientPlan) -> Phantom:
+    """Make the images of a plan. Deterministic: all chance comes from `plan.seed`."""
+    scan, compact = plan.scan, plan.settings.compact
+    bodies, ct_noise, pet_noise = (np.random.default_rng([plan.seed, k]) for k in (2, 3, 4))
+    build = Build(plan.settings.whole_body, scan.contrast, scan.arms_up)
+    anatomy = build_anatomy(bodies, build)
+    on_ct = [(lesion.blob, lesion.core, lesion.hu) for lesion in plan.lesions]
+    on_pet = [(lesion.blob, lesion.core, lesion.suv) for lesion in plan.lesions]
+    return Phantom(
+        patient_id=plan.patient_id,
+        ct=acquire_ct(scan, anatomy, on_ct, ct_noise, compact),
+        pet=acquire_pet(scan, anatomy, on_pet, pet_noise, compact),
+        mask=draw_mask(scan, [(lesion.label, lesion.blob) for lesion in plan.lesions]),
+        record=dict(plan.record),
+        rfs_days=plan.rfs_days,
+        relapse=plan.relapse,
+        truth=plan_truth(plan),
+    )
+
+
+def plan_truth(plan: PatientPlan) -> dict[str, Any]:
+    """What is known about a patient because we made it, as plain JSON values."""
+    return {
+        "synthetic": True,
+        "seed": plan.seed,
+        "linear_predictor": plan.linear_predictor,
+        "covariates": dict(plan.covariates),
+        "center_style": plan.scan.center,
+        "lesions": [
+            {
+                "label": "GTVp" if lesion.label == 1 else "GTVn",
+                "site": lesion.site,
+                "volume_ml": lesion.volume_ml,
+                "necrosis_ml": lesion.necrosis_ml,
+                "suv": lesion.suv,
+                "hu": lesion.hu,
+            }
+            for lesion in plan.lesions
+        ],
+    }

@@ -1,0 +1,261 @@
+"""Training the survival model: lesion descriptions out of sample, fusion network, ICARE head."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from hmvnet.case import ClinicalRecord, Outcome
+from hmvnet.clinical import HECKTOR, ClinicalEncoder, ClinicalSchema
+from hmvnet.config import InferenceSettings, PrognosisSettings
+from hmvnet.dataset import Patient
+from hmvnet.lesions import LesionFeatures
+from hmvnet.networks.fusion import FusionConfig, FusionNetwork, PatientInputs
+from hmvnet.pipeline import Stages, load_ensemble, segment
+from hmvnet.prognosis import LesionDescription, PrognosisMember, describe
+from hmvnet.runtime import Ensemble
+from hmvnet.survival.icare import BaggedIcare
+from hmvnet.survival.losses import cox_loss, ranking_loss
+from hmvnet.training.engine import LoopSettings, train
+from hmvnet.weights import Bundle, fingerprint
+
+EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
+
+
+class LeakError(ValueError):
+    """A patient's lesions would be described by a network that was trained on that patient."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """A patient as the survival model sees them."""
+
+    patient_id: str
+    description: LesionDescription
+    record: ClinicalRecord
+    outcome: Outcome
+
+
+class LesionDescriber:
+    """Describes patients' lesions with the networks of a bundle that did not see them.
+
+    Descriptions are kept on disk, keyed by the networks' hashes and the patient's files.
+    """
+
+    def __init__(
+        self, bundle: Bundle, device: torch.device, image_spacing_mm: float, cache: Path
+    ) -> None:
+        self.bundle = bundle
+        self.image_spacing_mm = image_spacing_mm
+        self.ensemble = load_ensemble(bundle, device, InferenceSettings(time_budget_s=1e9))
+        key = json.dumps([bundle.manifest.files, image_spacing_mm], sort_keys=True)
+        self.folder = cache / ("lesions-" + hashlib.sha256(key.encode()).hexdigest()[:12])
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def unseen_members(self, patient_id: str) -> list[int]:
+        """The ensemble's members that were not trained on this patient.
+
+        Raises:
+            LeakError: there are none, or the bundle does not say what it was trained on.
+        """
+        seen = self.bundle.manifest.segmentation.seen
+        if len(seen) != len(self.ensemble.members):
+            raise LeakError(
+                f"bundle '{self.bundle.manifest.name}' does not say which patients its networks "
+                "were trained on; retrain it with this version"
+            )
+        mark = fingerprint(patient_id)
+        members = [i for i, patients in enumerate(seen) if mark not in patients]
+        if not members:
+            raise LeakError(
+                f"patient {patient_id}: every network of the bundle was trained on this patient; "
+                "its lesion features would be better than those of a new patient"
+            )
+        return members
+
+    def __call__(self, patient: Patient) -> Described:
+        """One patient.
+
+        Raises:
+            LeakError: see :meth:`unseen_members`.
+            ValueError: the patient has no outcome.
+        """
+        if patient.outcome is None:
+            raise ValueError(f"patient {patient.patient_id} has no outcome (RFS, Relapse)")
+        members = self.unseen_members(patient.patient_id)
+        stat = [patient.ct.stat(), patient.pet.stat()]
+        key = f"{members}{[(s.st_size, s.st_mtime_ns) for s in stat]}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+        path = self.folder / f"{patient.patient_id}-{digest}.npz"
+        if not path.exists():
+            self._write(self._describe(patient, members), path)
+        with np.load(path, allow_pickle=False) as stored:
+            features = LesionFeatures(tuple(stored["names"].tolist()), stored["values"])
+            description = LesionDescription(stored["image"].astype(np.float32), features)
+        return Described(patient.patient_id, description, patient.record, patient.outcome)
+
+    def _describe(self, patient: Patient, members: Sequence[int]) -> LesionDescription:
+        manifest = self.bundle.manifest
+        ensemble = self.ensemble
+        if len(members) < len(ensemble.members):
+            ensemble = Ensemble([ensemble.members[i] for i in members], time_budget_s=1e9)
+        found, _ = segment(
+            patient.read(),
+            ensemble,
+            manifest.preprocessing,
+            manifest.postprocessing,
+            Stages(),
+            manifest.region,
+        )
+        # With several networks in the bundle no patient gets encoder features: see Ensemble.
+        maps = found.encoder_maps if len(self.ensemble.members) == 1 else ()
+        spacing = manifest.preprocessing.spacing_mm
+        return describe(
+            found.raw, found.volume, found.labels, maps, spacing, self.image_spacing_mm
+        )
+
+    @staticmethod
+    def _write(description: LesionDescription, path: Path) -> None:
+        temporary = path.with_suffix(".part.npz")
+        np.savez_compressed(
+            temporary,
+            image=description.image.astype(np.float16),
+            names=np.array(description.features.names),
+            values=description.features.values,
+        )
+        temporary.replace(path)
+
+
+def outcomes_of(patients: Sequence[Described]) -> tuple[np.ndarray, np.ndarray]:
+    """Days ``[n]`` and event ``[n]`` (bool)."""
+    days = np.array([p.outcome.time_days for p in patients], float)
+    return days, np.array([p.outcome.event for p in patients], bool)
+
+
+def record_table(patients: Sequence[Described]) -> pd.DataFrame:
+    """The health records as a table, one row a patient."""
+    return pd.DataFrame([dict(p.record.values) for p in patients], dtype=object)
+
+
+def inputs_of(patients: Sequence[Described], encoder: ClinicalEncoder) -> PatientInputs:
+    """The fusion network's inputs of many patients."""
+    table = encoder.transform(record_table(patients))
+    image = np.stack([p.description.image for p in patients])
+    lesions = np.stack([p.description.features.values for p in patients])
+    return PatientInputs(*(torch.from_numpy(a).float() for a in (image, table, lesions)))
+
+
+def fit_member(
+    fabric: Fabric,
+    patients: Sequence[Described],
+    settings: PrognosisSettings,
+    run: Path,
+    schema: ClinicalSchema = HECKTOR,
+    title: str = "fusion",
+) -> PrognosisMember:
+    """Fit everything that is learnt from outcomes, on these patients alone.
+
+    The clinical encoder, the lesion statistics, the network, the ICARE head's selection and signs:
+    none of them may have seen a patient that is evaluated later.
+
+    Raises:
+        ValueError: fewer than 10 patients, or no relapse among them.
+    """
+    days, event = outcomes_of(patients)
+    if len(patients) < 10 or not event.any():
+        raise ValueError(
+            f"{len(patients)} patients with {int(event.sum())} relapses, expected at least 10 "
+            "patients and a relapse"
+        )
+    fabric.seed_everything(settings.seed, verbose=False)
+    encoder = ClinicalEncoder(schema).fit(record_table(patients))
+    inputs = inputs_of(patients, encoder).to(fabric.device)
+    network = FusionNetwork(_config(inputs, settings))
+    if "lesions" in settings.branches:
+        network.standardise.fit(inputs.lesions.cpu())
+    time, happened = (torch.from_numpy(a).to(fabric.device) for a in (days, event))
+
+    def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
+        rng = np.random.default_rng([settings.seed, step])
+        rows = torch.from_numpy(_draw_rows(event, settings.batch_size, rng)).to(fabric.device)
+        batch = inputs.rows(rows)
+        if rng.random() < 0.5:
+            batch = PatientInputs(batch.image.flip(-1), batch.table, batch.lesions)
+        risk = model(batch)
+        cox = cox_loss(risk, time[rows], happened[rows])
+        ranking = ranking_loss(risk, time[rows], happened[rows])
+        return {"total": cox + settings.ranking_weight * ranking, "cox": cox, "ranking": ranking}
+
+    loop = LoopSettings(
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=min(WARMUP, settings.steps // 2),
+        clip_norm=CLIP_NORM,
+        ema_decay=EMA_DECAY,
+        checkpoint_every=settings.steps,
+        validate_every=settings.steps,
+    )
+    network, _ = train(fabric, network, loop, loss_of_step, run, title=title)
+    return _with_head(network.cpu().eval(), encoder, inputs.to(torch.device("cpu")), days, event, settings)
+
+
+def _config(inputs: PatientInputs, settings: PrognosisSettings) -> FusionConfig:
+    return FusionConfig(
+        table_features=inputs.table.shape[1],
+        lesion_features=inputs.lesions.shape[1],
+        branches=settings.branches,
+        image_width=settings.image_width,
+    )
+
+
+def _draw_rows(event: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A batch with at least two patients who relapsed, where there are two: without, no gradient."""
+    size = min(size, len(event))
+    rows = rng.permutation(len(event))
+    sure = rows[event[rows]][: min(2, size)]
+    others = rows[~np.isin(rows, sure)]
+    return np.concatenate([sure, others])[:size]
+
+
+@torch.inference_mode()
+def _with_head(
+    network: FusionNetwork,
+    encoder: ClinicalEncoder,
+    inputs: PatientInputs,
+    days: np.ndarray,
+    event: np.ndarray,
+    settings: PrognosisSettings,
+) -> PrognosisMember:
+    outputs = network.branch_outputs(inputs)
+    fused = network.join(outputs).double().numpy()
+    head = BaggedIcare(settings.max_correlation, settings.min_concordance, settings.bags)
+    head.fit(fused, days, event, np.random.default_rng(settings.seed))
+    means = {name: values.mean(0) for name, values in outputs.items()}
+    return PrognosisMember(encoder, network, head, means)
+
+
+def predict(member: PrognosisMember, patients: Sequence[Described]) -> np.ndarray:
+    """Risks ``[n]`` of patients the member has not seen."""
+    return member.risk(inputs_of(patients, member.encoder))
+
+
+def describe_all(
+    describer: LesionDescriber,
+    patients: Sequence[Patient],
+    progress: Callable[[Sequence[Patient]], Sequence[Patient]] = lambda x: x,
+) -> list[Described]:
+    """Every patient that has an outcome; leaks are found before the first is described."""
+    with_outcome = [p for p in patients if p.outcome is not None]
+    for patient in with_outcome:
+        describer.unseen_members(patient.patient_id)
+    return [describer(p) for p in progress(with_outcome)]

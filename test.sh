@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Runs the image on the sample cases as the platform does, and compares with the stored outputs.
+#
+#   ./test.sh                       every case of test/cases with Docker
+#   DOCKER=podman ./test.sh         with Podman
+#   ./test.sh CASE...               these cases only
+#
+# As on the platform: no network, read-only root, the image's own user (not root), no capabilities,
+# /tmp a volume, /input read-only, 16 GB of memory (both as the cgroup's limit and as RLIMIT_DATA,
+# which turns too much memory into a MemoryError), 10 minutes for Task 1 and 15 for Task 2.
+#
+# IMAGE            name of the image                          (default hmvnet)
+# HMVNET_TASK      1, 2 or both                               (default both)
+# MODEL            a bundle to mount at /opt/ml/model, as the platform does with a model upload
+# MEMORY_GB        memory limit                               (default 16)
+# GPU              auto, or none to leave the GPU out         (default auto)
+# MIN_DICE         least Dice of each label                   (default 0.99)
+# DOCKER_RUN_ARGS  further arguments to "$DOCKER run"
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+image=${IMAGE:-hmvnet}
+task=${HMVNET_TASK:-both}
+memory_gb=${MEMORY_GB:-16}
+read -r -a engine <<< "${DOCKER:-docker}"
+read -r -a extra <<< "${DOCKER_RUN_ARGS:-}"
+
+sandbox=(--rm --network none --read-only --cap-drop ALL --security-opt no-new-privileges)
+sandbox+=(--volume /tmp --shm-size 128m --pids-limit 512)
+sandbox+=(--memory "${memory_gb}g" --memory-swap "${memory_gb}g")
+sandbox+=(--ulimit "data=$((memory_gb << 30)):$((memory_gb << 30))")
+sandbox+=(${extra[@]+"${extra[@]}"})
+
+gpu=()
+if [[ ${GPU:-auto} == auto ]] && nvidia-smi --list-gpus > /dev/null 2>&1; then
+    case ${engine[*]} in
+        *podman*) gpu=(--device nvidia.com/gpu=all) ;;
+        *) gpu=(--gpus all) ;;
+    esac
+fi
+
+deadline=()
+if command -v timeout > /dev/null; then
+    # As the platform: SIGTERM, and SIGKILL five seconds later.
+    deadline=(timeout --foreground --kill-after=5 "$([[ $task == 1 ]] && echo 600 || echo 900)")
+fi
+
+if ! user=$("${engine[@]}" image inspect --format '{{.Config.User}}' "$image"); then
+    echo "test.sh: no image $image; build it with ./build.sh" >&2
+    exit 1
+fi
+if [[ -z $user || $user == root* || $user == 0 || $user == 0:* ]]; then
+    echo "test.sh: $image runs as root (USER is '${user}'); the platform refuses that" >&2
+    exit 1
+fi
+
+# Copies that the container's user can read, whatever the umask of this checkout.
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/hmvnet-test.XXXXXX")
+container=$(basename "$scratch")
+clean_up() {
+    # A container outlives its client where the deadline or Ctrl-C killed that.
+    "${engine[@]}" rm --force "$container" > /dev/null 2>&1 || true
+    # The outputs belong to the container's user, so it is the one that can delete them.
+    if compgen -G "$scratch/*/output/*" > /dev/null; then
+        "${engine[@]}" run "${sandbox[@]}" --volume "$scratch:/scratch" --entrypoint sh "$image" \
+            -c 'rm -rf /scratch/*/output/*' || true
+    fi
+    rm -rf "$scratch"
+}
+trap clean_up EXIT
+cp "$root/test/compare_outputs.py" "$scratch/"
+
+model=()
+if [[ -n ${MODEL:-} ]]; then
+    cp -RL "$MODEL" "$scratch/model"
+    model=(--volume "$scratch/model:/opt/ml/model:ro")
+fi
+chmod -R a+rX "$scratch"
+
+run_case() { # run_case FOLDER: the platform's run; outputs into FOLDER/output
+    ${deadline[@]+"${deadline[@]}"} "${engine[@]}" run "${sandbox[@]}" ${gpu[@]+"${gpu[@]}"} \
+        --name "$container" --env "HMVNET_TASK=$task" ${model[@]+"${model[@]}"} \
+        --volume "$1/input:/input:ro" --volume "$1/output:/output" "$image"
+}
+
+compare_case() { # compare_case FOLDER: inside the image, so that the host needs no Python
+    "${engine[@]}" run "${sandbox[@]}" --volume "$1:/case:ro" \
+        --volume "$scratch/compare_outputs.py:/compare_outputs.py:ro" --entrypoint python3 "$image" \
+        /compare_outputs.py /case/expected /case/output --task "$task" \
+        --min-dice "${MIN_DICE:-0.99}"
+}
+
+names=("$@")
+for name in ${names[@]+"${names[@]}"}; do
+    if [[ ! -d $root/test/cases/$name/expected ]]; then
+        echo "test.sh: $root/test/cases/$name/expected: no such folder" >&2
+        exit 1
+    fi
+done
+if [[ $# == 0 ]]; then
+    for folder in "$root"/test/cases/*/input; do
+        [[ -d $folder ]] && names+=("$(basename "$(dirname "$folder")")")
+    done
+fi
+if [[ ${#names[@]} == 0 ]]; then
+    echo "test.sh: no case in $root/test/cases" >&2
+    exit 1
+fi
+
+failed=()
+number=0
+for name in "${names[@]}"; do
+    number=$((number + 1))
+    echo "== case $number of ${#names[@]}: $name (task $task, image $image, user $user)"
+    folder=$scratch/$name
+    mkdir "$folder"
+    cp -RL "$root/test/cases/$name/input" "$root/test/cases/$name/expected" "$folder/"
+    chmod -R a+rX "$folder"
+    mkdir "$folder/output"
+    chmod 777 "$folder/output"
+    started=$SECONDS
+    if run_case "$folder"; then
+        echo "-- ran in $((SECONDS - started)) s; compared with test/cases/$name/expected:"
+        compare_case "$folder" || failed+=("$name")
+    else
+        # In an if's else, $? is the exit code of its condition.
+        echo "-- container ended with exit code $? after $((SECONDS - started)) s"
+        failed+=("$name")
+        "${engine[@]}" rm --force "$container" > /dev/null 2>&1 || true
+    fi
+done
+
+if [[ ${#failed[@]} != 0 ]]; then
+    echo "test.sh: ${#failed[@]} of ${#names[@]} cases failed: ${failed[*]}" >&2
+    exit 1
+fi
+echo "test.sh: all ${#names[@]} cases passed"

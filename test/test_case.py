@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import CT_GRID, tiny_ct, tiny_pet
+
+from hmvnet.case import Case, CaseError, ClinicalRecord, Grid, read_health_record
+
+OBLIQUE = tuple(sitk.Euler3DTransform((0, 0, 0), 0.2, -0.3, 0.5).GetMatrix())
+
+
+@pytest.mark.parametrize("direction", [CT_GRID.direction, OBLIQUE, (-1, 0, 0, 0, 1, 0, 0, 0, -1)])
+def test_grid_agrees_with_simpleitk(direction):
+    grid = Grid((5, 6, 7), (1.0, 2.0, 3.0), (10.0, 20.0, 30.0), tuple(map(float, direction)))
+    image = grid.image(np.zeros(grid.shape, np.uint8))
+    assert Grid.of(image) == grid
+    index = np.array([[0.5, 1.25, 6.0], [-0.5, 0, 2]])
+    expected = [image.TransformContinuousIndexToPhysicalPoint(i.tolist()) for i in index]
+    np.testing.assert_allclose(grid.points(index), expected)
+    np.testing.assert_allclose(grid.indices(grid.points(index)), index, atol=1e-9)
+
+
+def test_grid_crop_keeps_physical_positions():
+    grid = Grid((8, 9, 10), (1.0, 2.0, 3.0), (5.0, 5.0, 5.0), OBLIQUE)
+    part = grid.crop((slice(2, 7), slice(1, 4), slice(3, 8)))
+    assert part.shape == (5, 3, 5)
+    np.testing.assert_allclose(part.points(np.zeros((1, 3))), grid.points(np.array([[3, 1, 2]])))
+
+
+def test_index_box_is_none_without_overlap():
+    far = Grid((5, 5, 5), (1.0, 1.0, 1.0), (1e4, 0.0, 0.0))
+    assert CT_GRID.index_box(far) is None
+    assert CT_GRID.intersection(far) is None
+
+
+def test_grid_refuses_an_array_of_another_shape():
+    with pytest.raises(ValueError, match="shape"):
+        CT_GRID.image(np.zeros((2, 2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected", "note"),
+    [
+        ({"Age": "71"}, 71.0, "converted"),
+        ({"Age": float("nan")}, None, "missing"),
+        ({"Age": float("inf")}, None, "missing"),
+        ({"Age": None}, None, None),
+        ({"Age": True}, 1.0, "true/false"),
+        ({"Age": [1]}, None, "single value"),
+        ({"Age": " "}, None, "missing"),
+        ({"Age": "M0"}, "M0", None),
+        ({"Age": 10**400}, None, "missing"),
+    ],
+)
+def test_record_cleans_values(raw, expected, note):
+    record, warnings = ClinicalRecord.parse(raw, "ehr.json")
+    assert record.values["Age"] == expected
+    assert (note is None and not warnings) or note in warnings[0]
+    assert "71" not in " ".join(warnings)
+
+
+def test_warnings_hold_no_values(tmp_path):
+    (tmp_path / "ehr.json").write_text('{"Age": "71", "Gender": NaN,}')
+    record, warnings = read_health_record(tmp_path / "ehr.json")
+    assert record.values == {"Age": 71.0, "Gender": None}
+    assert len(warnings) == 3 and not any("71" in w for w in warnings)
+
+
+def test_trailing_comma_inside_a_text_is_kept(tmp_path):
+    (tmp_path / "ehr.json").write_text('{"note": "a,}", "Age": 1,}')
+    assert read_health_record(tmp_path / "ehr.json")[0].values == {"note": "a,}", "Age": 1.0}
+
+
+def test_a_few_nan_voxels_are_repaired_and_many_refused():
+    pet = sitk.GetArrayFromImage(tiny_pet())
+    grid = Grid.of(tiny_pet())
+    pet[0, 0, :5] = np.nan
+    case = Case.of("x", tiny_ct(), grid.image(pet))
+    assert np.isfinite(sitk.GetArrayFromImage(case.pet)).all()
+    assert any("5 NaN" in w for w in case.warnings)
+    pet[:10] = np.inf
+    with pytest.raises(CaseError, match="NaN or infinite"):
+        Case.of("x", tiny_ct(), grid.image(pet))
+
+
+def test_truth_on_another_grid_is_refused():
+    other = Grid(CT_GRID.size, CT_GRID.spacing, (0.0, 0.0, 0.0))
+    truth = other.image(np.zeros(other.shape, np.uint8))
+    with pytest.raises(CaseError, match="label grid"):
+        Case.of("x", tiny_ct(), tiny_pet(), truth=truth)

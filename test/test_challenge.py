@@ -1,0 +1,136 @@
+import json
+import math
+
+import pytest
+import SimpleITK as sitk
+from conftest import tiny_ct, tiny_pet
+
+from hmvnet.case import CaseError
+from hmvnet.challenge import MASK_PATH, RISK_PATH, OutputFolder, read_case
+
+SOCKETS = [
+    {"slug": "ct-image", "relative_path": "images/ct"},
+    {"slug": "pet-image", "relative_path": "images/pet"},
+    {"slug": "electronic-health-record", "relative_path": "ehr.json"},
+]
+
+
+@pytest.mark.parametrize("key", ["socket", "interface", None])
+def test_inputs_json_of_every_kind(write_case, key):
+    root = write_case()
+    if key:
+        (root / "inputs.json").write_text(json.dumps([{key: socket} for socket in SOCKETS]))
+    case = read_case(root)
+    assert case.ct.GetSize() == tiny_ct().GetSize()
+    assert case.record.values["Age"] == 62
+
+
+def test_inputs_json_names_other_folders(write_case):
+    root = write_case()
+    (root / "images" / "ct").rename(root / "images" / "another")
+    moved = [{"socket": {"slug": "ct-image", "relative_path": "images/another"}}]
+    (root / "inputs.json").write_text(json.dumps(moved))
+    assert read_case(root).ct.GetSize() == tiny_ct().GetSize()
+
+
+@pytest.mark.parametrize("relative", ["../../etc", "/etc"])
+def test_inputs_json_that_leaves_the_input_folder(write_case, relative):
+    root = write_case()
+    entry = [{"socket": {"slug": "ct-image", "relative_path": relative}}]
+    (root / "inputs.json").write_text(json.dumps(entry))
+    with pytest.raises(CaseError, match="leaves the input folder"):
+        read_case(root)
+
+
+def test_damaged_inputs_json_falls_back_with_a_warning(write_case):
+    root = write_case()
+    (root / "inputs.json").write_text("[{")
+    assert any("standard paths" in w for w in read_case(root).warnings)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii", ".nii.gz"])
+def test_image_suffixes(write_case, suffix):
+    assert read_case(write_case(suffix=suffix)).pet.GetSize() == tiny_pet().GetSize()
+
+
+def test_input_is_a_symlink(write_case, tmp_path):
+    root = write_case()
+    (tmp_path / "link").symlink_to(root)
+    assert read_case(tmp_path / "link").ct.GetSize() == tiny_ct().GetSize()
+
+
+def test_2026_record_with_a_trailing_comma(write_case):
+    text = '{\n "CenterID": 9,\n "Age": 62,\n "HPV Status": 1,\n}'
+    case = read_case(write_case(ehr=text))
+    assert case.record.values["HPV Status"] == 1
+    assert any("trailing comma" in w for w in case.warnings)
+
+
+@pytest.mark.parametrize("modality", ["ct", "pet"])
+def test_missing_image(write_case, modality):
+    with pytest.raises(CaseError, match=f"no image in images/{modality}"):
+        read_case(write_case(**{modality: None}))
+
+
+def test_two_images_in_one_socket(write_case):
+    root = write_case()
+    sitk.WriteImage(tiny_ct(), str(root / "images" / "ct" / "second.mha"))
+    with pytest.raises(CaseError, match="2 images in images/ct"):
+        read_case(root)
+
+
+def test_link_that_leaves_the_input_folder(write_case, tmp_path):
+    root = write_case(ct=None)
+    sitk.WriteImage(tiny_ct(), str(tmp_path / "outside.mha"))
+    (root / "images" / "ct" / "a.mha").symlink_to(tmp_path / "outside.mha")
+    with pytest.raises(CaseError, match="leaves the input folder"):
+        read_case(root)
+
+
+def test_pet_and_ct_that_do_not_overlap(write_case):
+    pet = tiny_pet()
+    pet.SetOrigin((5000.0, 0.0, 0.0))
+    with pytest.raises(CaseError, match="do not overlap"):
+        read_case(write_case(pet=pet))
+
+
+@pytest.mark.parametrize("value", [0.0, -5.0])
+def test_pet_without_signal(write_case, value):
+    with pytest.raises(CaseError, match="PET image: no voxel holds a positive value"):
+        read_case(write_case(pet=tiny_pet() * 0 + value))
+
+
+def test_constant_ct(write_case):
+    with pytest.raises(CaseError, match="CT image: every voxel has the same value"):
+        read_case(write_case(ct=tiny_ct() * 0))
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[1, 2]", '{"Age": ', "\x00\xff"])
+def test_record_that_is_not_json(write_case, text):
+    root = write_case(ehr=text)
+    with pytest.raises(CaseError, match=r"ehr\.json"):
+        read_case(root)
+    assert not read_case(root, needs_record=False).record.values
+
+
+def test_missing_record_is_a_warning(write_case):
+    assert any("ehr.json" in w for w in read_case(write_case(ehr=None)).warnings)
+
+
+def test_outputs_are_all_or_nothing(tmp_path):
+    (tmp_path / RISK_PATH).write_text("0.5")
+    with pytest.raises(RuntimeError), OutputFolder(tmp_path) as output:
+        assert not (tmp_path / RISK_PATH).exists(), "a stale output is removed at the start"
+        output.write_mask(tiny_ct())
+        output.write_json(1.0)
+        raise RuntimeError
+    assert not (tmp_path / MASK_PATH).exists()
+    assert not (tmp_path / RISK_PATH).exists()
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_risk_that_is_not_finite_is_never_written(tmp_path, value):
+    with pytest.raises(ValueError), OutputFolder(tmp_path) as output:
+        output.write_json(value)
+    assert not (tmp_path / RISK_PATH).exists()

@@ -1,0 +1,183 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hmvnet.networks.hmvnet import (
+    HMVNet,
+    HMVNetConfig,
+    WindowAttention,
+    _partition,
+    _token_groups,
+    _unpartition,
+)
+from hmvnet.networks.registry import NETWORKS, build_network
+
+SMALL = {"channels": 8, "head_channels": 8, "depths": (2, 2, 2, 2), "window": 4}
+
+
+def small_network(**options) -> HMVNet:
+    torch.manual_seed(0)
+    return HMVNet(HMVNetConfig(**(SMALL | options))).eval()
+
+
+def naive_attention(layer: WindowAttention, x: torch.Tensor) -> torch.Tensor:
+    """Token by token, from the definition: a token sees those of its (shifted) window."""
+    _, *size, channels = x.shape
+    window = [min(layer.window, n) for n in size]
+    shift = [w // 2 if layer.shift and n > w else 0 for w, n in zip(window, size)]
+    points = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij"), -1).reshape(-1, 3)
+    # Windows start at -shift: window k covers [k*w + shift - w, k*w + shift).
+    number = torch.stack([(points[:, i] - shift[i]) // window[i] for i in range(3)], 1)
+    same = (number[:, None] == number[None]).all(-1)
+    q, k, v = layer.qkv(x.reshape(-1, channels)).chunk(3, -1)
+    span = 2 * layer.window - 1
+    offset = points[:, None] - points[None]
+    index = offset + layer.window - 1
+    index = (index[..., 0] * span + index[..., 1]) * span + index[..., 2]
+    out = []
+    width = channels // layer.heads
+    for h in range(layer.heads):
+        part = slice(h * width, (h + 1) * width)
+        bias = torch.full_like(same, 0, dtype=x.dtype)
+        bias[same] = layer.position_bias[h][index[same]]
+        scores = (q[:, part] @ k[:, part].T) / width**0.5 + bias
+        out.append(scores.masked_fill(~same, -torch.inf).softmax(-1) @ v[:, part])
+    return layer.proj(torch.cat(out, -1)).reshape(x.shape)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("size", [(4, 4, 4), (8, 4, 8), (7, 9, 5), (3, 2, 10)])
+def test_window_attention_equals_its_definition(size, shift):
+    torch.manual_seed(1)
+    layer = WindowAttention(8, 2, 4, shift)
+    torch.nn.init.normal_(layer.position_bias)
+    x = torch.randn(1, *size, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), naive_attention(layer, x), atol=1e-5, rtol=1e-4)
+
+
+def test_chunked_attention_equals_unchunked(monkeypatch):
+    layer = WindowAttention(8, 2, 4, True).eval()
+    x = torch.randn(2, 10, 9, 11, 8)
+    with torch.no_grad():
+        whole = layer(x)
+        monkeypatch.setattr(WindowAttention, "mask_budget", 1)
+        torch.testing.assert_close(layer(x), whole)
+
+
+def test_bias_cache_follows_the_weights():
+    layer = WindowAttention(8, 2, 4, False).eval()
+    x = torch.randn(1, 4, 4, 4, 8)
+    with torch.inference_mode():
+        before = layer(x)
+        state = layer.state_dict()
+        state["position_bias"] = torch.randn_like(state["position_bias"]) * 3
+        layer.load_state_dict(state)
+        assert not torch.allclose(layer(x), before)
+
+
+def test_partition_and_back():
+    x = torch.randn(2, 8, 4, 12, 3)
+    assert torch.equal(_unpartition(_partition(x, (4, 2, 6)), x.shape, (4, 2, 6)), x)
+
+
+def test_no_groups_without_shift_or_padding():
+    device = torch.device("cpu")
+    assert _token_groups((4, 4, 4), (0, 0, 0), (2, 2, 2), (0, 0, 0), device) is None
+
+
+@pytest.mark.parametrize("size", [(32, 32, 32), (33, 50, 7), (2, 2, 2), (64, 31, 40)])
+@pytest.mark.parametrize("modality", ["early", "gated"])
+def test_any_input_size(size, modality):
+    network = small_network(modality=modality)
+    with torch.inference_mode():
+        logits, features = network.forward_with_features(torch.randn(1, 2, *size))
+    assert logits.shape == (1, 3, *size)
+    assert [f.shape[1] for f in features] == [16, 32, 64, 128]
+    assert torch.isfinite(logits).all()
+
+
+def test_deep_supervision_scales():
+    scales = small_network().forward_scales(torch.randn(1, 2, 32, 32, 64))
+    assert [tuple(s.shape[2:]) for s in scales] == [
+        (32, 32, 64),
+        (16, 16, 32),
+        (8, 8, 16),
+        (4, 4, 8),
+    ]
+
+
+def test_padding_at_the_end_is_air():
+    network = small_network()
+    x = torch.rand(1, 2, 20, 32, 32)
+    air = torch.tensor([0.0, -1.0]).view(1, 2, 1, 1, 1).expand(1, 2, 12, 32, 32)
+    with torch.inference_mode():
+        padded = network(torch.cat([x, air], 2))[:, :, :20]
+        torch.testing.assert_close(network(x), padded, atol=1e-5, rtol=1e-4)
+
+
+def test_far_air_does_not_change_what_is_seen():
+    """ChannelNorm: statistics of a voxel alone, so one pass over the region equals a patch."""
+    network = small_network(depths=(0, 0, 0, 0))
+    x = torch.rand(1, 2, 32, 32, 64)
+    with torch.inference_mode():
+        alone, wide = network(x[..., :32]), network(x)
+    # Convolutions reach some voxels past the cut; away from it the two agree.
+    torch.testing.assert_close(alone[..., 0, 0, 0], wide[..., 0, 0, 0], atol=2e-2, rtol=0)
+
+
+def test_every_parameter_gets_a_gradient():
+    for modality in ("early", "gated"):
+        network = small_network(modality=modality).train()
+        sum(s.square().mean() for s in network.forward_scales(torch.randn(1, 2, 64, 64, 64))).backward()
+        without = [n for n, p in network.named_parameters() if p.grad is None]
+        assert not without
+
+
+def test_left_right_learning_signal_reaches_the_loss():
+    network = small_network().train()
+    x, target = torch.rand(1, 2, 32, 32, 32), torch.zeros(1, 32, 32, 32, dtype=torch.long)
+    target[:, 8:20, 8:20, 8:20] = 1
+    x[:, 1, 8:20, 8:20, 8:20] += 1
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    losses = []
+    for _ in range(25):
+        loss = F.cross_entropy(network(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"depths": (2, 2)}, {"head_channels": 5}, {"modality": "late"}], ids=lambda w: next(iter(w))
+)
+def test_impossible_settings(wrong):
+    with pytest.raises(ValueError):
+        HMVNetConfig(**(SMALL | wrong))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("hmvnet", SMALL),
+        ("segresnet", {"init_filters": 8}),
+        ("swinunetr", {"feature_size": 12}),
+        ("resenc-unet", {"width": 4, "stages": 4}),
+        ("unet3d", {"width": 4}),
+        ("unetr", {"img_size": (32, 32, 32), "feature_size": 8}),
+    ],
+)
+def test_networks_by_name(name, options):
+    network = build_network(name, options).eval()
+    with torch.inference_mode():
+        assert network(torch.zeros(1, 2, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
+
+
+def test_unknown_network_and_option():
+    with pytest.raises(ValueError, match=r"unknown network 'hmvnet2'.*segresnet"):
+        build_network("hmvnet2")
+    for name in NETWORKS:
+        with pytest.raises(ValueError, match="bogus"):
+            build_network(name, {"bogus": 1})
