@@ -27,7 +27,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Segment GTVp and GTVn, predict RFS risk.")
     parser.add_argument("--input", type=Path, default=Path("/input"), help="input folder")
     parser.add_argument("--output", type=Path, default=Path("/output"), help="output folder")
-    parser.add_argument("--weights", type=Path, help="bundle (default: /opt/ml/model, then weights/)")
+    parser.add_argument(
+        "--weights", type=Path, help="bundle (default: /opt/ml/model, then weights/)"
+    )
     parser.add_argument(
         "--task", choices=("1", "2", "both"), default=os.environ.get("HMVNET_TASK", "both")
     )
@@ -114,8 +116,9 @@ class Narrator:
 
 
 def _lesion_table(lesions):
-    from hmvnet.case import CLASSES
     from rich.table import Table
+
+    from hmvnet.case import CLASSES
 
     columns = {
         "lesion": lambda row: CLASSES[row.label],

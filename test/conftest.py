@@ -15,7 +15,18 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hmvnet.case import Grid  # noqa: E402
+from hmvnet.case import ClinicalRecord, Grid, Outcome  # noqa: E402
+from hmvnet.config import (  # noqa: E402
+    PostprocessingSettings,
+    PreprocessingSettings,
+    PrognosisSettings,
+)
+from hmvnet.lesions import LesionFeatures  # noqa: E402
+from hmvnet.networks.registry import build_network  # noqa: E402
+from hmvnet.prognosis import LesionDescription, describe  # noqa: E402
+from hmvnet.training.engine import make_fabric  # noqa: E402
+from hmvnet.training.prognosis import Described, fit_member  # noqa: E402
+from hmvnet.weights import Manifest, PrognosisPart, SegmentationPart, write_bundle  # noqa: E402
 
 torch.set_num_threads(2)
 
@@ -68,3 +79,68 @@ def write_case(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return write
+
+
+# A coarse region (4 mm) and a small network: the whole pipeline in about a second.
+COARSE = PreprocessingSettings(spacing_mm=4.0)
+SMALL_NETWORK = {"channels": 8, "head_channels": 8, "window": 4}
+FAST_PROGNOSIS = PrognosisSettings(
+    steps=3, batch_size=8, image_spacing_mm=8.0, image_width=2, bags=3, min_concordance=0.5
+)
+
+
+def described_patients(count: int = 24, seed: int = 0, lesions: bool = True) -> list[Described]:
+    """Patients as the survival model sees them; the first lesion feature and age carry the risk."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(n // 2 for n in (78, 50, 50))
+    raw = np.zeros((2, 78, 50, 50), np.float32)
+    maps = [np.zeros((8 << i, 20 >> i, 16 >> i, 16 >> i), np.float32) for i in range(1, 5)]
+    names = describe(raw, raw, np.zeros(raw.shape[1:], np.uint8), maps, 4.0, 8.0).features.names
+    patients = []
+    for i in range(count):
+        values = rng.normal(size=len(names)).astype(np.float32)
+        if not lesions:
+            values[:] = np.nan
+        record = ClinicalRecord({"Age": 60 + 8 * rng.normal(), "Gender": float(i % 2)})
+        days = 1000 * np.exp(-float(np.nan_to_num(values[0])) + 0.1 * rng.normal())
+        image = rng.normal(size=(4, *shape)).astype(np.float32)
+        description = LesionDescription(image, LesionFeatures(names, values))
+        outcome = Outcome(float(days), bool(rng.random() < 0.6 or i < 2))
+        patients.append(Described(f"P{i:03d}", "ABC"[i % 3], description, record, outcome))
+    return patients
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory) -> Path:
+    """A bundle of both tasks with untrained networks, on the coarse region."""
+    folder = tmp_path_factory.mktemp("bundle")
+    torch.manual_seed(0)
+    network = build_network("hmvnet", SMALL_NETWORK)
+    with torch.no_grad():  # lean to the background, so that masks are sparse
+        network.scale_heads[-1].bias += torch.tensor([1.0, 0.0, 0.0])
+    patients = described_patients()
+    member = fit_member(make_fabric(folder / "run"), patients, FAST_PROGNOSIS, folder / "run")
+    prognosis = PrognosisPart(
+        settings=member.network.settings() | {"image_spacing_mm": 8.0},
+        clinical=[member.encoder.state()],
+        lesion_features=list(patients[0].description.features.names),
+        risk_quantiles=[-1.0, 0.0, 1.0],
+        expected_days=[[-1.0, 2000.0], [1.0, 500.0]],
+        files=["prognosis.safetensors"],
+    )
+    segmentation = SegmentationPart(
+        network="hmvnet",
+        options=SMALL_NETWORK,
+        patch_size=(32, 32, 32),
+        files=["fold0.safetensors"],
+        seen=[[]],
+    )
+    manifest = Manifest(
+        name="tiny",
+        preprocessing=COARSE,
+        postprocessing=PostprocessingSettings(),
+        segmentation=segmentation,
+        prognosis=prognosis,
+    )
+    files = {"fold0.safetensors": network.state_dict(), "prognosis.safetensors": member.tensors()}
+    return write_bundle(folder / "tiny", manifest, files)

@@ -129,7 +129,9 @@ def test_far_air_does_not_change_what_is_seen():
 def test_every_parameter_gets_a_gradient():
     for modality in ("early", "gated"):
         network = small_network(modality=modality).train()
-        sum(s.square().mean() for s in network.forward_scales(torch.randn(1, 2, 64, 64, 64))).backward()
+        sum(
+            s.square().mean() for s in network.forward_scales(torch.randn(1, 2, 64, 64, 64))
+        ).backward()
         without = [n for n, p in network.named_parameters() if p.grad is None]
         assert not without
 
@@ -151,7 +153,9 @@ def test_left_right_learning_signal_reaches_the_loss():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"depths": (2, 2)}, {"head_channels": 5}, {"modality": "late"}], ids=lambda w: next(iter(w))
+    "wrong",
+    [{"depths": (2, 2)}, {"head_channels": 5}, {"modality": "late"}],
+    ids=lambda w: next(iter(w)),
 )
 def test_impossible_settings(wrong):
     with pytest.raises(ValueError):

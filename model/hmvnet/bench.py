@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from monai.inferers import SlidingWindowInferer
+from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 from skimage import measure
@@ -126,7 +127,9 @@ def run_baseline(folder: Path, note: Callable[[str], None] = lambda step: None) 
     note("resample")
     with ledger("resample"):
         low, high = Grid.of(ct).intersection(Grid.of(pet)) or Grid.of(ct).extent()
-        whole = Grid(tuple(np.round(high - low).astype(int).tolist()), (1.0,) * 3, tuple(low.tolist()))
+        whole = Grid(
+            tuple(np.round(high - low).astype(int).tolist()), (1.0,) * 3, tuple(low.tolist())
+        )
         ct_mm = resample(ct, whole, fill=0, interpolator=sitk.sitkBSpline)
         pet_mm = resample(pet, whole, fill=0, interpolator=sitk.sitkBSpline)
     note("region")
@@ -149,7 +152,12 @@ def run_baseline(folder: Path, note: Callable[[str], None] = lambda step: None) 
     note("network")
     network = build_network(
         "segresnet",
-        {"init_filters": 16, "blocks_down": (1, 2, 2, 4), "blocks_up": (1, 1, 1), "dropout_prob": 0.2},
+        {
+            "init_filters": 16,
+            "blocks_down": (1, 2, 2, 4),
+            "blocks_up": (1, 1, 1),
+            "dropout_prob": 0.2,
+        },
     ).eval()
     with ledger("network"), torch.inference_mode():
         windows = SlidingWindowInferer((128,) * 3, 4, overlap=0.5, mode="gaussian")
@@ -195,6 +203,77 @@ def case_table(ours: Ledger, baseline: Ledger) -> Table:
         )
     table.add_section()
     peaks = max(baseline.peak_mb.values()), max(ours.peak_mb.values())
-    row("all but the network", baseline.total(without="network"), ours.total(without="network"), *peaks)
+    row(
+        "all but the network",
+        baseline.total(without="network"),
+        ours.total(without="network"),
+        *peaks,
+    )
     row("whole case", baseline.total(), ours.total(), *peaks)
     return table
+
+
+def network_table(names: Sequence[str], patch: int, repeats: int, console: Console) -> Table:
+    """Forward pass, training step and peak memory of networks on one patch, CPU, in one run."""
+    table = Table(title=f"{patch}^3 patch, {torch.get_num_threads()} threads, median of {repeats}")
+    for name in (
+        "network",
+        "M parameters",
+        "forward s",
+        "training step s",
+        "peak MB",
+        "forward / first",
+    ):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    reference = 0.0
+    for name in names:
+        with console.status(name):
+            options = {"img_size": (patch,) * 3} if name == "unetr" else {}
+            network = build_network(name, options).to(memory_format=torch.channels_last_3d)
+            forward, step, peak = _time_network(network, patch, repeats)
+        reference = reference or forward
+        count = sum(p.numel() for p in network.parameters()) / 1e6
+        table.add_row(
+            name,
+            f"{count:.1f}",
+            f"{forward:.2f}",
+            f"{step:.2f}",
+            f"{peak:.0f}",
+            f"{forward / reference:.1f}",
+        )
+    return table
+
+
+def _time_network(network: torch.nn.Module, patch: int, repeats: int) -> tuple[float, float, float]:
+    """Median seconds of a forward pass and of a training step; MB the forward pass adds."""
+    x = torch.rand(1, 2, patch, patch, patch).contiguous(memory_format=torch.channels_last_3d)
+    label = torch.zeros(1, patch, patch, patch, dtype=torch.long)
+    optimizer = torch.optim.AdamW(network.parameters())
+
+    def forward() -> None:
+        with torch.inference_mode():
+            network(x)
+
+    def step() -> None:
+        loss = torch.nn.functional.cross_entropy(network(x), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    network.eval()
+    before = _resident_mb()
+    with peak_memory() as peak:
+        seconds = _median_seconds(forward, repeats)
+        added = peak() - before
+    network.train()
+    return seconds, _median_seconds(step, repeats), added
+
+
+def _median_seconds(work: Callable[[], None], repeats: int) -> float:
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))

@@ -143,7 +143,9 @@ def _read_sockets(root: Path) -> tuple[Sockets, tuple[str, ...]]:
         if name is None or not isinstance(relative, str):
             continue
         if not (root / relative).resolve().is_relative_to(root):
-            raise CaseError(f"inputs.json: relative_path of '{socket['slug']}' leaves the input folder")
+            raise CaseError(
+                f"inputs.json: relative_path of '{socket['slug']}' leaves the input folder"
+            )
         found[name] = Path(relative)
     return Sockets(**found), warnings
 

@@ -1,14 +1,15 @@
-"""The command line: ``hmvnet train | eval | predict | export | phantom | compare | bench``."""
+"""The command line: ``hmvnet train | eval | export | phantom | bench``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from hmvnet.config import load_settings
+from hmvnet.weights import WeightsError
 
 app = typer.Typer(
     help="Head-and-neck PET/CT tumour segmentation and RFS prediction. Not for clinical use.",
@@ -20,9 +21,20 @@ console = Console()
 ConfigOption = Annotated[Path, typer.Option("--config", help="settings file")]
 RunOption = Annotated[Path, typer.Option("--run", help="folder of this run's files")]
 Overrides = Annotated[
-    Optional[list[str]], typer.Argument(help="settings, section.name=value", show_default=False)
+    list[str] | None, typer.Argument(help="settings, section.name=value", show_default=False)
+]
+TaskOption = Annotated[int, typer.Option(min=1, max=2, help="1 segmentation, 2 survival")]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="bundle folder; default: the shipped one")
 ]
 CONFIG = Path(__file__).resolve().parents[1] / "config.xml"
+
+
+def bundle_folder(weights: Path | None) -> Path:
+    """The bundle asked for, or the shipped one."""
+    from hmvnet.weights import find_bundle
+
+    return find_bundle(weights, Path(__file__).resolve().parents[2] / "weights")
 
 
 @app.command()
@@ -30,15 +42,101 @@ def train(
     overrides: Overrides = None,
     config: ConfigOption = CONFIG,
     run: RunOption = Path("runs/train"),
-    task: Annotated[int, typer.Option(min=1, max=2, help="1 segmentation, 2 survival")] = 1,
-    fold: Annotated[Optional[list[int]], typer.Option(help="fold(s) to train; all if left out")] = None,
+    task: TaskOption = 1,
+    weights: WeightsOption = None,
+    fold: Annotated[
+        list[int] | None, typer.Option(help="fold(s) to train; all if left out")
+    ] = None,
 ) -> None:
     """Train on a data folder; writes checkpoints, logs, curves and a weight bundle under --run."""
     settings = load_settings(config, overrides or ())
+    if task == 2:
+        from hmvnet.training.task2 import train_task2
+
+        console.print(f"bundle: {train_task2(settings, bundle_folder(weights), run)}")
+        return
     from hmvnet.training.task1 import train_task1
 
-    bundle = train_task1(settings, run, fold)
-    console.print(f"bundle: {bundle}")
+    console.print(f"bundle: {train_task1(settings, run, fold)}")
+
+
+@app.command("eval")
+def evaluate(
+    overrides: Overrides = None,
+    config: ConfigOption = CONFIG,
+    weights: WeightsOption = None,
+    run: RunOption = Path("runs/eval"),
+    task: TaskOption = 1,
+    limit: Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")] = 0,
+) -> None:
+    """Score a weight bundle on a data folder: the challenge's metrics, per patient and in all."""
+    settings = load_settings(config, overrides or ())
+    if task == 2:
+        from hmvnet.training.evaluation import evaluate_task2
+
+        evaluate_task2(settings, bundle_folder(weights), run, limit, console)
+    else:
+        from hmvnet.training.evaluation import evaluate_task1
+
+        evaluate_task1(settings, bundle_folder(weights), run, limit, console)
+
+
+@app.command()
+def export(
+    weights: WeightsOption = None,
+    size: Annotated[str, typer.Option(help="z,y,x voxels; default: the bundle's region")] = "",
+) -> None:
+    """Write the bundle's ONNX files beside its weights, and check them against torch."""
+    from hmvnet.onnx_export import export_bundle
+
+    shape = tuple(int(n) for n in size.split(",")) if size else None
+    for path, error in export_bundle(bundle_folder(weights), shape):
+        console.print(f"wrote {path}; largest difference in probability {error:.1e}")
+
+
+bench = typer.Typer(
+    help="Measure this project and its baselines side by side.", no_args_is_help=True
+)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("case")
+def bench_case(
+    weights: WeightsOption = None,
+    folder: Annotated[Path, typer.Option(help="scratch folder")] = Path("runs/bench"),
+) -> None:
+    """One 512 x 512 x 200 case: every step here and done the official baseline's way."""
+    from hmvnet.bench import case_table, run_baseline, run_ours, write_bench_case
+    from hmvnet.pipeline import Pipeline
+    from hmvnet.runtime import pick_device
+    from hmvnet.weights import load_bundle
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with console.status("making the case"):
+        write_bench_case(folder)
+    with console.status("HM-VNet"):
+        pipeline = Pipeline(
+            load_bundle(bundle_folder(weights)), pick_device("cpu"), needs_risk=False
+        )
+        run_ours(folder, pipeline)  # warm-up: first-touch of memory and lazy imports
+        ours = run_ours(folder, pipeline)
+    with console.status("baseline (minutes)") as status:
+        baseline = run_baseline(folder, lambda step: status.update(f"baseline: {step}"))
+    console.print(case_table(ours, baseline))
+
+
+@bench.command("networks")
+def bench_networks(
+    names: Annotated[str, typer.Option(help="comma-separated network names")] = (
+        "hmvnet,segresnet,swinunetr,resenc-unet,unet3d,unetr"
+    ),
+    patch: Annotated[int, typer.Option(help="edge of the patch in voxels")] = 96,
+    repeats: Annotated[int, typer.Option(min=1, help="timed passes; the median counts")] = 3,
+) -> None:
+    """Forward pass, training step and peak memory of each network on the same patch."""
+    from hmvnet.bench import network_table
+
+    console.print(network_table(names.split(","), patch, repeats, console))
 
 
 @app.command()
@@ -46,7 +144,9 @@ def phantom(
     root: Annotated[Path, typer.Argument(help="folder to write the cohort to")],
     count: Annotated[int, typer.Option(min=1, help="patients")] = 20,
     seed: Annotated[int, typer.Option(help="the cohort is a function of seed and settings")] = 0,
-    whole_body: Annotated[bool, typer.Option(help="vertex to thigh instead of head and neck")] = False,
+    whole_body: Annotated[
+        bool, typer.Option(help="vertex to thigh instead of head and neck")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
 ) -> None:
     """Write SYNTHETIC patients with known truth, in the HECKTOR 2025 layout."""
@@ -67,7 +167,7 @@ def main() -> None:
     """Run a command; wrong settings and data end in one clear line and exit code 2."""
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, WeightsError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
         raise SystemExit(2) from error
 

@@ -82,7 +82,7 @@ class TrainingSettings(_Section):
     focal_weight: float = Field(0.0, ge=0)
     validate_every: int = Field(500, ge=1)
     checkpoint_every: int = Field(100, ge=1)
-    workers: int = Field(0, ge=0)
+    initial_weights: str = ""
     seed: int = 0
 
 
@@ -130,6 +130,7 @@ class InferenceSettings(_Section):
     flips: bool = False
     time_budget_s: float = Field(240.0, gt=0)
     output: Literal["risk", "days"] = "risk"
+    backend: Literal["torch", "onnx"] = "torch"
 
 
 class Settings(_Section):

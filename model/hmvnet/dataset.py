@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import blosc2
 import numpy as np
@@ -98,7 +100,9 @@ def find_patients(root: Path | str, *, need_labels: bool = True) -> list[Patient
     if not root.is_dir():
         raise ValueError(f"data folder '{root}' does not exist")
     base = next((root / n for n in ("Task 1", "Task_1", "Task1") if (root / n).is_dir()), root)
-    patients = _from_image_folders(base) if (base / "imagesTr").is_dir() else _from_patient_folders(base)
+    patients = (
+        _from_image_folders(base) if (base / "imagesTr").is_dir() else _from_patient_folders(base)
+    )
     if not patients:
         raise ValueError(
             f"data folder '{root}' holds no patients: expected <ID>/<ID>__CT.nii.gz with __PT, or "
@@ -138,7 +142,9 @@ def _from_image_folders(base: Path) -> list[Patient]:
 
 
 def _image(folder: Path, stem: str) -> Path | None:
-    return next((p for s in (".nii.gz", ".nii", ".mha") if (p := folder / (stem + s)).is_file()), None)
+    return next(
+        (p for s in (".nii.gz", ".nii", ".mha") if (p := folder / (stem + s)).is_file()), None
+    )
 
 
 def read_tables(root: Path) -> pd.DataFrame:
@@ -170,7 +176,18 @@ def _with_row(patient: Patient, table: pd.DataFrame) -> Patient:
     return Patient(patient.patient_id, patient.ct, patient.pet, patient.label, record, outcome)
 
 
-def split_folds(patients: Sequence[Patient], settings: DataSettings) -> list[tuple[list[int], list[int]]]:
+class HasCentre(Protocol):
+    """What folds are made by."""
+
+    @property
+    def centre(self) -> str: ...
+    @property
+    def outcome(self) -> Outcome | None: ...
+
+
+def split_folds(
+    patients: Sequence[HasCentre], settings: DataSettings
+) -> list[tuple[list[int], list[int]]]:
     """Training and validation indices of every fold; a patient is in one validation part only.
 
     ``stratified`` keeps the centres' (and, where known, the events') shares alike in every fold;
@@ -194,8 +211,8 @@ def split_folds(patients: Sequence[Patient], settings: DataSettings) -> list[tup
         # Strata smaller than the number of folds cannot be spread; they share one.
         strata = [s if counts[s] >= settings.folds else "rest" for s in strata]
         splitter = StratifiedKFold(settings.folds, shuffle=True, random_state=settings.seed)
-        with np.testing.suppress_warnings() as quiet:
-            quiet.filter(UserWarning)
+        with warnings.catch_warnings():  # "rest" may be smaller than the number of folds
+            warnings.simplefilter("ignore", UserWarning)
             parts = [validation for _, validation in splitter.split(everyone, strata)]
     return [(np.setdiff1d(everyone, part).tolist(), part.tolist()) for part in parts]
 
@@ -300,7 +317,9 @@ class Cache:
 def _store(array: np.ndarray, path: Path, blocks: tuple[int, ...]) -> None:
     chunks = tuple(min(n, 4 * b) for n, b in zip(array.shape, blocks))
     blocks = tuple(min(c, b) for c, b in zip(chunks, blocks))
-    blosc2.asarray(array, urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams={"clevel": 3})
+    blosc2.asarray(
+        array, urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams={"clevel": 3}
+    )
 
 
 def _files_hash(patient: Patient) -> str:

@@ -171,10 +171,14 @@ def _metaimage_geometry(
     if fields.get("ElementNumberOfChannels", "1") != "1":
         raise CaseError(f"{name}: several values a voxel, expected a scalar image")
     if fields.get("HeaderSize", "0") != "0":
-        raise CaseError(f"{name}: HeaderSize is not supported, expected pixel data after the header")
+        raise CaseError(
+            f"{name}: HeaderSize is not supported, expected pixel data after the header"
+        )
     kind = _ELEMENT_TYPES.get(fields.get("ElementType", ""))
     if kind is None:
-        raise CaseError(f"{name}: ElementType missing or unknown, expected MET_SHORT, MET_FLOAT, ...")
+        raise CaseError(
+            f"{name}: ElementType missing or unknown, expected MET_SHORT, MET_FLOAT, ..."
+        )
     big_endian = any(
         fields.get(key, "False").lower() == "true"
         for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
@@ -312,6 +316,8 @@ def _read_nifti(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
         raise CaseError(f"{path.name}: truncated or damaged NIfTI image") from error
     if warnings:
         image.SetDirection(grid.direction)
+    for key in image.GetMetaDataKeys():  # they would be written into every image made from it
+        image.EraseMetaData(key)
     return image, warnings
 
 

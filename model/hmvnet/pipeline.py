@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -20,7 +21,7 @@ from hmvnet.imaging.roi import Region, centre_region, find_region
 from hmvnet.lesions import Lesion, lesion_table
 from hmvnet.networks.registry import build_network
 from hmvnet.prognosis import LesionDescription, Prognosis, Risk, describe
-from hmvnet.runtime import Ensemble, TorchForward
+from hmvnet.runtime import Ensemble, Forward, OnnxForward, TorchForward
 from hmvnet.weights import Bundle
 
 LOW_CONFIDENCE = 0.5
@@ -109,22 +110,31 @@ def segment(
         output = ensemble(volume)
     with stages("postprocess"):
         labels = postprocess(output.probabilities, volume[0], found.grid, postprocessing)
-    segmentation = Segmentation(
-        found, raw, volume, output.probabilities, labels, output.features
-    )
+    segmentation = Segmentation(found, raw, volume, output.probabilities, labels, output.features)
     return segmentation, output.log
 
 
 def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSettings) -> Ensemble:
-    """The bundle's segmentation networks, ready to run on a device."""
+    """The bundle's segmentation networks, ready to run on a device.
+
+    With the ``onnx`` back end a fold whose ONNX file is not there, or cannot run on the device,
+    falls back to torch; the ensemble's log says so.
+    """
     part = bundle.manifest.segmentation
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in part.options.items()}
-    members = []
+    members: list[Forward] = []
+    notes = []
     for file in part.files:
+        if settings.backend == "onnx":
+            try:
+                members.append(OnnxForward(bundle.read(Path(file).stem + ".onnx"), device))
+                continue
+            except (ImportError, RuntimeError) as error:
+                notes.append(f"{file}: torch instead of ONNX Runtime ({error})")
         network = build_network(part.network, options)
         network.load_state_dict(bundle.tensors(file))
         members.append(TorchForward(network, device, part.patch_size))
-    return Ensemble(members, settings.flips, settings.time_budget_s)
+    return Ensemble(members, settings.flips, settings.time_budget_s, tuple(notes))
 
 
 class Pipeline:

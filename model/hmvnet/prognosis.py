@@ -94,7 +94,9 @@ class PrognosisMember:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that was learnt, but the encoder (JSON), for a safetensors file."""
         state = {NETWORK_PREFIX + k: v for k, v in self.network.state_dict().items()}
-        state |= {ICARE_PREFIX + k: torch.from_numpy(np.asarray(v)) for k, v in self.head.state().items()}
+        state |= {
+            ICARE_PREFIX + k: torch.from_numpy(np.asarray(v)) for k, v in self.head.state().items()
+        }
         return state | {f"mean.{k}": v for k, v in self.branch_means.items()}
 
     @classmethod

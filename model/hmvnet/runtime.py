@@ -75,6 +75,36 @@ class TorchForward:
         return torch.softmax(logits.float(), 1), features
 
 
+class OnnxForward:
+    """An ONNX graph of fixed input size, in ONNX Runtime.
+
+    Raises:
+        RuntimeError: a GPU was asked for and ONNX Runtime would quietly use the CPU.
+    """
+
+    def __init__(self, model: bytes, device: torch.device) -> None:
+        # After torch: its CUDA libraries are those that ONNX Runtime finds.
+        import onnxruntime
+
+        wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+        self.session = onnxruntime.InferenceSession(
+            model, providers=list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
+        )
+        found = self.session.get_providers()
+        if wanted not in found:
+            raise RuntimeError(f"ONNX Runtime gave {', '.join(found)}, but {wanted} was asked for")
+        self.input = self.session.get_inputs()[0]
+
+    def __call__(self, volume: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        if list(volume.shape) != list(self.input.shape):
+            raise RuntimeError(
+                f"the ONNX graph takes {self.input.shape}, the volume is {list(volume.shape)}: "
+                "export the bundle again for this size"
+            )
+        logits, *maps = self.session.run(None, {self.input.name: volume.numpy()})
+        return torch.softmax(torch.from_numpy(logits), 1), [torch.from_numpy(m) for m in maps]
+
+
 def _autocast(device: torch.device):
     """fp16 on GPUs (a T4 has no bf16); the LayerNorms keep the logits far from fp16's limits."""
     if device.type == "cuda":
@@ -91,18 +121,23 @@ class Ensemble:
         flips: also run each on the left-right mirrored volume.
         time_budget_s: a pass that would, at the pace of the slowest so far, end later is left out;
             the first always runs.
+        notes: what the log should say besides.
     """
 
     members: Sequence[Forward]
     flips: bool = False
     time_budget_s: float = 240.0
+    notes: tuple[str, ...] = ()
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 
     def __call__(self, volume: np.ndarray) -> NetworkOutput:
         """``[2, z, y, x]`` float32 to averaged probabilities."""
         x = torch.from_numpy(np.ascontiguousarray(volume, np.float32))[None]
-        passes = [(member, mirrored) for mirrored in ((False, True) if self.flips else (False,))
-                  for member in self.members]
+        passes = [
+            (member, mirrored)
+            for mirrored in ((False, True) if self.flips else (False,))
+            for member in self.members
+        ]
         start, slowest, done = self.clock(), 0.0, 0
         total: Tensor | None = None
         features: tuple[np.ndarray, ...] = ()
@@ -127,4 +162,5 @@ class Ensemble:
             raise RuntimeError("the network gave NaN or infinite probabilities")
         left_out = len(passes) - done
         budget = f", {left_out} left out by the {self.time_budget_s:g} s budget" if left_out else ""
-        return NetworkOutput(mean, features, f"{done} of {len(passes)} network passes{budget}")
+        log = "; ".join([f"{done} of {len(passes)} network passes{budget}", *self.notes])
+        return NetworkOutput(mean, features, log)

@@ -113,7 +113,9 @@ class Bundle:
         try:
             data = (self.folder / name).read_bytes()
         except OSError as error:
-            raise WeightsError(f"{name}: weight file of '{self.manifest.name}' is missing") from error
+            raise WeightsError(
+                f"{name}: weight file of '{self.manifest.name}' is missing"
+            ) from error
         found = hashlib.sha256(data).hexdigest()
         if found != expected:
             raise WeightsError(
@@ -166,7 +168,9 @@ def load_bundle(folder: Path) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Mapping[str, Tensor]]) -> Path:
+def write_bundle(
+    folder: Path, manifest: Manifest, files: Mapping[str, Mapping[str, Tensor]]
+) -> Path:
     """Write a bundle: to a temporary folder first, then in the place of ``folder``.
 
     Args:
@@ -191,6 +195,16 @@ def write_bundle(folder: Path, manifest: Manifest, files: Mapping[str, Mapping[s
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def add_file(folder: Path, name: str) -> None:
+    """Enter a file that was put into a bundle's folder into its manifest."""
+    manifest = load_bundle(folder).manifest
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    complete = manifest.model_copy(update={"files": manifest.files | {name: digest}})
+    temporary = folder / f".{MANIFEST}.part"
+    temporary.write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / MANIFEST)
 
 
 def _compact(tensor: Tensor) -> Tensor:

@@ -69,7 +69,9 @@ def _spatial(
 
     points = _voxel_grid(patch, image.device) @ torch.from_numpy(matrix.T).to(image)
     if elastic:
-        coarse = torch.from_numpy(rng.normal(size=(1, 3, 4, 4, 4))).to(image) * settings.elastic_mm / 2
+        coarse = (
+            torch.from_numpy(rng.normal(size=(1, 3, 4, 4, 4))).to(image) * settings.elastic_mm / 2
+        )
         field = F.interpolate(coarse, patch, mode="trilinear", align_corners=True)
         points = points + field[0].movedim(0, -1)
     ct = _sample(image[:1], points, AIR[0])

@@ -64,7 +64,7 @@ def labels_onto(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
         return out
     patch = target.crop(target_box)
     image = part.image(np.ascontiguousarray(labels[box]))
-    out[target_box] = resample(
-        image, patch, fill=0, interpolator=sitk.sitkNearestNeighbor
-    ).astype(np.uint8)
+    out[target_box] = resample(image, patch, fill=0, interpolator=sitk.sitkNearestNeighbor).astype(
+        np.uint8
+    )
     return out

@@ -87,7 +87,9 @@ def centre_region(
 ) -> Region:
     """A working region centred on the body, for scans that hold no head."""
     coarse = coarse or _coarse(case)
-    index = np.argwhere(coarse.body) if coarse.body.any() else np.array([np.array(coarse.ct.shape) / 2])
+    index = (
+        np.argwhere(coarse.body) if coarse.body.any() else np.array([np.array(coarse.ct.shape) / 2])
+    )
     low, high = np.percentile(index, 1, axis=0), np.percentile(index, 99, axis=0)
     centre = coarse.point(*((low + high) / 2))
     top = centre + [0, 0, settings.size_mm[2] / 2]

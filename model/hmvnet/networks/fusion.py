@@ -150,7 +150,9 @@ class FusionNetwork(nn.Module):
                 nn.Dropout(config.dropout),
             )
             widths += config.lesion_out
-        self.fuse = nn.Sequential(nn.Linear(widths, config.fused), nn.ReLU(), nn.Dropout(config.dropout))
+        self.fuse = nn.Sequential(
+            nn.Linear(widths, config.fused), nn.ReLU(), nn.Dropout(config.dropout)
+        )
         self.risk = nn.Linear(config.fused, 1, bias=False)
 
     def settings(self) -> dict:

@@ -234,7 +234,11 @@ class SwinBlock(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Patch merging (2 x 2 x 2 convolution of stride 2), then Swin blocks.
+    """Patch merging (2 x 2 x 2 convolution of stride 2), a convolution, then Swin blocks.
+
+    The residual 3 x 3 x 3 convolution before the blocks (He et al., "SwinUNETR-V2: stronger Swin
+    Transformers with stagewise convolutions", MICCAI 2023) gives attention local features to work
+    on; it starts as the identity.
 
     ``[b, c, z, y, x]`` to ``[b, 2c, z/2, y/2, x/2]``.
     """
@@ -244,6 +248,8 @@ class SwinStage(nn.Module):
         channels = 2 * inputs
         self.merge = nn.Conv3d(inputs, channels, 2, stride=2)
         self.merge_norm = ChannelNorm(channels)
+        self.conv = conv_block(channels, channels)
+        nn.init.zeros_(self.conv[1].weight)
         self.blocks = nn.Sequential(
             *(
                 SwinBlock(
@@ -260,6 +266,7 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.merge_norm(self.merge(x))
+        x = x + self.conv(x)
         x = self.norm(self.blocks(x.movedim(1, -1)))
         return x.movedim(-1, 1)
 

@@ -21,7 +21,7 @@ SIDES = (1.0, -1.0)
 _HEAD_AND_NECK = (
     (152, 6, 8, 8), (148, 26, 34, 6), (138, 48, 62, 4), (122, 65, 83, 3), (100, 75, 96, 2),
     (75, 78, 100, 0), (45, 77, 98, -4), (20, 72, 91, -9), (0, 66, 83, -14), (-15, 61, 76, -18),
-    (-28, 57, 67, -14), (-40, 55, 58, -2), (-60, 56, 55, 6), (-90, 61, 57, 10), (-108, 74, 61, 14),
+    (-28, 61, 68, -11), (-40, 61, 63, 2), (-60, 62, 61, 10), (-90, 66, 62, 14), (-108, 77, 64, 17),
     (-122, 112, 67, 18), (-138, 160, 75, 20), (-160, 192, 86, 19), (-200, 204, 96, 17),
 )  # fmt: skip
 _TRUNK = (
@@ -303,8 +303,7 @@ def _vessels(rng: np.random.Generator, contrast: bool) -> list[Tissue]:
 def _chest(rng: np.random.Generator) -> list[Tissue]:
     tissues: list[Tissue] = []
     for s in SIDES:
-        tissues.append(
-            Tissue(Ellipsoid((s * 78, 14, -270), (72, 88, 140), 2.4), MUSCLE, 0.9))  # fmt: skip
+        tissues.append(Tissue(Ellipsoid((s * 78, 14, -270), (72, 88, 140), 2.4), MUSCLE, 0.9))
         for height in np.arange(-150.0, -400.0, -26.0):
             tissues += _rib(s, height)
         lung = Ellipsoid((s * 72, 16, -275), (56, 74, 132), 2.3)
@@ -356,7 +355,7 @@ def _trunk(rng: np.random.Generator) -> list[Tissue]:
         bowel = Ellipsoid((x, y, z), tuple(rng.uniform(12, 26, 3)))
         tissues.append(Tissue(bowel, 20.0, float(rng.uniform(1.2, 4.0))))
     for z in np.arange(-345.0, -700.0, -34.0):
-        body = Ellipsoid((0, 52 - 0.03 * (z + 345) * -1, z), (23, 17, 14), 4.0)
+        body = Ellipsoid((0, 50, z), (23, 17, 14), 4.0)
         tissues.append(Tissue(body, 380.0, 1.5))
     return tissues
 

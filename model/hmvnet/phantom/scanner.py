@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from .anatomy import AIR, FAT, MUSCLE, Anatomy, Tissue
-from .shapes import Array, Blob, Lattice, Point, label, paint
+from .anatomy import AIR, FAT, MUSCLE, Anatomy
+from .shapes import Array, Blob, Ellipsoid, Lattice, Point, label, paint
 
 ACTIVITY_MM = 2.8
 SKIN_SUV = 0.4
@@ -88,7 +88,9 @@ def draw_scan(rng: np.random.Generator, center: str, whole_body: bool) -> Scan:
     style = CENTERS[center]
     scale = tuple(np.clip(rng.normal(1.0, 0.03, 3) * rng.normal(1.0, 0.03), 0.88, 1.12))
     tilted = rng.random() < 0.2
-    tilt = tuple(rng.uniform(-1, 1, 3) * (15.0, 8.0, 10.0)) if tilted else (0.0, 0.0, 0.0)
+    # the whole body turns about the throat, so a large angle would take the legs out of the picture
+    limit = (3.0, 2.0, 8.0) if whole_body else (15.0, 8.0, 10.0)
+    tilt = rng.uniform(-1, 1, 3) * limit if tilted else np.zeros(3)
     position = tuple(rng.normal(0, (25, 40, 1)) + (0, -150, rng.uniform(-800, 400)))
     shift = rng.normal(size=3)
     length = 6.0 if rng.random() < 0.05 else rng.uniform(0, 3)
@@ -228,9 +230,8 @@ def _fill_body(
 
 def _streaks(hu: Array, lattice: Lattice, metal: Point, rng: np.random.Generator) -> None:
     """Bright and dark rays around a filling, in the slices that cut it."""
-    low, high = np.subtract(metal, (70, 70, 3)), np.add(metal, (70, 70, 3))
-    window = lattice.window(Tissue(Blob(metal, (70, 70, 3)), 0, 0).shape, 0.0)
-    if window is None or (low > high).any():
+    window = lattice.window(Ellipsoid(metal, (70, 70, 3)), 0.0)
+    if window is None:
         return
     x, y, z = lattice.coordinates(window)
     angle = np.arctan2(y - np.float32(metal[1]), x - np.float32(metal[0]))

@@ -59,7 +59,10 @@ def make_fabric(run: Path, precision: str = "auto", devices: int | str = "auto")
         if torch.cuda.is_available():
             precision = "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "16-mixed"
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    loggers = [CSVLogger(run, name="logs", version=""), TensorBoardLogger(run, name="logs", version="")]
+    loggers = [
+        CSVLogger(run, name="logs", version=""),
+        TensorBoardLogger(run, name="logs", version=""),
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fabric = Fabric(
@@ -104,7 +107,10 @@ def train(
     decay = [p for p in network.parameters() if p.ndim > 1]
     rest = [p for p in network.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        [
+            {"params": decay, "weight_decay": settings.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
         lr=settings.learning_rate,
     )
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))

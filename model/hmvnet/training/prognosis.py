@@ -40,6 +40,7 @@ class Described:
     """A patient as the survival model sees them."""
 
     patient_id: str
+    centre: str
     description: LesionDescription
     record: ClinicalRecord
     outcome: Outcome
@@ -101,7 +102,9 @@ class LesionDescriber:
         with np.load(path, allow_pickle=False) as stored:
             features = LesionFeatures(tuple(stored["names"].tolist()), stored["values"])
             description = LesionDescription(stored["image"].astype(np.float32), features)
-        return Described(patient.patient_id, description, patient.record, patient.outcome)
+        return Described(
+            patient.patient_id, patient.centre, description, patient.record, patient.outcome
+        )
 
     def _describe(self, patient: Patient, members: Sequence[int]) -> LesionDescription:
         manifest = self.bundle.manifest
@@ -119,9 +122,7 @@ class LesionDescriber:
         # With several networks in the bundle no patient gets encoder features: see Ensemble.
         maps = found.encoder_maps if len(self.ensemble.members) == 1 else ()
         spacing = manifest.preprocessing.spacing_mm
-        return describe(
-            found.raw, found.volume, found.labels, maps, spacing, self.image_spacing_mm
-        )
+        return describe(found.raw, found.volume, found.labels, maps, spacing, self.image_spacing_mm)
 
     @staticmethod
     def _write(description: LesionDescription, path: Path) -> None:
@@ -206,7 +207,9 @@ def fit_member(
         validate_every=settings.steps,
     )
     network, _ = train(fabric, network, loop, loss_of_step, run, title=title)
-    return _with_head(network.cpu().eval(), encoder, inputs.to(torch.device("cpu")), days, event, settings)
+    return _with_head(
+        network.cpu().eval(), encoder, inputs.to(torch.device("cpu")), days, event, settings
+    )
 
 
 def _config(inputs: PatientInputs, settings: PrognosisSettings) -> FusionConfig:

@@ -23,6 +23,7 @@ from hmvnet.imaging.postprocess import postprocess
 from hmvnet.networks.registry import build_network
 from hmvnet.runtime import Ensemble, TorchForward
 from hmvnet.training.engine import History, LoopSettings, train
+from hmvnet.weights import load_bundle
 
 SCALE_WEIGHTS = (1.0, 0.5, 0.25, 0.125)
 
@@ -46,7 +47,9 @@ class PatchSampler:
         rng = np.random.default_rng([self.settings.training.seed, number])
         # Every patient is seen once before any is seen twice.
         epoch, place = divmod(number, len(self.cases))
-        order = np.random.default_rng([self.settings.training.seed, epoch]).permutation(len(self.cases))
+        order = np.random.default_rng([self.settings.training.seed, epoch]).permutation(
+            len(self.cases)
+        )
         case = self.cases[order[place]]
         start = self._start(case, rng)
         size = [n + 2 * MARGIN for n in self.patch]
@@ -88,8 +91,12 @@ class SegmentationLoss(nn.Module):
     def __init__(self, focal_weight: float = 0.0) -> None:
         super().__init__()
         self.dice_ce = DiceCELoss(
-            include_background=False, to_onehot_y=True, softmax=True, batch=True,
-            smooth_nr=1.0, smooth_dr=1.0,
+            include_background=False,
+            to_onehot_y=True,
+            softmax=True,
+            batch=True,
+            smooth_nr=1.0,
+            smooth_dr=1.0,
         )
         self.focal = FocalLoss(to_onehot_y=True, use_softmax=True) if focal_weight else None
         self.focal_weight = focal_weight
@@ -160,6 +167,8 @@ def train_segmentation(
     fabric.seed_everything(options.seed, verbose=False)
     network = build_network(settings.network.name, settings.network.options)
     network = network.to(memory_format=torch.channels_last_3d)
+    if options.initial_weights:
+        take_over(network, Path(options.initial_weights))
     sampler, loss = PatchSampler(cases, settings), SegmentationLoss(options.focal_weight)
 
     def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
@@ -186,6 +195,25 @@ def train_segmentation(
     )
     figures = dict(history.validations[-1]) if history.validations else {}
     return SegmentationRun(network, history, figures)
+
+
+def take_over(network: nn.Module, folder: Path) -> int:
+    """Start from a bundle's first network: every tensor of the same name and shape is copied.
+
+    Returns:
+        How many tensors were taken over.
+
+    Raises:
+        ValueError: none fits.
+    """
+    bundle = load_bundle(folder)
+    stored = bundle.tensors(bundle.manifest.segmentation.files[0])
+    own = network.state_dict()
+    fitting = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise ValueError(f"initial_weights: nothing in bundle '{folder}' fits this network")
+    network.load_state_dict(fitting, strict=False)
+    return len(fitting)
 
 
 def evaluate(

@@ -1,0 +1,94 @@
+"""Scoring a bundle on a data folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from hmvnet import metrics
+from hmvnet.case import Grid
+from hmvnet.challenge import write_text
+from hmvnet.config import Settings
+from hmvnet.dataset import Patient, find_patients
+from hmvnet.pipeline import Pipeline
+from hmvnet.prognosis import Prognosis
+from hmvnet.runtime import pick_device
+from hmvnet.survival.evaluation import Outcomes, harrell_c
+from hmvnet.training.prognosis import outcomes_of, predict
+from hmvnet.training.task2 import load_described
+from hmvnet.weights import load_bundle
+
+
+def evaluate_task1(
+    settings: Settings, weights: Path, run: Path, limit: int, console: Console
+) -> metrics.Table1Scores:
+    """The challenge's Task 1 metrics on the CT grids, end to end, as the container would score.
+
+    Writes ``scores.csv`` (a row a patient) and ``scores.json`` under ``run``.
+    """
+    patients = find_patients(settings.data.root)[: limit or None]
+    bundle = load_bundle(weights)
+    pipeline = Pipeline(bundle, pick_device(), settings.inference, needs_risk=False)
+    scores = []
+    for patient in track(patients, "segment", console=Console(stderr=True)):
+        scores.append(_score(pipeline, patient))
+    table = metrics.aggregate(scores, [p.centre for p in patients])
+    write_text(metrics.to_frame(scores).to_csv(index=False), run / "scores.csv")
+    write_text(json.dumps(table.to_dict(), indent=2), run / "scores.json")
+    console.print(score_table({bundle.manifest.name: table}))
+    console.print(f"wrote {run / 'scores.csv'} and {run / 'scores.json'}")
+    return table
+
+
+def _score(pipeline: Pipeline, patient: Patient) -> metrics.CaseScore:
+    case = patient.read()
+    assert case.truth is not None
+    mask = sitk.GetArrayFromImage(pipeline(case).mask)
+    truth = sitk.GetArrayFromImage(case.truth)
+    spacing = Grid.of(case.ct).spacing[::-1]
+    return metrics.score_case(mask, truth, spacing, patient.patient_id)
+
+
+def score_table(rows: dict[str, metrics.Table1Scores]) -> Table:
+    """One row a method, and below it one a centre."""
+    table = Table(title="Task 1")
+    headers = ("", "patients", "GTVp mean Dice", "GTVn agg. Dice", "GTVn agg. F1", "GTVp HD95 mm")
+    for name in headers:
+        table.add_column(name, justify="right" if name else "left")
+    for name, scores in rows.items():
+        for label, one in ((name, scores), *((f"  {c}", s) for c, s in scores.per_centre.items())):
+            table.add_row(
+                label,
+                str(one.patients),
+                f"{one.gtvp_mean_dice:.4f}",
+                f"{one.gtvn_aggregated_dice:.4f}",
+                f"{one.gtvn_aggregated_f1:.4f}",
+                f"{one.gtvp_mean_hd95_mm:.1f}",
+            )
+    return table
+
+
+def evaluate_task2(
+    settings: Settings, weights: Path, run: Path, limit: int, console: Console
+) -> float:
+    """Harrell's C-index of a bundle on patients that none of its networks saw."""
+    described: Sequence = load_described(settings, weights, run)[: limit or None]
+    prognosis = Prognosis(load_bundle(weights))
+    days, event = outcomes_of(described)
+    risk = np.mean([predict(member, described) for member in prognosis.members], axis=0)
+    concordance = harrell_c(Outcomes(days, event), risk)
+    rows = [
+        f"{p.patient_id},{r:.6f},{d:g},{int(e)}" for p, r, d, e in zip(described, risk, days, event)
+    ]
+    write_text("\n".join(["PatientID,risk,RFS,Relapse", *rows]) + "\n", run / "risks.csv")
+    console.print(
+        f"C-index {concordance:.4f} on {len(described)} patients, {int(event.sum())} relapses"
+    )
+    return concordance

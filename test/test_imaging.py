@@ -1,0 +1,222 @@
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import CT_GRID, ball, tiny_ct, tiny_pet
+
+from hmvnet.case import GTVN, GTVP, Case, Grid
+from hmvnet.config import AugmentationSettings, PostprocessingSettings, PreprocessingSettings
+from hmvnet.imaging.augment import MARGIN, draw_patch
+from hmvnet.imaging.intensity import denormalise, normalise_
+from hmvnet.imaging.postprocess import (
+    apply_thresholds,
+    fill_holes,
+    keep_one_primary,
+    lesions_of,
+    merge_fragments,
+    postprocess,
+    remove_outside_body,
+    remove_specks,
+)
+from hmvnet.imaging.resample import labels_onto, resample, resample_pet_ct
+
+SETTINGS = PostprocessingSettings()
+ONE_MM = Grid((40, 40, 40), (1.0, 1.0, 1.0))
+
+
+def probabilities(*lesions: tuple[int, np.ndarray, float]) -> np.ndarray:
+    p = np.zeros((3, *ONE_MM.shape), np.float32)
+    for kind, mask, value in lesions:
+        p[kind][mask] = value
+    p[0] = 1 - p[1] - p[2]
+    return p
+
+
+TISSUE = np.full(ONE_MM.shape, 0.5, np.float32)
+
+
+def test_intensity_windows_and_back():
+    settings = PreprocessingSettings()
+    volume = np.array([[-3000, -200, 50, 300, 3000], [-1, 0, 10, 20, 90]], np.float32)
+    volume = volume.reshape(2, 1, 1, 5)
+    scaled = normalise_(volume.copy(), settings)
+    np.testing.assert_allclose(scaled[0, 0, 0], [0, 0, 0.5, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(scaled[1, 0, 0], [-1, -1, 0, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(
+        denormalise(scaled, settings)[1, 0, 0], [0, 0, 10, 20, 20], atol=1e-4
+    )
+
+
+def test_resampling_does_not_overshoot():
+    box = np.zeros(CT_GRID.shape, np.float32)
+    box[10:20, 10:20, 10:20] = 20
+    fine = Grid((100, 100, 100), (1.3, 1.3, 1.3), (-60.0, -60.0, -60.0))
+    values = resample(CT_GRID.image(box), fine, fill=0)
+    assert values.min() >= 0 and values.max() <= 20
+
+
+def test_outside_the_scan_is_air_and_no_uptake():
+    case = Case.of("x", tiny_ct(), tiny_pet())
+    far = Grid((4, 4, 4), (1.0, 1.0, 1.0), (500.0, 0.0, 0.0))
+    volume = resample_pet_ct(case, far)
+    assert (volume[0] == -1000).all() and (volume[1] == 0).all()
+
+
+AFFINES = [
+    sitk.Euler3DTransform((0, 0, 0), *angles).GetMatrix()
+    for angles in [(0, 0, 0), (0.1, 0, 0), (0, 0.2, 0), (0, 0, 0.3), (0.2, -0.3, 0.5), (0, 0, 3.14)]
+] + [(-1, 0, 0, 0, 1, 0, 0, 0, 1), (1, 0, 0, 0, -1, 0, 0, 0, 1), (1, 0, 0, 0, 1, 0, 0, 0, -1),
+     (0, 0, 1, 1, 0, 0, 0, 1, 0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("axes", AFFINES, ids=range(len(AFFINES)))
+@pytest.mark.parametrize("spacing", [(0.9, 0.9, 2.0), (1.4, 1.4, 3.3)])
+def test_mask_goes_back_to_any_grid_within_a_voxel(axes, spacing):
+    """Ten affines: the mask on the CT grid is the lesion, wherever the CT's axes point."""
+    centre, radius = np.array([12.0, -8.0, 30.0]), 14.0
+    working = Grid((120, 120, 120), (1.0, 1.0, 1.0), (-50.0, -70.0, -30.0))
+    labels = ball(working, centre, radius).astype(np.uint8)
+    matrix = np.reshape(axes, (3, 3)).astype(float)
+    size = (110, 100, 60)
+    origin = centre - matrix @ ((np.array(size) - 1) / 2 * spacing)
+    target = Grid(size, spacing, tuple(origin.tolist()), tuple(matrix.ravel().tolist()))
+    back = labels_onto(labels, working, target) > 0
+    index = np.argwhere(back)[:, ::-1]
+    offset = target.points(index.mean(axis=0, keepdims=True))[0] - centre
+    assert np.abs(offset).max() < 0.5
+    volume = back.sum() * target.voxel_ml
+    assert volume == pytest.approx(4 / 3 * np.pi * radius**3 / 1000, rel=0.04)
+    inside, outside = ball(target, centre, radius - 1.8), ball(target, centre, radius + 1.8)
+    assert back[inside].all() and not back[~outside].any()
+
+
+def test_mask_that_lies_outside_the_target_is_empty():
+    labels = np.ones(ONE_MM.shape, np.uint8)
+    far = Grid((5, 5, 5), (1.0, 1.0, 1.0), (999.0, 0.0, 0.0))
+    assert not labels_onto(labels, ONE_MM, far).any()
+
+
+def test_thresholds_are_per_class():
+    a, b = ball(ONE_MM, (10, 10, 10), 4), ball(ONE_MM, (30, 30, 30), 4)
+    p = probabilities((GTVP, a, 0.4), (GTVN, b, 0.4))
+    mask = apply_thresholds(p, SETTINGS.model_copy(update={"threshold_gtvn": 0.3}))
+    assert not (mask == GTVP).any() and (mask[b] == GTVN).all()
+
+
+def test_holes_are_filled_but_not_over_the_other_class():
+    shell = ball(ONE_MM, (20, 20, 20), 8) & ~ball(ONE_MM, (20, 20, 20), 5)
+    mask = shell.astype(np.uint8)
+    mask[20, 20, 20] = GTVN
+    filled = fill_holes(mask)
+    assert (filled[ball(ONE_MM, (20, 20, 20), 8)] > 0).all()
+    assert filled[20, 20, 20] == GTVN
+
+
+def test_specks_have_a_limit_per_class():
+    mask = np.zeros(ONE_MM.shape, np.uint8)
+    mask[5:10, 5:10, 5:10] = GTVP  # 0.125 mL
+    mask[25:30, 25:30, 25:30] = GTVN
+    kept = remove_specks(mask, ONE_MM.voxel_ml, SETTINGS)
+    assert not (kept == GTVP).any() and (kept == GTVN).sum() == 125
+
+
+def test_one_primary_is_kept_and_the_second_becomes_a_node():
+    big, small = ball(ONE_MM, (12, 12, 12), 8), ball(ONE_MM, (32, 32, 32), 5)
+    mask = (big | small).astype(np.uint8)
+    p = probabilities((GTVP, big, 0.6), (GTVP, small, 0.9))
+    out = keep_one_primary(mask, p[GTVP], ONE_MM.voxel_ml, SETTINGS)
+    assert (out[big] == GTVP).all() and (out[small] == GTVN).all()
+
+
+def test_fragment_takes_the_lesions_name():
+    node = ball(ONE_MM, (20, 20, 20), 8)
+    mask = node * np.uint8(GTVN)
+    mask[node & (np.indices(ONE_MM.shape)[0] > 26)] = GTVP
+    assert set(np.unique(merge_fragments(mask))) == {0, GTVN}
+
+
+def test_nothing_outside_the_body():
+    ct = np.zeros(ONE_MM.shape, np.float32)
+    ct[:, :, :20] = 0.5
+    mask = np.zeros(ONE_MM.shape, np.uint8)
+    mask[10:15, 10:15, 5:10] = GTVN
+    mask[10:15, 10:15, 32:38] = GTVN
+    out = remove_outside_body(mask, ct)
+    assert (out[10:15, 10:15, 5:10] == GTVN).all() and not out[..., 32:38].any()
+
+
+def test_a_confident_lesion_is_never_lost():
+    tiny = ball(ONE_MM, (20, 20, 20), 2)  # 0.033 mL: a speck for both classes
+    sure = postprocess(probabilities((GTVN, tiny, 0.95)), TISSUE, ONE_MM, SETTINGS)
+    unsure = postprocess(probabilities((GTVN, tiny, 0.6)), TISSUE, ONE_MM, SETTINGS)
+    assert (sure[tiny] == GTVN).all() and not unsure.any()
+
+
+def test_empty_probabilities_give_an_empty_mask():
+    assert not postprocess(probabilities(), TISSUE, ONE_MM, SETTINGS).any()
+
+
+def test_lesions_touch_across_corners():
+    mask = np.zeros((4, 4, 4), bool)
+    mask[0, 0, 0] = mask[1, 1, 1] = mask[3, 3, 3] = True
+    assert len(list(lesions_of(mask))) == 2
+
+
+NOTHING = AugmentationSettings(
+    flip=0, affine=0, elastic=0, intensity=0, noise=0, blur=0, low_resolution=0,
+    misalignment=0, drop_modality=0,
+)  # fmt: skip
+PATCH = (24, 24, 24)
+
+
+@pytest.fixture
+def crop():
+    rng = np.random.default_rng(0)
+    size = tuple(n + 2 * MARGIN for n in PATCH)
+    volume = rng.random((2, *size), np.float32)
+    return volume, (volume[0] > 0.7).astype(np.uint8)
+
+
+def draw(crop, seed=0, **changes):
+    settings = NOTHING.model_copy(update=changes)
+    return draw_patch(*crop, PATCH, settings, np.random.default_rng(seed))
+
+
+def test_no_augmentation_is_the_inner_crop(crop):
+    image, label = draw(crop)
+    inner = (slice(MARGIN, -MARGIN),) * 3
+    np.testing.assert_allclose(image.numpy(), crop[0][(slice(None), *inner)], atol=1e-6)
+    np.testing.assert_array_equal(label.numpy(), crop[1][inner])
+
+
+def test_flip_moves_image_and_label_together(crop):
+    image, label = draw(crop, flip=1.0)
+    plain, plain_label = draw(crop)
+    np.testing.assert_allclose(image.numpy(), plain.flip(-1).numpy(), atol=1e-6)
+    np.testing.assert_array_equal(label.numpy(), plain_label.flip(-1).numpy())
+
+
+def test_identity_warp_equals_the_crop(crop):
+    image, label = draw(crop, affine=1.0, rotation_degrees=0.0, scale=0.0)
+    plain, plain_label = draw(crop)
+    np.testing.assert_allclose(image.numpy(), plain.numpy(), atol=1e-4)
+    np.testing.assert_array_equal(label.numpy(), plain_label.numpy())
+
+
+def test_misalignment_moves_pet_only(crop):
+    image, label = draw(crop, misalignment=1.0)
+    plain, plain_label = draw(crop)
+    np.testing.assert_allclose(image[0].numpy(), plain[0].numpy(), atol=1e-4)
+    assert np.abs(image[1].numpy() - plain[1].numpy()).max() > 0.05
+    np.testing.assert_array_equal(label.numpy(), plain_label.numpy())
+
+
+@pytest.mark.parametrize(
+    "kind", ["affine", "elastic", "intensity", "noise", "blur", "low_resolution", "drop_modality"]
+)
+def test_each_augmentation_acts_and_repeats(crop, kind):
+    image, label = draw(crop, **{kind: 1.0})
+    again, label_again = draw(crop, **{kind: 1.0})
+    assert (image == again).all() and (label == label_again).all()
+    assert not np.allclose(image.numpy(), draw(crop)[0].numpy(), atol=1e-3)
+    assert image.shape == (2, *PATCH) and np.isfinite(image.numpy()).all()
+    assert set(np.unique(label.numpy())) <= {0, 1}

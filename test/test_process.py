@@ -1,0 +1,138 @@
+"""The container's entry point, run as the platform runs it: a process of its own."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import ROOT, tiny_ct, tiny_pet
+
+from hmvnet.case import Grid
+from hmvnet.challenge import MASK_PATH, RISK_PATH
+
+sys.path.insert(0, str(ROOT))
+import process  # noqa: E402
+
+
+def run(input_dir, output_dir, bundle, *options: str) -> int:
+    arguments = ["--input", str(input_dir), "--output", str(output_dir), "--weights", str(bundle)]
+    return process.main([*arguments, "--device", "cpu", *options])
+
+
+def files_in(folder) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def last_error_line(capfd) -> str:
+    lines = capfd.readouterr().err.strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def test_both_tasks(write_case, tmp_path, tiny_bundle, capsys):
+    output = tmp_path / "output"
+    assert run(write_case(), output, tiny_bundle, "--picture", str(tmp_path / "p.png")) == 0
+    assert files_in(output) == [str(MASK_PATH), str(RISK_PATH)]
+    mask = sitk.ReadImage(str(output / MASK_PATH))
+    assert Grid.of(mask).same_as(Grid.of(tiny_ct()), 1e-6)
+    assert mask.GetPixelID() == sitk.sitkUInt8
+    assert set(np.unique(sitk.GetArrayViewFromImage(mask))) <= {0, 1, 2}
+    risk = json.loads((output / RISK_PATH).read_text())
+    assert isinstance(risk, float) and math.isfinite(risk)
+    said = capsys.readouterr().out
+    assert "RFS risk" in said and "network" in said and str(output / MASK_PATH) in said
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("task", "expected"), [("1", [str(MASK_PATH)]), ("2", [str(RISK_PATH)])])
+def test_one_task(write_case, tmp_path, tiny_bundle, task, expected):
+    assert run(write_case(), tmp_path / "output", tiny_bundle, "--task", task) == 0
+    assert files_in(tmp_path / "output") == expected
+
+
+def test_expected_days_fall_with_risk(write_case, tmp_path, tiny_bundle):
+    assert run(write_case(), tmp_path / "a", tiny_bundle, "--task", "2", "--days") == 0
+    assert 500 <= json.loads((tmp_path / "a" / RISK_PATH).read_text()) <= 2000
+
+
+def test_same_input_same_output(write_case, tmp_path, tiny_bundle):
+    for name in ("a", "b"):
+        assert run(write_case(), tmp_path / name, tiny_bundle) == 0
+    for path in (MASK_PATH, RISK_PATH):
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
+
+
+@pytest.mark.parametrize("ehr", [None, {}, {"Age": None, "Gender": "x", "M-stage": 7}])
+def test_missing_and_unknown_record_fields_give_a_risk(write_case, tmp_path, tiny_bundle, ehr):
+    assert run(write_case(ehr=ehr), tmp_path / "output", tiny_bundle, "--task", "2") == 0
+    assert math.isfinite(json.loads((tmp_path / "output" / RISK_PATH).read_text()))
+
+
+BAD = {
+    "missing image": {"ct": None},
+    "no overlap": {"pet": "far"},
+    "record that is not JSON": {"ehr": "nonsense"},
+    "PET without signal": {"pet": "zero"},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_ends_in_one_clear_line_and_no_output(
+    write_case, tmp_path, tiny_bundle, capfd, name
+):
+    changes = dict(BAD[name])
+    if changes.get("pet") == "far":
+        changes["pet"] = tiny_pet()
+        changes["pet"].SetOrigin((9999.0, 0.0, 0.0))
+    elif changes.get("pet") == "zero":
+        changes["pet"] = tiny_pet() * 0
+    output = tmp_path / "output"
+    (output / MASK_PATH).parent.mkdir(parents=True)
+    (output / MASK_PATH).write_bytes(b"stale")
+    assert run(write_case(**changes), output, tiny_bundle) == process.EXIT_BAD_INPUT
+    assert files_in(output) == []
+    line = last_error_line(capfd)
+    assert line.startswith("error: ") and len(line) > 20
+
+
+@pytest.mark.parametrize("damage", ["manifest", "hash", "missing"])
+def test_damaged_weights(write_case, tmp_path, tiny_bundle, capfd, damage):
+    import shutil
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    if damage == "manifest":
+        (bundle / "manifest.json").write_text("{}")
+    elif damage == "hash":
+        file = bundle / "fold0.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    else:
+        (bundle / "fold0.safetensors").unlink()
+    assert run(write_case(), tmp_path / "output", bundle) == process.EXIT_FAILED
+    assert "error: " in last_error_line(capfd)
+    assert files_in(tmp_path / "output") == []
+
+
+def test_runs_as_a_process_with_nothing_installed_on_the_path(write_case, tmp_path, tiny_bundle):
+    """From another working directory, and with SIGTERM's exit code free for the platform."""
+    command = [sys.executable, str(ROOT / "process.py"), "--input", str(write_case())]
+    command += ["--output", str(tmp_path / "out"), "--weights", str(tiny_bundle), "--task", "1"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert files_in(tmp_path / "out") == [str(MASK_PATH)]
+
+
+def test_out_of_memory_is_a_clear_line(write_case, tmp_path, tiny_bundle, capfd, monkeypatch):
+    monkeypatch.setattr(process, "run", lambda options: (_ for _ in ()).throw(MemoryError))
+    assert run(write_case(), tmp_path / "output", tiny_bundle) == process.EXIT_FAILED
+    assert "out of memory" in last_error_line(capfd)
+
+
+def test_unknown_device(write_case, tmp_path, tiny_bundle, capfd):
+    arguments = ["--input", str(write_case()), "--output", str(tmp_path / "o")]
+    code = process.main([*arguments, "--weights", str(tiny_bundle), "--device", "cuda:7"])
+    assert code != 0 and "cuda:7" in last_error_line(capfd)
