@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,8 @@ from hmvnet.training.engine import make_fabric  # noqa: E402
 from hmvnet.training.prognosis import Described, fit_member  # noqa: E402
 from hmvnet.weights import Manifest, PrognosisPart, SegmentationPart, write_bundle  # noqa: E402
 
-torch.set_num_threads(2)
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(2)
 
 CT_GRID = Grid((48, 48, 40), (4.0, 4.0, 5.0), (-96.0, -96.0, -100.0))
 PET_GRID = Grid((40, 40, 36), (5.0, 5.0, 6.0), (-100.0, -100.0, -104.0))

@@ -19,7 +19,7 @@ from .outcome import LESION_TERMS, TABLE_TERMS, WeibullCox, best_c_index
 from .patient import PatientPlan, PhantomSettings, draw_patient
 from .render import Phantom, plan_truth, render
 
-VERSION = 1
+VERSION = 2
 TABLE = "HECKTOR_2025_Training_{}.csv"
 COLUMNS = (
     "CenterID",
@@ -74,9 +74,9 @@ def write_cohort(
 ) -> CohortSummary:
     """Write `count` phantoms under `root` in the HECKTOR 2025 layout.
 
-    Tables are written first to last: patient folders, then tables, then `SYNTHETIC.md`. A patient's
-    folder appears whole or not at all; one that is already there is kept, so an interrupted cohort
-    can be continued. `on_progress(done, count)` is called after each patient.
+    Patient folders come first, then the tables, then `SYNTHETIC.md`. A patient's folder appears
+    whole or not at all; one that is already there is kept, so an interrupted cohort can be
+    continued. `on_progress(done, count)` is called after each patient.
 
     Raises ValueError for a count or jobs below 1, or when `root` holds another cohort.
     """
@@ -139,7 +139,8 @@ def _write_patient(root: Path, plan: PatientPlan, compress_level: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     for image, file in _files(phantom):
-        image.SetMetaData("descrip", "SYNTHETIC phantom, not a patient")
+        # the NIfTI header's `descrip`, as ITK calls it
+        image.SetMetaData("ITK_FileNotes", "SYNTHETIC phantom, not a patient")
         sitk.WriteImage(image, str(first / file), True, compress_level)
         _link(first / file, second / file)
     for folder in (first, second):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 import numpy as np
 
 from .anatomy import body_outline
 from .outcome import WeibullCox
 from .scanner import CENTERS, Scan, draw_scan
-from .shapes import Blob, Point
+from .shapes import Blob, Point, Wave
 
 GTVP, GTVN = 1, 2
 
@@ -128,8 +127,8 @@ def draw_patient(
         settings=settings,
         scan=scan,
         lesions=lesions,
-        record=MappingProxyType(_record(rng, health, center)),
-        covariates=MappingProxyType(covariates),
+        record=_record(rng, health, center),
+        covariates=covariates,
         linear_predictor=eta,
         rfs_days=days,
         relapse=relapse,
@@ -226,11 +225,8 @@ def _lesion(
     primary = label == GTVP
     aspect = np.exp(rng.normal(0, 0.16 if primary else 0.12, 3))
     aspect[2] *= 1.15
-    waves = [
-        (*rng.normal(0, 1.7, 3), rng.uniform(0, 2 * np.pi), rng.uniform(0.03, 0.1))
-        for _ in range(4 if primary else 2)
-    ]
-    blob = Blob(center, tuple(aspect), tuple(tuple(map(float, wave)) for wave in waves))
+    waves = tuple(_wave(rng) for _ in range(4 if primary else 2))
+    blob = Blob(center, tuple(aspect), waves)
     unit_ml = blob.unit_volume() * float(np.prod(aspect) * np.prod(scan.scale)) / 1000.0
     blob = blob.scaled((volume_ml / unit_ml) ** (1 / 3))
     share = 0.0
@@ -244,6 +240,11 @@ def _lesion(
     hu = 55.0 + float(rng.uniform(35, 60) if dim else rng.uniform(20, 55))
     core = blob.scaled(share ** (1 / 3)) if share else None
     return Lesion(label, site, blob, core, volume_ml, share * volume_ml, hu, suv)
+
+
+def _wave(rng: np.random.Generator) -> Wave:
+    kx, ky, kz = map(float, rng.normal(0, 1.7, 3))
+    return kx, ky, kz, float(rng.uniform(0, 2 * np.pi)), float(rng.uniform(0.03, 0.1))
 
 
 def _radius(volume_ml: float) -> float:

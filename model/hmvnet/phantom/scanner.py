@@ -267,8 +267,8 @@ def _activity_frame(scan: Scan) -> Frame:
     high = np.add(scan.pet.origin, np.multiply(scan.pet.size, scan.pet.spacing)) + 8.0
     low[:2] = np.maximum(low[:2], np.subtract(scan.position[:2], (285, 175)))
     high[:2] = np.minimum(high[:2], np.add(scan.position[:2], (285, 175)))
-    size = np.ceil((high - low) / ACTIVITY_MM).astype(int) + 1
-    return Frame(tuple(int(n) for n in size), (ACTIVITY_MM,) * 3, _point(low))
+    x, y, z = (int(n) + 1 for n in np.ceil((high - low) / ACTIVITY_MM))
+    return Frame((x, y, z), (ACTIVITY_MM,) * 3, _point(low))
 
 
 def _frame(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Point = tuple[float, float, float]
+Wave = tuple[float, float, float, float, float]
 
 
 class Shape(Protocol):
@@ -55,7 +57,7 @@ class Blob:
 
     center: Point
     radii: Point
-    waves: tuple[tuple[float, float, float, float, float], ...] = ()
+    waves: tuple[Wave, ...] = ()
 
     def bounds(self) -> tuple[Point, Point]:
         swell = 1.0 + sum(abs(wave[4]) for wave in self.waves)
@@ -139,7 +141,7 @@ class Profile:
 def tube(points: Sequence[Point], radii: Sequence[float]) -> list[Shape]:
     """A bent tube as capsules from point to point."""
     ends = list(zip(points, radii, strict=True))
-    return [Capsule(a, b, ra, rb) for (a, ra), (b, rb) in zip(ends, ends[1:], strict=False)]
+    return [Capsule(a, b, ra, rb) for (a, ra), (b, rb) in pairwise(ends)]
 
 
 @dataclass(frozen=True)

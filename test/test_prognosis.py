@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+import torch
+from conftest import FAST_PROGNOSIS, described_patients
+from test_dataset import write_patient
+
+from hmvnet.config import DataSettings, Settings
+from hmvnet.dataset import find_patients
+from hmvnet.networks.fusion import (
+    FusionConfig,
+    FusionNetwork,
+    LesionStandardiser,
+    PatientInputs,
+)
+from hmvnet.prognosis import Prognosis, PrognosisMember, describe
+from hmvnet.survival.evaluation import Outcomes, harrell_c
+from hmvnet.training import task2
+from hmvnet.training.engine import make_fabric
+from hmvnet.training.prognosis import (
+    LeakError,
+    LesionDescriber,
+    fit_member,
+    inputs_of,
+    outcomes_of,
+    predict,
+)
+from hmvnet.weights import all_tensors, fingerprint, load_bundle, write_bundle
+
+
+def inputs(count: int = 4) -> PatientInputs:
+    return PatientInputs(
+        torch.rand(count, 4, 16, 16, 16), torch.rand(count, 5), torch.rand(count, 7)
+    )
+
+
+@pytest.mark.parametrize(
+    "branches", [("image", "table", "lesions"), ("image", "table"), ("lesions",), ("table",)]
+)
+def test_branches_and_ablations(branches):
+    network = FusionNetwork(FusionConfig(5, 7, branches, image_width=2))
+    assert network.embed(inputs()).shape == (4, 256)
+    network(inputs()).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    outputs = network.eval().branch_outputs(inputs())
+    widths = {"image": 512, "table": 32, "lesions": 2048}
+    assert {k: v.shape[1] for k, v in outputs.items()} == {b: widths[b] for b in branches}
+
+
+@pytest.mark.parametrize("branches", [(), ("image", "genes")])
+def test_unknown_branches(branches):
+    with pytest.raises(ValueError, match="branches"):
+        FusionConfig(5, 7, branches)
+
+
+def test_standardiser_is_fitted_on_seen_values_and_fills_the_rest():
+    values = torch.tensor([[0.0, 5.0, 3.0], [100.0, torch.nan, 3.0], [1e8, 7.0, 3.0]])
+    standardise = LesionStandardiser(3).fit(values)
+    z = standardise(values)
+    assert torch.isfinite(z).all() and z[:, 0].mean().abs() < 1e-5
+    assert z[1, 1] == 0 and (z[:, 2] == 0).all()
+    assert torch.isfinite(standardise(torch.full((1, 3), torch.nan))).all()
+
+
+def fit(tmp_path, patients, **changes) -> PrognosisMember:
+    settings = FAST_PROGNOSIS.model_copy(update={"branches": ("table", "lesions")} | changes)
+    return fit_member(make_fabric(tmp_path), patients, settings, tmp_path)
+
+
+def test_higher_risk_is_earlier_recurrence(tmp_path):
+    """End to end: the first lesion feature shortens the simulated time to recurrence."""
+    member = fit(tmp_path, described_patients(60), steps=60, batch_size=32)
+    unseen = described_patients(60, seed=1)
+    concordance = harrell_c(Outcomes(*outcomes_of(unseen)), predict(member, unseen))
+    assert concordance > 0.55
+
+
+def test_member_survives_its_tensors(tmp_path):
+    patients = described_patients()
+    member = fit(tmp_path, patients)
+    again = PrognosisMember.from_tensors(
+        member.encoder, member.network.config, {k: v.clone() for k, v in member.tensors().items()}
+    )
+    np.testing.assert_allclose(predict(member, patients), predict(again, patients), atol=1e-5)
+
+
+def test_no_lesion_and_no_record_give_a_finite_risk(tmp_path):
+    member = fit(tmp_path, described_patients())
+    risk = predict(member, described_patients(3, lesions=False))
+    assert np.isfinite(risk).all()
+
+
+def test_branch_effects_are_those_of_the_branches_in_use(tmp_path):
+    patients = described_patients()
+    member = fit(tmp_path, patients)
+    effects = member.branch_effects(inputs_of(patients[:1], member.encoder))
+    assert set(effects) == {"table", "lesions"} and np.isfinite(list(effects.values())).all()
+
+
+@pytest.mark.parametrize("count", [5, 0])
+def test_too_few_patients(tmp_path, count):
+    with pytest.raises(ValueError, match="expected at least 10"):
+        fit(tmp_path, described_patients()[:count])
+
+
+def test_a_planted_leak_is_caught(tiny_bundle, tmp_path):
+    """A patient whose own segmentation network saw it must not be described by that network."""
+    write_patient(tmp_path / "data", "A-1", "plain")
+    (patient,) = find_patients(tmp_path / "data")
+    bundle = load_bundle(tiny_bundle)
+    part = bundle.manifest.segmentation.model_copy(update={"seen": [[fingerprint("A-1")]]})
+    leaky = bundle.manifest.model_copy(update={"segmentation": part})
+    folder = write_bundle(tmp_path / "leaky", leaky, all_tensors(bundle))
+    describer = LesionDescriber(load_bundle(folder), torch.device("cpu"), 8.0, tmp_path)
+    with pytest.raises(LeakError, match="A-1"):
+        describer.unseen_members("A-1")
+    assert describer.unseen_members("A-2") == [0]
+    with pytest.raises(ValueError, match="no outcome"):
+        describer(patient)
+
+
+def test_fit_inside_a_fold_never_sees_the_others(tmp_path, monkeypatch):
+    """Every fit gets training patients only, and every patient is predicted exactly once."""
+    patients = described_patients(30)
+    fitted, predicted = [], []
+
+    def record_fit(settings, some, folder):
+        fitted.append({p.patient_id for p in some})
+        return None
+
+    def record_predict(member, some):
+        predicted.append({p.patient_id for p in some})
+        return np.random.default_rng(0).random(len(some))
+
+    monkeypatch.setattr(task2, "_fit", record_fit)
+    monkeypatch.setattr(task2, "predict", record_predict)
+    settings = Settings(data=DataSettings(folds=3))
+    risks, _ = task2.cross_validate(settings, patients, tmp_path)
+    assert np.isfinite(risks).all() and len(fitted) == 3
+    assert all(not seen & new for seen, new in zip(fitted, predicted))
+    assert sorted(i for part in predicted for i in part) == [p.patient_id for p in patients]
+
+
+def test_bundle_refuses_features_it_was_not_trained_on(tiny_bundle):
+    prognosis = Prognosis(load_bundle(tiny_bundle))
+    raw = np.zeros((2, 20, 20, 20), np.float32)
+    description = describe(raw, raw, np.zeros((20, 20, 20), np.uint8), [], 4.0, 8.0)
+    with pytest.raises(ValueError, match="parts do not fit"):
+        prognosis(description, described_patients(1)[0].record)

@@ -1,0 +1,173 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import COARSE, SMALL_NETWORK
+from test_dataset import write_patient
+
+from hmvnet.config import NetworkSettings, Settings, TrainingSettings
+from hmvnet.dataset import Cache, find_patients
+from hmvnet.training.engine import LoopSettings, learning_rate, make_fabric
+from hmvnet.training.segmentation import (
+    PatchSampler,
+    SegmentationLoss,
+    _shrink,
+    evaluate,
+    take_over,
+    train_segmentation,
+)
+
+PATCH = (32, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for i in range(3):
+        write_patient(root, f"A-{i}", "plain")
+    cache = Cache(root / "cache", COARSE, "centre")
+    return [cache.get(p) for p in find_patients(root)]
+
+
+def settings(**training) -> Settings:
+    defaults = {"patch_size": PATCH, "warmup_steps": 2, "checkpoint_every": 2, "steps": 6}
+    return Settings(
+        preprocessing=COARSE,
+        network=NetworkSettings(options=SMALL_NETWORK),
+        training=TrainingSettings(**(defaults | training)),
+    )
+
+
+def test_a_sample_depends_on_its_number_alone(cases):
+    sampler = PatchSampler(cases, settings())
+    image, label = sampler(7)
+    sampler(3)
+    again, label_again = PatchSampler(cases, settings())(7)
+    assert torch.equal(image, again) and torch.equal(label, label_again)
+    assert image.shape == (2, *PATCH) and label.shape == PATCH
+    assert not torch.equal(image, sampler(8)[0])
+
+
+def test_tumour_patches_hold_tumour_and_all_patients_come_up(cases):
+    sampler = PatchSampler(cases, settings(tumour_fraction=1.0))
+    labels = [sampler(i)[1] for i in range(12)]
+    assert np.mean([(label > 0).any().item() for label in labels]) > 0.8
+
+
+def test_patches_at_the_border_are_padded_with_air(cases):
+    sampler = PatchSampler(cases, settings(patch_size=(96, 64, 64), tumour_fraction=0.0))
+    image, _ = sampler(0)
+    assert image.shape == (2, 96, 64, 64) and torch.isfinite(image).all()
+
+
+def test_shrink_takes_the_commonest_class():
+    label = torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
+    label[:, :2, :2, :2] = 2
+    label[:, 2:, 2:, 3] = 1
+    small = _shrink(label, (2, 2, 2))
+    assert small[0, 0, 0, 0] == 2 and small[0, 1, 0, 0] == 0
+
+
+def test_loss_is_least_at_the_truth():
+    label = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
+    label[:, :3], label[:, 5:] = 1, 2
+    right = torch.nn.functional.one_hot(label.long(), 3).movedim(-1, 1).float() * 20
+    for loss in (SegmentationLoss(), SegmentationLoss(focal_weight=1.0)):
+        best, worst = loss([right], label), loss([-right], label)
+        assert best < 0.01 < worst
+
+
+def test_learning_rate_warms_up_and_falls():
+    loop = LoopSettings(100, 1.0, 0, 10, 1, 0.9, 1, 1)
+    rates = [learning_rate(s, loop) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0)
+    assert rates[-1] < 0.02 and all(a >= b for a, b in zip(rates[10:], rates[11:]))
+
+
+def weights_of(network) -> dict:
+    return {k: v.clone() for k, v in network.state_dict().items()}
+
+
+def test_killed_and_resumed_equals_uninterrupted(cases, tmp_path):
+    whole = train_segmentation(make_fabric(tmp_path / "a"), settings(), cases, [], tmp_path / "a")
+    killed = tmp_path / "b"
+    train_segmentation(
+        make_fabric(killed), settings(), cases, [], killed, stop=lambda step: step == 3
+    )
+    resumed = train_segmentation(make_fabric(killed), settings(), cases, [], killed)
+    for key, value in weights_of(whole.network).items():
+        assert torch.equal(value, weights_of(resumed.network)[key]), key
+    assert [r["step"] for r in resumed.history.losses] == list(range(6))
+
+
+def test_checkpoint_of_another_network_is_refused(cases, tmp_path):
+    train_segmentation(make_fabric(tmp_path), settings(steps=1), cases, [], tmp_path)
+    other = settings().model_copy(
+        update={"network": NetworkSettings(options=SMALL_NETWORK | {"channels": 16})}
+    )
+    with pytest.raises(ValueError, match="another network"):
+        train_segmentation(make_fabric(tmp_path), other, cases, [], tmp_path)
+
+
+def test_unknown_network_stops_before_training(cases, tmp_path):
+    wrong = settings().model_copy(update={"network": NetworkSettings(name="vnet9")})
+    with pytest.raises(ValueError, match="unknown network"):
+        train_segmentation(make_fabric(tmp_path), wrong, cases, [], tmp_path)
+
+
+def test_initial_weights_are_taken_over(tiny_bundle):
+    from hmvnet.networks.registry import build_network
+
+    network = build_network("hmvnet", SMALL_NETWORK)
+    assert take_over(network, tiny_bundle) == len(network.state_dict())
+    with pytest.raises(ValueError, match="nothing in bundle"):
+        take_over(build_network("unet3d", {"width": 4}), tiny_bundle)
+
+
+def test_evaluation_runs_the_whole_region(cases, tmp_path):
+    run = train_segmentation(make_fabric(tmp_path), settings(steps=1), cases, [], tmp_path)
+    scores = evaluate(run.network, cases[:1], settings(), torch.device("cpu"))
+    assert scores[0].patient_id == "A-0" and 0 <= scores[0].gtvp.dice <= 1
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from test_training import settings, PATCH
+from conftest import COARSE
+from hmvnet.dataset import Cache, find_patients
+from hmvnet.training.engine import make_fabric
+from hmvnet.training.segmentation import train_segmentation
+torch.set_num_threads(1)
+root, run = Path({data!r}), Path({run!r})
+cache = Cache(root / "cache", COARSE, "centre")
+cases = [cache.get(p) for p in find_patients(root)]
+fabric = make_fabric(run)
+out = train_segmentation(fabric, settings(steps=3, batch_size=2), cases, [], run)
+if fabric.global_rank == 0:
+    torch.save(out.network.state_dict(), run / "weights.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    for i in range(2):
+        write_patient(tmp_path / "data", f"A-{i}", "plain")
+    found = []
+    for processes in (1, 2):
+        run = tmp_path / f"run{processes}"
+        run.mkdir()
+        script = tmp_path / f"train{processes}.py"
+        here = os.path.dirname(__file__)
+        script.write_text(SCRIPT.format(here=here, data=str(tmp_path / "data"), run=str(run)))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={processes}", str(script)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(torch.load(run / "weights.pt", weights_only=True))
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key], atol=2e-4, rtol=1e-3, msg=key)
