@@ -92,7 +92,7 @@ FAST_PROGNOSIS = PrognosisSettings(
 
 
 def described_patients(count: int = 24, seed: int = 0, lesions: bool = True) -> list[Described]:
-    """Patients as the survival model sees them; the first lesion feature and age carry the risk."""
+    """Patients as the survival model sees them; many lesion features share what drives the risk."""
     rng = np.random.default_rng(seed)
     shape = tuple(n // 2 for n in (78, 50, 50))
     raw = np.zeros((2, 78, 50, 50), np.float32)
@@ -100,11 +100,13 @@ def described_patients(count: int = 24, seed: int = 0, lesions: bool = True) -> 
     names = describe(raw, raw, np.zeros(raw.shape[1:], np.uint8), maps, 4.0, 8.0).features.names
     patients = []
     for i in range(count):
+        burden = rng.normal()
         values = rng.normal(size=len(names)).astype(np.float32)
+        values[:200] += 2 * burden
         if not lesions:
             values[:] = np.nan
         record = ClinicalRecord({"Age": 60 + 8 * rng.normal(), "Gender": float(i % 2)})
-        days = 1000 * np.exp(-float(np.nan_to_num(values[0])) + 0.1 * rng.normal())
+        days = 1000 * np.exp(-burden + 0.1 * rng.normal())
         image = rng.normal(size=(4, *shape)).astype(np.float32)
         description = LesionDescription(image, LesionFeatures(names, values))
         outcome = Outcome(float(days), bool(rng.random() < 0.6 or i < 2))

@@ -53,6 +53,7 @@ class DataSettings(_Section):
     folds: int = Field(5, ge=2)
     fold_by: Literal["stratified", "leave-one-centre-out"] = "stratified"
     region: Literal["head-neck", "centre"] = "head-neck"
+    note: str = ""
     seed: int = 0
 
 
@@ -112,7 +113,7 @@ class PostprocessingSettings(_Section):
 
 
 class PrognosisSettings(_Section):
-    steps: int = Field(1500, ge=1)
+    steps: int = Field(150, ge=1)
     batch_size: int = Field(16, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)

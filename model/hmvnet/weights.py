@@ -157,8 +157,9 @@ def load_bundle(folder: Path) -> Bundle:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not a readable manifest") from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise WeightsError(f"{path}: bundle format {raw.get('format')!r}, expected {FORMAT}")
+    found = raw.get("format") if isinstance(raw, dict) else None
+    if found != FORMAT:
+        raise WeightsError(f"{path}: bundle format {found!r}, expected {FORMAT}")
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:

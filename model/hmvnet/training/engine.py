@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -41,8 +42,9 @@ class LoopSettings:
 
 @dataclass
 class History:
-    """What was measured on the way: rows of ``{"step": ..., name: value}``."""
+    """What was measured on the way: rows of ``{"step": ..., name: value}``, and the seconds."""
 
+    seconds: float = 0.0
     losses: list[dict[str, float]] = field(default_factory=list)
     validations: list[dict[str, float]] = field(default_factory=list)
 
@@ -118,6 +120,7 @@ def train(
     wrapped, optimizer = fabric.setup(network, optimizer)
     history = History()
     start = _resume(run, wrapped, average, optimizer, history, fabric)
+    before, began = history.seconds, time.monotonic()
     with _progress(fabric) as progress:
         task = progress.add_task(title, total=settings.steps, completed=start, note="")
         for step in range(start, settings.steps):
@@ -146,6 +149,7 @@ def train(
                 fabric.log_dict({f"validation/{k}": v for k, v in figures.items()}, step)
                 progress.console.print(f"step {done}: " + _text(figures))
             last = done == settings.steps or stop(done)
+            history.seconds = before + time.monotonic() - began
             if last or done % settings.checkpoint_every == 0:
                 _save(run, done, wrapped, average, optimizer, history, fabric)
             if last:
@@ -197,6 +201,7 @@ def _save(
             "optimizer": optimizer.state_dict(),
             "losses": history.losses,
             "validations": history.validations,
+            "seconds": history.seconds,
         }
         run.mkdir(parents=True, exist_ok=True)
         temporary = run / (CHECKPOINT + ".part")
@@ -225,4 +230,5 @@ def _resume(
         raise ValueError(f"{path}: checkpoint of another network or settings: {error}") from error
     history.losses[:] = state["losses"]
     history.validations[:] = state["validations"]
+    history.seconds = float(state["seconds"])
     return int(state["step"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,8 +96,7 @@ def train_task1(
         ValueError: as :func:`plan_folds`, or an unknown network.
     """
     plan = plan_folds(settings, folds)
-    started = time.monotonic()
-    networks, figures = {}, {}
+    networks, figures, minutes = {}, {}, 0.0
     for fold in plan:
         folder = run / f"fold{fold.number}"
         fabric = make_fabric(folder, settings.training.precision)
@@ -110,6 +108,7 @@ def train_task1(
         result = train_segmentation(fabric, settings, train, validation, folder, stop=stop)
         networks[f"fold{fold.number}.safetensors"] = result.network.state_dict()
         figures[f"fold{fold.number}"] = dict(result.figures)
+        minutes += result.history.seconds / 60
         if fabric.global_rank == 0:
             _draw(result, validation, settings, folder)
     manifest = Manifest(
@@ -125,11 +124,12 @@ def train_task1(
             seen=[[fingerprint(p.patient_id) for p in fold.train] for fold in plan],
         ),
         trained_on={
-            "data": Path(settings.data.root).name,
+            "data": settings.data.note or Path(settings.data.root).name,
+            "initial_weights": Path(settings.training.initial_weights).parent.name,
             "patients": len({p.patient_id for f in plan for p in f.train}),
             "steps": settings.training.steps,
             "batch_size": settings.training.batch_size,
-            "minutes_of_this_call": round((time.monotonic() - started) / 60, 1),
+            "minutes": round(minutes, 1),
             "device": "GPU" if torch.cuda.is_available() else "CPU",
             "torch": torch.__version__,
         },
