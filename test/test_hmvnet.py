@@ -176,7 +176,8 @@ def test_impossible_settings(wrong):
 def test_networks_by_name(name, options):
     network = build_network(name, options).eval()
     with torch.inference_mode():
-        assert network(torch.zeros(1, 2, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
+        size = (64, 64, 64) if name == "swinunetr" else (32, 32, 32)  # it fails on 32
+        assert network(torch.zeros(1, 2, *size)).shape == (1, 3, *size)
 
 
 def test_unknown_network_and_option():

@@ -60,7 +60,8 @@ def draw_cohort(
     for index in range(count):
         state = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint32)
         plan = draw_patient(int(state[0]), settings)
-        yield plan.renamed(f"SYN-{plan.scan.center}-{index + 1:04d}")
+        # With the seed, so that patients of two cohorts never share a name.
+        yield plan.renamed(f"SYN-{plan.scan.center}-{seed}-{index + 1:04d}")
 
 
 def write_cohort(

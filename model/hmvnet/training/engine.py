@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
+from lightning_fabric.loggers import TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -50,7 +51,7 @@ class History:
 
 
 def make_fabric(run: Path, precision: str = "auto", devices: int | str = "auto") -> Fabric:
-    """A launched Fabric that logs to CSV and TensorBoard under ``run``.
+    """A launched Fabric that logs to TensorBoard under ``run``.
 
     ``torchrun`` and Slurm are recognised by Fabric itself. ``auto`` precision is bf16 where the
     GPU has it, fp16 (with Fabric's gradient scaler, which skips steps with inf) on older ones, and
@@ -61,10 +62,7 @@ def make_fabric(run: Path, precision: str = "auto", devices: int | str = "auto")
         if torch.cuda.is_available():
             precision = "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "16-mixed"
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    loggers = [
-        CSVLogger(run, name="logs", version=""),
-        TensorBoardLogger(run, name="logs", version=""),
-    ]
+    loggers = [TensorBoardLogger(run, name="logs", version="")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fabric = Fabric(
@@ -207,6 +205,10 @@ def _save(
         temporary = run / (CHECKPOINT + ".part")
         torch.save(state, temporary)
         os.replace(temporary, run / CHECKPOINT)
+        # From the history rather than a logger, which would forget the steps before a resume.
+        for name, rows in (("losses", history.losses), ("validations", history.validations)):
+            if rows:
+                pd.DataFrame(rows).to_csv(run / f"{name}.csv", index=False)
     fabric.barrier()
 
 
