@@ -1,4 +1,4 @@
-"""Evaluate a weight bundle: ``python model/eval.py --weights runs/x/bundle data.root=...`` (see ``--help``)."""
+"""Evaluate a bundle: ``python model/eval.py --weights DIR data.root=DIR`` (see ``--help``)."""
 
 import sys
 

@@ -209,7 +209,7 @@ def _find_neck(coarse: _Coarse) -> tuple[np.ndarray, float] | None:
     # Airway points of a head or neck line up; bowel gas does not.
     if np.median(np.abs(found - np.median(found, axis=0)).max(axis=1)) * COARSE_MM > 25:
         return None
-    z, y, x = np.nonzero(body)
+    _, y, x = np.nonzero(body)
     middle = np.median(found, axis=0)
     keep = np.abs(x - middle[1]) * COARSE_MM <= 100
     centre = (middle + [np.percentile(y[keep], [5, 95]).mean(), middle[1]]) / 2

@@ -201,7 +201,7 @@ def _token_groups(
     if not (any(pad) or any(shift)):
         return None
     axes = []
-    for n, p, w, s in zip(size, pad, window, shift):
+    for n, p, s in zip(size, pad, shift):
         position = torch.arange(n + p, device=device)
         group = (position >= n).long()  # padding
         group = torch.roll(group, -s)
@@ -290,7 +290,7 @@ class CrossModalGate(nn.Module):
 
 
 class UpStage(nn.Module):
-    """Transposed convolution of stride 2, the skip beside it, and a residual pair of convolutions."""
+    """Transposed convolution of stride 2, the skip beside it, a residual pair of convolutions."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -359,7 +359,7 @@ class HMVNet(nn.Module):
         return self._encode(self._pad(x))
 
     def forward_scales(self, x: Tensor, coarse: bool = True) -> list[Tensor]:
-        """Logits at full resolution and, with ``coarse``, at 1/2, 1/4 and 1/8 (of the padded map)."""
+        """Logits at full resolution and, with ``coarse``, at 1/2, 1/4, 1/8 of the padded map."""
         padded = self._pad(x)
         logits = self._decode(padded, self._encode(padded), coarse)
         logits[0] = logits[0][..., : x.shape[2], : x.shape[3], : x.shape[4]]

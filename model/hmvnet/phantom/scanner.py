@@ -137,10 +137,7 @@ def acquire_ct(
     for tissue in anatomy.tissues:
         if tissue.hu is not None:
             paint(hu, lattice, tissue.shape, tissue.hu)
-    for blob, core, value in lesions:
-        paint(hu, lattice, blob, value)
-        if core is not None:
-            paint(hu, lattice, core, 18.0)
+    _paint_lesions(hu, lattice, lesions, 18.0)
     outside = hu == AIR if compact else None
     if anatomy.metal is not None:
         _streaks(hu, lattice, anatomy.metal, rng)
@@ -152,6 +149,14 @@ def acquire_ct(
         hu[outside] = AIR
     np.clip(hu, -1024, 3071, out=hu)
     return _image(hu.astype(np.int16), scan.ct)
+
+
+def _paint_lesions(volume, lattice, lesions, core_value: float) -> None:
+    """Each (blob, necrotic core or None, value) into `volume`, the core with its own value."""
+    for blob, core, value in lesions:
+        paint(volume, lattice, blob, value)
+        if core is not None:
+            paint(volume, lattice, core, core_value)
 
 
 def acquire_pet(
@@ -171,10 +176,7 @@ def acquire_pet(
     for tissue in anatomy.tissues:
         if tissue.suv is not None:
             paint(suv, lattice, tissue.shape, tissue.suv)
-    for blob, core, value in lesions:
-        paint(suv, lattice, blob, value)
-        if core is not None:
-            paint(suv, lattice, core, 1.2)
+    _paint_lesions(suv, lattice, lesions, 1.2)
     suv = gaussian_filter(suv, style.pet_fwhm / 2.355 / ACTIVITY_MM, truncate=3.0)
     reference = sitk.Image(*scan.pet.size, sitk.sitkFloat32)
     reference.SetSpacing(scan.pet.spacing)

@@ -222,7 +222,7 @@ def _config(inputs: PatientInputs, settings: PrognosisSettings) -> FusionConfig:
 
 
 def _draw_rows(event: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A batch with at least two patients who relapsed, where there are two: without, no gradient."""
+    """A batch with two patients who relapsed, where there are two: without, no gradient."""
     size = min(size, len(event))
     rows = rng.permutation(len(event))
     sure = rows[event[rows]][: min(2, size)]
