@@ -98,7 +98,7 @@ def test_any_input_size(size, modality):
 
 
 def test_deep_supervision_scales():
-    scales = small_network().forward_scales(torch.randn(1, 2, 32, 32, 64))
+    scales = small_network()(torch.randn(1, 2, 32, 32, 64), scales=True)
     assert [tuple(s.shape[2:]) for s in scales] == [
         (32, 32, 64),
         (16, 16, 32),
@@ -130,7 +130,7 @@ def test_every_parameter_gets_a_gradient():
     for modality in ("early", "gated"):
         network = small_network(modality=modality).train()
         sum(
-            s.square().mean() for s in network.forward_scales(torch.randn(1, 2, 64, 64, 64))
+            s.square().mean() for s in network(torch.randn(1, 2, 64, 64, 64), scales=True)
         ).backward()
         without = [n for n, p in network.named_parameters() if p.grad is None]
         assert not without

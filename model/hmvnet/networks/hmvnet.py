@@ -306,11 +306,12 @@ class UpStage(nn.Module):
 class HMVNet(nn.Module):
     """PET/CT ``[b, 2, z, y, x]`` to logits ``[b, classes, z, y, x]``; any size of 2 voxels or more.
 
-    ``forward_features`` gives the encoder's maps, ``forward_scales`` the logits at several
-    resolutions for deep supervision.
+    ``forward_features`` gives the encoder's maps, ``network(x, scales=True)`` the logits at
+    several resolutions for deep supervision.
     """
 
     stride = 32
+    multi_scale = True
 
     def __init__(self, config: HMVNetConfig | None = None) -> None:
         super().__init__()
@@ -343,9 +344,16 @@ class HMVNet(nn.Module):
         """The configuration, as ``weights/`` manifests store it."""
         return asdict(self.config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[b, classes, z, y, x]`` of the input's own size."""
-        return self.forward_scales(x, coarse=False)[0]
+    def forward(self, x: Tensor, scales: bool = False) -> Tensor | list[Tensor]:
+        """Logits ``[b, classes, z, y, x]`` of the input's own size.
+
+        With ``scales`` a list: these, and those at 1/2, 1/4, 1/8 of the padded map. An argument
+        rather than a method, since only ``forward`` passes through DDP and mixed precision.
+        """
+        padded = self._pad(x)
+        logits = self._decode(padded, self._encode(padded), coarse=scales)
+        logits[0] = logits[0][..., : x.shape[2], : x.shape[3], : x.shape[4]]
+        return logits if scales else logits[0]
 
     def forward_with_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits, and the four encoder maps (2C ... 16C channels at 1/4 ... 1/32)."""
@@ -357,13 +365,6 @@ class HMVNet(nn.Module):
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """The encoder's maps: stem (C, 1/2) and stages (2C ... 16C, 1/4 ... 1/32)."""
         return self._encode(self._pad(x))
-
-    def forward_scales(self, x: Tensor, coarse: bool = True) -> list[Tensor]:
-        """Logits at full resolution and, with ``coarse``, at 1/2, 1/4, 1/8 of the padded map."""
-        padded = self._pad(x)
-        logits = self._decode(padded, self._encode(padded), coarse)
-        logits[0] = logits[0][..., : x.shape[2], : x.shape[3], : x.shape[4]]
-        return logits
 
     def _pad(self, x: Tensor) -> Tensor:
         pad = [-n % self.stride for n in x.shape[2:]]

@@ -133,7 +133,7 @@ def train(
             )
             if norm is None or bool(torch.isfinite(norm)):
                 optimizer.step()
-                average.update_parameters(_bare(wrapped))
+                average.update_parameters(bare(wrapped))
             row = {name: float(value.detach()) for name, value in losses.items()}
             if not math.isfinite(row["total"]):
                 raise RuntimeError(f"{title}: the loss became {row['total']} at step {step}")
@@ -157,7 +157,8 @@ def train(
     return average.module, history
 
 
-def _bare(wrapped: nn.Module) -> nn.Module:
+def bare(wrapped: nn.Module) -> nn.Module:
+    """The network itself, without the wrappers of Fabric and DDP."""
     module = getattr(wrapped, "module", wrapped)
     return getattr(module, "module", module)
 
@@ -194,7 +195,7 @@ def _save(
     if fabric.global_rank == 0:
         state: dict[str, Any] = {
             "step": step,
-            "network": _bare(network).state_dict(),
+            "network": bare(network).state_dict(),
             "average": average.state_dict(),
             "optimizer": optimizer.state_dict(),
             "losses": history.losses,
@@ -225,7 +226,7 @@ def _resume(
         return 0
     state = torch.load(path, map_location=fabric.device, weights_only=True)
     try:
-        _bare(network).load_state_dict(state["network"])
+        bare(network).load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError) as error:

@@ -22,7 +22,7 @@ from hmvnet.imaging.augment import MARGIN, draw_patch
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.networks.registry import build_network
 from hmvnet.runtime import Ensemble, TorchForward
-from hmvnet.training.engine import History, LoopSettings, train
+from hmvnet.training.engine import History, LoopSettings, bare, train
 from hmvnet.weights import load_bundle
 
 SCALE_WEIGHTS = (1.0, 0.5, 0.25, 0.125)
@@ -128,9 +128,8 @@ def _shrink(label: Tensor, size: Sequence[int]) -> Tensor:
 
 def forward_scales(network: nn.Module, x: Tensor) -> Sequence[Tensor]:
     """The network's deep-supervision outputs where it has them, else its one output."""
-    bare = getattr(network, "module", network)
-    if hasattr(getattr(bare, "module", bare), "forward_scales"):
-        return network.forward_scales(x)  # type: ignore[operator]
+    if getattr(bare(network), "multi_scale", False):
+        return network(x, scales=True)
     out = network(x)
     return out if isinstance(out, (list, tuple)) else [out]
 
