@@ -25,7 +25,8 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	@touch $@
 
 run: setup
-	@$(PY) process.py --input $(CASE)/input --output $(OUTPUT) --picture $(OUTPUT)/picture.png
+	@$(PY) process.py --input $(CASE)/input --output $(OUTPUT) \
+		--picture $(OUTPUT)/picture.png --report $(OUTPUT)/report.json
 
 test: setup
 	@$(PY) -m pytest $(PYTEST_ARGS)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent
 if str(ROOT / "model") not in sys.path:  # a checkout or the container, with nothing installed
     sys.path.insert(0, str(ROOT / "model"))
 
+STRONGEST = 5  # contributions to the risk that the summary names
 EXIT_BAD_INPUT, EXIT_FAILED, EXIT_TERMINATED = 2, 1, 143
 
 
@@ -37,6 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--flips", action="store_true", help="average with the mirrored volume")
     parser.add_argument("--days", action="store_true", help="rfs.json: expected days (2026)")
     parser.add_argument("--time-budget", type=float, default=240.0, help="seconds for the networks")
+    parser.add_argument("--report", type=Path, help="also write lesions and reasons to this JSON")
     parser.add_argument("--picture", type=Path, help="also draw slices and MIPs to this PNG")
     return parser.parse_args(arguments)
 
@@ -66,11 +68,24 @@ def run(options: argparse.Namespace) -> None:
             written.append(output.write_mask(prediction.mask))
         if prediction.risk:
             written.append(output.write_json(risk_value(prediction.risk, options.days)))
+        if options.report:
+            written.append(write_report(prediction, bundle.manifest, options.report))
         if options.picture:
             from hmvnet.report import draw_prediction
 
             written.append(draw_prediction(prediction, options.picture))
     say.summary(prediction, bundle.manifest.name, str(device), written)
+
+
+def write_report(prediction, manifest, path: Path) -> Path:
+    """Lesions, risk and what moved it, as JSON."""
+    import json
+
+    from hmvnet.challenge import write_text
+    from hmvnet.explanation import explain
+
+    write_text(json.dumps(explain(prediction, manifest), indent=2) + "\n", path)
+    return path
 
 
 def risk_value(risk, as_days: bool) -> float:
@@ -106,6 +121,9 @@ class Narrator:
                 f"RFS risk {risk.value:+.3f} (higher = earlier recurrence), above "
                 f"{risk.quantile:.0%} of the training patients; by branch: {by_branch}"
             )
+            if strongest := risk.contributions[:STRONGEST]:
+                moved = ", ".join(f"{c.name} {c.value:+.3f}" for c in strongest)
+                self.console.print(f"moved most by: {moved}")
         for flag in prediction.flags:
             self.console.print(f"[yellow]note[/] {flag}")
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in prediction.timings.items())

@@ -26,7 +26,7 @@ from hmvnet.lesions import LesionFeatures  # noqa: E402
 from hmvnet.networks.registry import build_network  # noqa: E402
 from hmvnet.prognosis import LesionDescription, describe  # noqa: E402
 from hmvnet.training.engine import make_fabric  # noqa: E402
-from hmvnet.training.prognosis import Described, fit_member  # noqa: E402
+from hmvnet.training.prognosis import Described, fit_members  # noqa: E402
 from hmvnet.weights import Manifest, PrognosisPart, SegmentationPart, write_bundle  # noqa: E402
 
 if "OMP_NUM_THREADS" not in os.environ:
@@ -87,7 +87,13 @@ def write_case(tmp_path: Path) -> Callable[..., Path]:
 COARSE = PreprocessingSettings(spacing_mm=4.0)
 SMALL_NETWORK = {"channels": 8, "head_channels": 8, "window": 4}
 FAST_PROGNOSIS = PrognosisSettings(
-    steps=3, batch_size=8, image_spacing_mm=8.0, image_width=2, bags=3, min_concordance=0.5
+    members=2,
+    steps=3,
+    batch_size=8,
+    image_spacing_mm=8.0,
+    image_width=2,
+    bags=3,
+    min_concordance=0.5,
 )
 
 
@@ -123,14 +129,15 @@ def tiny_bundle(tmp_path_factory) -> Path:
     with torch.no_grad():  # lean to the background, so that masks are sparse
         network.scale_heads[-1].bias += torch.tensor([1.0, 0.0, 0.0])
     patients = described_patients()
-    member = fit_member(make_fabric(folder / "run"), patients, FAST_PROGNOSIS, folder / "run")
+    members = fit_members(make_fabric(folder / "run"), patients, FAST_PROGNOSIS, folder / "run")
+    survival = {f"prognosis{i}.safetensors": m.tensors() for i, m in enumerate(members)}
     prognosis = PrognosisPart(
-        settings=member.network.settings() | {"image_spacing_mm": 8.0},
-        clinical=[member.encoder.state()],
+        settings=members[0].settings() | {"image_spacing_mm": 8.0},
+        clinical=[m.encoder.state() for m in members],
         lesion_features=list(patients[0].description.features.names),
         risk_quantiles=[-1.0, 0.0, 1.0],
         expected_days=[[-1.0, 2000.0], [1.0, 500.0]],
-        files=["prognosis.safetensors"],
+        files=list(survival),
     )
     segmentation = SegmentationPart(
         network="hmvnet",
@@ -146,5 +153,5 @@ def tiny_bundle(tmp_path_factory) -> Path:
         segmentation=segmentation,
         prognosis=prognosis,
     )
-    files = {"fold0.safetensors": network.state_dict(), "prognosis.safetensors": member.tensors()}
+    files = {"fold0.safetensors": network.state_dict()} | survival
     return write_bundle(folder / "tiny", manifest, files)

@@ -55,7 +55,7 @@ def test_written_mask_is_compressed_and_leaves_no_temporary(tmp_path):
 def test_big_endian(tmp_path, mha, array):
     raw = tmp_path / "raw.mha"
     sitk.WriteImage(GRID.image(array), str(raw), False)
-    head, body = raw.read_bytes().split(b"ElementDataFile = LOCAL\n")
+    head, _ = raw.read_bytes().split(b"ElementDataFile = LOCAL\n")
     head = head.replace(b"ByteOrderMSB = False", b"ByteOrderMSB = True")
     swapped = array.astype(">i2").tobytes()
     raw.write_bytes(head + b"ElementDataFile = LOCAL\n" + swapped)

@@ -15,7 +15,7 @@ from hmvnet.case import Grid
 from hmvnet.challenge import MASK_PATH, RISK_PATH
 
 sys.path.insert(0, str(ROOT))
-import process  # noqa: E402
+import process
 
 
 def run(input_dir, output_dir, bundle, *options: str) -> int:
@@ -45,6 +45,18 @@ def test_both_tasks(write_case, tmp_path, tiny_bundle, capsys):
     said = capsys.readouterr().out
     assert "RFS risk" in said and "network" in said and str(output / MASK_PATH) in said
     assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_the_report_explains_the_risk(write_case, tmp_path, tiny_bundle):
+    """Its variables and the networks' part make up the risk; it names nobody."""
+    path = tmp_path / "report.json"
+    assert run(write_case(), tmp_path / "output", tiny_bundle, "--report", str(path)) == 0
+    report = json.loads(path.read_text())
+    risk = report["risk"]
+    assert risk["value"] == pytest.approx(json.loads((tmp_path / "output" / RISK_PATH).read_text()))
+    assert set(risk["branches"]) == {"image", "table", "lesions"}
+    assert risk["variables"] and all(math.isfinite(v) for v in risk["variables"].values())
+    assert "clinical use" in report["notice"] and isinstance(report["lesions"], list)
 
 
 @pytest.mark.parametrize(("task", "expected"), [("1", [str(MASK_PATH)]), ("2", [str(RISK_PATH)])])

@@ -20,6 +20,7 @@ from hmvnet.training.prognosis import (
     LeakError,
     LesionDescriber,
     fit_member,
+    fit_members,
     inputs_of,
     outcomes_of,
     predict,
@@ -70,7 +71,7 @@ def test_higher_risk_is_earlier_recurrence(tmp_path):
     """End to end: the first lesion feature shortens the simulated time to recurrence."""
     member = fit(tmp_path, described_patients(60), steps=60, batch_size=32)
     unseen = described_patients(60, seed=1)
-    concordance = harrell_c(Outcomes(*outcomes_of(unseen)), predict(member, unseen))
+    concordance = harrell_c(Outcomes(*outcomes_of(unseen)), predict([member], unseen))
     assert concordance > 0.55
 
 
@@ -78,14 +79,14 @@ def test_member_survives_its_tensors(tmp_path):
     patients = described_patients()
     member = fit(tmp_path, patients)
     again = PrognosisMember.from_tensors(
-        member.encoder, member.network.config, {k: v.clone() for k, v in member.tensors().items()}
+        member.encoder, member.settings(), {k: v.clone() for k, v in member.tensors().items()}
     )
-    np.testing.assert_allclose(predict(member, patients), predict(again, patients), atol=1e-5)
+    np.testing.assert_allclose(predict([member], patients), predict([again], patients), atol=1e-5)
 
 
 def test_no_lesion_and_no_record_give_a_finite_risk(tmp_path):
     member = fit(tmp_path, described_patients())
-    risk = predict(member, described_patients(3, lesions=False))
+    risk = predict([member], described_patients(3, lesions=False))
     assert np.isfinite(risk).all()
 
 
@@ -94,6 +95,42 @@ def test_branch_effects_are_those_of_the_branches_in_use(tmp_path):
     member = fit(tmp_path, patients)
     effects = member.branch_effects(inputs_of(patients[:1], member.encoder))
     assert set(effects) == {"table", "lesions"} and np.isfinite(list(effects.values())).all()
+
+
+def test_contributions_sum_to_the_named_part_of_the_risk(tmp_path):
+    """With no weight on the network, a patient's risk is the sum of what the variables add."""
+    patients = described_patients()
+    member = fit(tmp_path, patients, direct_weight=1.0)
+    names = patients[0].description.features.names
+    for patient, risk in zip(patients[:5], predict([member], patients)):
+        parts = member.contributions(inputs_of([patient], member.encoder), names)
+        assert sum(part.value for part in parts) == pytest.approx(risk, abs=1e-6)
+        assert {part.name for part in parts} <= {*names, *member.encoder.feature_names_}
+        assert not any(part.name.startswith("encoder") for part in parts)
+
+
+def test_networks_alone(tmp_path):
+    member = fit(tmp_path, described_patients(), direct_weight=0.0)
+    assert member.direct is None
+    assert not member.contributions(inputs_of(described_patients(1), member.encoder), ())
+
+
+def test_without_task_1_the_image_branch_sees_no_mask(tmp_path):
+    """The ablation must not know the predicted lesions by way of the image's mask channels."""
+    network = FusionNetwork(FusionConfig(5, 7, ("image", "table"), image_width=2)).eval()
+    seen = inputs()
+    other = PatientInputs(seen.image.clone(), seen.table, torch.rand_like(seen.lesions))
+    other.image[:, 2:] = 0
+    torch.testing.assert_close(network(seen), network(other))
+
+
+def test_members_of_different_seeds_differ_and_are_averaged(tmp_path):
+    patients = described_patients()
+    settings = FAST_PROGNOSIS.model_copy(update={"branches": ("table", "lesions")})
+    members = fit_members(make_fabric(tmp_path), patients, settings, tmp_path)
+    risks = [predict([member], patients) for member in members]
+    assert len(members) == 2 and not np.allclose(*risks)
+    np.testing.assert_allclose(predict(members, patients), np.mean(risks, axis=0))
 
 
 @pytest.mark.parametrize("count", [5, 0])

@@ -84,7 +84,7 @@ def test_learning_rate_warms_up_and_falls():
     loop = LoopSettings(100, 1.0, 0, 10, 1, 0.9, 1, 1)
     rates = [learning_rate(s, loop) for s in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0)
-    assert rates[-1] < 0.02 and all(a >= b for a, b in zip(rates[10:], rates[11:]))
+    assert rates[-1] < 0.02 and rates[10:] == sorted(rates[10:], reverse=True)
 
 
 def weights_of(network) -> dict:
@@ -125,6 +125,17 @@ def test_initial_weights_are_taken_over(tiny_bundle):
     assert take_over(network, tiny_bundle) == len(network.state_dict())
     with pytest.raises(ValueError, match="nothing in bundle"):
         take_over(build_network("unet3d", {"width": 4}), tiny_bundle)
+
+
+def test_mixed_precision_reaches_the_network(cases, tmp_path):
+    """Deep supervision must not slip past Fabric's autocast."""
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        run = tmp_path / precision
+        fabric = make_fabric(run, precision)
+        losses.append(train_segmentation(fabric, settings(steps=1), cases, [], run).history.losses)
+    full, mixed = (rows[0]["total"] for rows in losses)
+    assert full != mixed and full == pytest.approx(mixed, rel=0.05)
 
 
 def test_evaluation_runs_the_whole_region(cases, tmp_path):

@@ -57,22 +57,22 @@ class Ledger:
 @contextmanager
 def peak_memory() -> Iterator[Callable[[], float]]:
     """Peak resident memory (MB) of this process inside the block, sampled every 5 ms."""
-    peak, stop = [_resident_mb()], threading.Event()
+    peak, stop = [resident_mb()], threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.005):
-            peak[0] = max(peak[0], _resident_mb())
+            peak[0] = max(peak[0], resident_mb())
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield lambda: max(peak[0], _resident_mb())
+        yield lambda: max(peak[0], resident_mb())
     finally:
         stop.set()
         thread.join()
 
 
-def _resident_mb() -> float:
+def resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 1e6
 
@@ -261,7 +261,7 @@ def _time_network(network: torch.nn.Module, patch: int, repeats: int) -> tuple[f
         optimizer.step()
 
     network.eval()
-    before = _resident_mb()
+    before = resident_mb()
     with peak_memory() as peak:
         seconds = _median_seconds(forward, repeats)
         added = peak() - before

@@ -1,4 +1,4 @@
-"""The command line: ``hmvnet train | eval | export | phantom | bench``."""
+"""The command line: ``hmvnet train | eval | compare | export | phantom | bench``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ TaskOption = Annotated[int, typer.Option(min=1, max=2, help="1 segmentation, 2 s
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="bundle folder; default: the shipped one")
 ]
+COMPARED_NETWORKS = ("hmvnet", "segresnet", "swinunetr", "resenc-unet")
 CONFIG = Path(__file__).resolve().parents[1] / "config.xml"
 
 
@@ -92,6 +93,44 @@ def export(
     shape = tuple(int(n) for n in size.split(",")) if size else None
     for path, error in export_bundle(bundle_folder(weights), shape):
         console.print(f"wrote {path}; largest difference in probability {error:.1e}")
+
+
+@app.command()
+def compare(
+    overrides: Overrides = None,
+    config: ConfigOption = CONFIG,
+    run: RunOption = Path("runs/compare"),
+    task: TaskOption = 1,
+    weights: WeightsOption = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="Task 1: a network and its options, 'hmvnet window=4'; repeatable"),
+    ] = None,
+    fold: Annotated[list[int] | None, typer.Option(help="Task 1: fold(s); all if left out")] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Task 1: score on this data folder, not on the folds")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Task 1: stop after this; the same command goes on")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Task 2: a survival model; repeatable; default: all")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Task 2: cross-validations")] = 5,
+    reference: Annotated[str, typer.Option(help="Task 2: model to take differences to")] = "",
+) -> None:
+    """Train and score networks (Task 1) or survival models (Task 2) alike; one table, pictures."""
+    settings = load_settings(config, overrides or ())
+    if task == 2:
+        from hmvnet.training.compare_survival import compare_task2
+
+        bundle = None if settings.clinical.tables else bundle_folder(weights)
+        compare_task2(settings, bundle, run, console, model or (), repeats, reference)
+        return
+    from hmvnet.training.compare_networks import Contender, compare_task1
+
+    contenders = [Contender.parse(text) for text in network or COMPARED_NETWORKS]
+    compare_task1(settings, contenders, run, fold, console, test, minutes)
 
 
 bench = typer.Typer(
@@ -164,9 +203,17 @@ def phantom(
 
 
 def main() -> None:
-    """Run a command; wrong settings and data end in one clear line and exit code 2."""
+    """Run a command; wrong settings and data end in one clear line and exit code 2.
+
+    75 (EX_TEMPFAIL): time was up, the same command goes on.
+    """
+    from hmvnet.training.task1 import UnfinishedError
+
     try:
         app()
+    except UnfinishedError as unfinished:
+        Console(stderr=True).print(str(unfinished), highlight=False)
+        raise SystemExit(75) from unfinished
     except (ValueError, WeightsError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
         raise SystemExit(2) from error

@@ -7,7 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+
+from hmvnet.clinical import HECKTOR, ClinicalSchema
 
 
 def _split(value: Any) -> Any:
@@ -112,7 +121,32 @@ class PostprocessingSettings(_Section):
     one_primary: bool = True
 
 
+class ClinicalSettings(_Section):
+    """The health records' columns; none: HECKTOR's. ``tables``: a cohort without images."""
+
+    tables: Words = ()
+    patient: str = "PatientID"
+    time: str = "RFS"
+    event: str = "Relapse"
+    follow_up: str = ""
+    columns: dict[str, dict[str, Any]] = {}
+
+    @field_validator("columns")
+    @classmethod
+    def _known_columns(cls, columns: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if columns:
+            ClinicalSchema.from_dict(columns)
+        return columns
+
+    @property
+    def record_schema(self) -> ClinicalSchema:
+        """The columns as a schema."""
+        return ClinicalSchema.from_dict(self.columns) if self.columns else HECKTOR
+
+
 class PrognosisSettings(_Section):
+    members: int = Field(5, ge=1)
+    direct_weight: Probability = 0.5
     steps: int = Field(150, ge=1)
     batch_size: int = Field(16, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
@@ -143,6 +177,7 @@ class Settings(_Section):
     training: TrainingSettings = TrainingSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
     postprocessing: PostprocessingSettings = PostprocessingSettings()
+    clinical: ClinicalSettings = ClinicalSettings()
     prognosis: PrognosisSettings = PrognosisSettings()
     inference: InferenceSettings = InferenceSettings()
 
@@ -170,13 +205,29 @@ def load_settings(path: Path | None = None, overrides: Iterable[str] = ()) -> Se
         raise ValueError(f"{source}: {where}: {first['msg']} (found {first['input']!r})") from error
 
 
-def _read_xml(path: Path) -> dict[str, dict[str, str]]:
+def _read_xml(path: Path) -> dict[str, dict[str, Any]]:
     try:
         root = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError) as error:
         raise ValueError(f"{path}: not a readable XML file: {error}") from error
     if root.tag != "hmvnet":
         raise ValueError(f"{path}: root element <{root.tag}>, expected <hmvnet>")
-    return {
-        section.tag: {item.tag: (item.text or "").strip() for item in section} for section in root
-    }
+    values: dict[str, dict[str, Any]] = {}
+    for section in root:
+        values[section.tag] = {
+            item.tag: (item.text or "").strip() for item in section if item.tag != "column"
+        }
+        columns = {item.get("name", ""): _column(item) for item in section if item.tag == "column"}
+        if columns:
+            values[section.tag]["columns"] = columns
+    return values
+
+
+def _column(item: ElementTree.Element) -> dict[str, Any]:
+    """``<column name="Age" kind="numeric" other_units="months:0.0833"/>`` to a plain dict."""
+    raw: dict[str, Any] = {k: v for k, v in item.attrib.items() if k != "name"}
+    for key in ("aliases", "other_units"):
+        if key in raw:
+            pairs = (pair.partition(":") for pair in raw[key].split(","))
+            raw[key] = {name.strip(): value.strip() for name, _, value in pairs}
+    return raw

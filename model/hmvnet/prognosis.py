@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,17 @@ from torch.nn import functional as F
 from hmvnet.case import GTVN, GTVP, ClinicalRecord
 from hmvnet.clinical import ClinicalEncoder
 from hmvnet.lesions import LesionFeatures, lesion_features, pool_encoder_features
-from hmvnet.networks.fusion import BRANCHES, FusionConfig, FusionNetwork, PatientInputs
+from hmvnet.networks.fusion import (
+    BRANCHES,
+    FusionConfig,
+    FusionNetwork,
+    PatientInputs,
+    signed_log,
+)
 from hmvnet.survival.icare import BaggedIcare
 from hmvnet.weights import Bundle
 
-ICARE_PREFIX, NETWORK_PREFIX = "icare.", "fusion."
+ICARE_PREFIX, DIRECT_PREFIX, NETWORK_PREFIX = "icare.", "direct.", "fusion."
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,14 @@ class LesionDescription:
 
 
 @dataclass(frozen=True)
+class Contribution:
+    """What one named variable adds to the risk (exact: ICARE is a mean of signed z-scores)."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
 class Risk:
     """A predicted risk of recurrence.
 
@@ -41,8 +56,9 @@ class Risk:
         value: higher = earlier recurrence; averaged over the folds.
         quantile: share of the training patients with a lower risk.
         expected_days: recurrence-free days expected at this risk, where the bundle knows.
-        branches: how much of the risk hangs on each branch: its change when the branch's output
-            is replaced by its training mean.
+        branches: how much of the risk hangs on each branch of the fusion network: its change when
+            the branch's output is replaced by its training mean.
+        contributions: what each named variable adds by ICARE, the strongest first.
         notes: what was repaired in the health record.
     """
 
@@ -50,6 +66,7 @@ class Risk:
     quantile: float
     expected_days: float | None
     branches: dict[str, float]
+    contributions: tuple[Contribution, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -84,31 +101,59 @@ def describe(
 
 @dataclass
 class PrognosisMember:
-    """One fold's encoder, fusion network and ICARE head."""
+    """One fusion network with its ICARE head, and ICARE on the named variables beside it.
+
+    Attributes:
+        encoder: of the health record.
+        network: to 256 fused variables.
+        head: ICARE on those.
+        branch_means: mean output of each branch over the training patients.
+        direct: ICARE on the encoded health record and the hand-crafted lesion features themselves;
+            None where neither is in use.
+        direct_weight: its share of the risk.
+        direct_lesions: how many of the lesion features, from the first, are hand-crafted.
+    """
 
     encoder: ClinicalEncoder
     network: FusionNetwork
     head: BaggedIcare
     branch_means: dict[str, Tensor]
+    direct: BaggedIcare | None = None
+    direct_weight: float = 0.0
+    direct_lesions: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that was learnt, but the encoder (JSON), for a safetensors file."""
         state = {NETWORK_PREFIX + k: v for k, v in self.network.state_dict().items()}
-        state |= {
-            ICARE_PREFIX + k: torch.from_numpy(np.asarray(v)) for k, v in self.head.state().items()
-        }
+        for prefix, head in ((ICARE_PREFIX, self.head), (DIRECT_PREFIX, self.direct)):
+            if head is not None:
+                state |= {prefix + k: torch.from_numpy(v) for k, v in head.state().items()}
         return state | {f"mean.{k}": v for k, v in self.branch_means.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """Sizes and weights, as ``weights/`` manifests store them."""
+        return self.network.settings() | {
+            "direct_weight": self.direct_weight,
+            "direct_lesions": self.direct_lesions,
+        }
 
     @classmethod
     def from_tensors(
-        cls, encoder: ClinicalEncoder, config: FusionConfig, state: dict[str, Tensor]
+        cls, encoder: ClinicalEncoder, settings: Mapping[str, Any], state: dict[str, Tensor]
     ) -> PrognosisMember:
-        """The member whose :meth:`tensors` these are."""
+        """The member whose :meth:`tensors` and :meth:`settings` these are."""
         part = lambda p: {k[len(p) :]: v for k, v in state.items() if k.startswith(p)}  # noqa: E731
-        network = FusionNetwork(config).eval()
+        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        weight, lesions = sizes.pop("direct_weight", 0.0), sizes.pop("direct_lesions", 0)
+        network = FusionNetwork(FusionConfig(**sizes)).eval()
         network.load_state_dict(part(NETWORK_PREFIX))
-        head = BaggedIcare.from_state({k: v.numpy() for k, v in part(ICARE_PREFIX).items()})
-        return cls(encoder, network, head, part("mean."))
+        heads = [
+            BaggedIcare.from_state({k: v.numpy() for k, v in found.items()}) if found else None
+            for found in (part(ICARE_PREFIX), part(DIRECT_PREFIX))
+        ]
+        if heads[0] is None:
+            raise ValueError("the survival model's file holds no ICARE head")
+        return cls(encoder, network, heads[0], part("mean."), heads[1], weight, lesions)
 
     def inputs(
         self, description: LesionDescription, record: ClinicalRecord
@@ -121,37 +166,72 @@ class PrognosisMember:
     @torch.inference_mode()
     def risk(self, inputs: PatientInputs) -> np.ndarray:
         """Risk ``[b]`` of ``b`` patients."""
-        return self._head_risk(self.network.branch_outputs(inputs))
+        risk = self._head_risk(self.network.branch_outputs(inputs))
+        if self.direct is not None:
+            named = self.direct.predict_risk(self.direct_variables(inputs))
+            risk = (1 - self.direct_weight) * risk + self.direct_weight * named
+        return risk
+
+    def direct_variables(self, inputs: PatientInputs) -> np.ndarray:
+        """What the direct ICARE sees, ``[b, p]``: the health record, then lesion features."""
+        parts = []
+        if "table" in self.network.config.branches:
+            parts.append(inputs.table)
+        if "lesions" in self.network.config.branches:
+            parts.append(signed_log(inputs.lesions[:, : self.direct_lesions]))
+        return torch.cat(parts, 1).double().numpy()
 
     @torch.inference_mode()
     def branch_effects(self, inputs: PatientInputs) -> dict[str, float]:
-        """For one patient: the change of the risk a branch makes against its training mean."""
+        """For one patient: the change of the risk a branch makes against its training mean.
+
+        Of the fusion network's part of the risk; :meth:`contributions` explain the other part.
+        """
         outputs = self.network.branch_outputs(inputs)
         whole = self._head_risk(outputs)[0]
+        share = 1.0 if self.direct is None else 1 - self.direct_weight
         effects = {}
         for name in outputs:
             replaced = outputs | {name: self.branch_means[name][None].expand_as(outputs[name])}
-            effects[name] = float(whole - self._head_risk(replaced)[0])
+            effects[name] = share * float(whole - self._head_risk(replaced)[0])
         return effects
+
+    def contributions(
+        self, inputs: PatientInputs, lesion_names: Sequence[str]
+    ) -> list[Contribution]:
+        """For one patient: what each named variable adds to the risk, none left out.
+
+        They sum to the direct ICARE's part of the risk.
+        """
+        if self.direct is None:
+            return []
+        names: list[str] = []
+        if "table" in self.network.config.branches:
+            names += self.encoder.feature_names_
+        if "lesions" in self.network.config.branches:
+            names += lesion_names[: self.direct_lesions]
+        values = self.direct_weight * self.direct.contributions(self.direct_variables(inputs))[0]
+        return [Contribution(n, v) for n, v in zip(names, values.tolist(), strict=True)]
 
     def _head_risk(self, outputs: dict[str, Tensor]) -> np.ndarray:
         return self.head.predict_risk(self.network.join(outputs).double().numpy())
 
 
 class Prognosis:
-    """The survival model of a bundle: the mean risk of its folds."""
+    """The survival model of a bundle: the mean risk of its members."""
 
     def __init__(self, bundle: Bundle) -> None:
         part = bundle.manifest.prognosis
         if part is None:
             raise ValueError(f"bundle '{bundle.manifest.name}' holds no survival model (Task 2)")
         self.part = part
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in part.settings.items()}
+        settings = dict(part.settings)
         self.image_spacing_mm = float(settings.pop("image_spacing_mm"))
-        config = FusionConfig(**settings)
         self.members = [
-            PrognosisMember.from_tensors(ClinicalEncoder.from_state(s), config, bundle.tensors(f))
-            for s, f in zip(part.clinical, part.files)
+            PrognosisMember.from_tensors(
+                ClinicalEncoder.from_state(s), settings, bundle.tensors(file)
+            )
+            for s, file in zip(part.clinical, part.files, strict=True)
         ]
 
     def __call__(self, description: LesionDescription, record: ClinicalRecord) -> Risk:
@@ -165,11 +245,12 @@ class Prognosis:
                 f"{len(description.features.names)} lesion features, but the survival model was "
                 f"trained on {len(self.part.lesion_features)}: the bundle's parts do not fit"
             )
-        values, effects, notes = [], [], ()
+        values, effects, named, notes = [], [], [], ()
         for member in self.members:
             inputs, notes = member.inputs(description, record)
             values.append(float(member.risk(inputs)[0]))
             effects.append(member.branch_effects(inputs))
+            named.append(member.contributions(inputs, description.features.names))
         value = float(np.mean(values))
         quantiles = np.asarray(self.part.risk_quantiles)
         days = None
@@ -178,4 +259,14 @@ class Prognosis:
             days = float(np.interp(value, risks, expected))
         branches = {b: float(np.mean([e[b] for e in effects])) for b in BRANCHES if b in effects[0]}
         quantile = float(np.interp(value, quantiles, np.linspace(0, 1, len(quantiles))))
-        return Risk(value, quantile, days, branches, notes)
+        return Risk(value, quantile, days, branches, _mean_contributions(named), notes)
+
+
+def _mean_contributions(named: Sequence[Sequence[Contribution]]) -> tuple[Contribution, ...]:
+    """Mean over the members, those that move the risk, the strongest first."""
+    mean = [
+        Contribution(same[0].name, float(np.mean([c.value for c in same])))
+        for same in zip(*named, strict=True)
+    ]
+    moving = [c for c in mean if c.value != 0]
+    return tuple(sorted(moving, key=lambda c: -abs(c.value)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import numpy as np
 from hmvnet.case import GTVN, GTVP
 
 if TYPE_CHECKING:
+    from hmvnet.metrics import CaseScore
     from hmvnet.pipeline import Prediction
     from hmvnet.training.engine import History
 
@@ -71,6 +73,53 @@ def draw_prediction(prediction: Prediction, path: Path) -> Path:
     return _save(figure, path)
 
 
+def draw_examples(
+    examples: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: Path
+) -> Path:
+    """The axial slice with most tumour of each patient: CT and PET, truth dashed, prediction solid.
+
+    Args:
+        examples: by patient, the normalised volume ``[2, z, y, x]``, the true and the predicted
+            labels ``[z, y, x]``.
+    """
+    figure, axes = plt.subplots(
+        2, len(examples), figsize=(4 * len(examples), 8), layout="constrained", squeeze=False
+    )
+    for column, (name, (volume, truth, predicted)) in zip(axes.T, examples.items()):
+        z = int(((truth > 0) | (predicted > 0)).sum((1, 2)).argmax())
+        column[0].imshow(volume[0, z], cmap="gray", vmin=0, vmax=1)
+        column[1].imshow(volume[1, z], cmap="gray_r", vmin=-1, vmax=0)
+        for axis in column:
+            _contours(axis, truth[z], "dashed")
+            _contours(axis, predicted[z])
+            axis.set_axis_off()
+        column[0].set_title(name)
+    figure.suptitle("GTVp red, GTVn blue; dashed: truth")
+    return _save(figure, path)
+
+
+def draw_comparison(scores: Mapping[str, Sequence[CaseScore]], path: Path) -> Path:
+    """Dice of every patient, by network: GTVp, and GTVn where any patient has nodes."""
+    with_nodes = any(s.gtvn.truth_mm3 for s in next(iter(scores.values())))
+    kinds = ("gtvp", "gtvn") if with_nodes else ("gtvp",)
+    figure, axes = plt.subplots(
+        1, len(kinds), figsize=(6 * len(kinds), 1.5 + 0.6 * len(scores)), layout="constrained"
+    )
+    for axis, kind in zip(np.atleast_1d(axes), kinds):
+        values = [
+            [getattr(s, kind).dice for s in one if getattr(s, kind).truth_mm3]
+            for one in scores.values()
+        ]
+        axis.boxplot(values, orientation="horizontal", showmeans=True, widths=0.6)
+        for row, points in enumerate(values, 1):
+            spread = np.random.default_rng(row).uniform(-0.15, 0.15, len(points))
+            axis.plot(points, row + spread, ".", alpha=0.4)
+        axis.set_yticks(range(1, len(scores) + 1), list(scores))
+        axis.invert_yaxis()
+        axis.set(title=f"{kind[:3].upper()}{kind[3:]} Dice, one dot a patient", xlim=(0, 1))
+    return _save(figure, path)
+
+
 def _centre_of_interest(labels: np.ndarray, pet: np.ndarray) -> tuple[int, int, int]:
     kinds = [k for k in (GTVP, GTVN) if (labels == k).any()]
     if kinds:
@@ -78,10 +127,10 @@ def _centre_of_interest(labels: np.ndarray, pet: np.ndarray) -> tuple[int, int, 
     return tuple(n // 2 for n in pet.shape)
 
 
-def _contours(axis, labels: np.ndarray) -> None:
+def _contours(axis, labels: np.ndarray, style: str = "solid") -> None:
     for kind, colour in ((GTVP, GTVP_COLOUR), (GTVN, GTVN_COLOUR)):
         if (labels == kind).any():
-            axis.contour(labels == kind, [0.5], colors=colour, linewidths=1.2)
+            axis.contour(labels == kind, [0.5], colors=colour, linewidths=1.2, linestyles=style)
 
 
 def _headline(prediction: Prediction) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 BRANCHES = ("image", "table", "lesions")
 IMAGE_CHANNELS = 4  # CT, PET, GTVp, GTVn
+RAW_CHANNELS = 2  # CT, PET
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class FusionConfig:
     Attributes:
         table_features: length of the encoded health record.
         lesion_features: length of the lesion vector (hand-crafted and encoder features).
-        branches: those in use; the others are left out (ablations).
+        branches: those in use; the others are left out (ablations). Without ``lesions`` nothing of
+            Task 1 is used: the image branch does not see the predicted masks either.
         image_width: channels of the image branch's first stage; 64 is a full ResNet-18.
     """
 
@@ -93,7 +95,7 @@ class LesionStandardiser(nn.Module):
 
     def fit(self, lesions: Tensor) -> LesionStandardiser:
         """Statistics of the training patients' features ``[n, l]``."""
-        values = _signed_log(lesions)
+        values = signed_log(lesions)
         seen = torch.isfinite(values)
         filled = torch.where(seen, values, torch.zeros_like(values))
         count = seen.sum(0).clamp(min=1)
@@ -105,11 +107,12 @@ class LesionStandardiser(nn.Module):
         return self
 
     def forward(self, lesions: Tensor) -> Tensor:
-        z = (_signed_log(lesions) - self.mean) / self.scale
+        z = (signed_log(lesions) - self.mean) / self.scale
         return torch.nan_to_num(z, nan=0.0).clamp(-5, 5)
 
 
-def _signed_log(values: Tensor) -> Tensor:
+def signed_log(values: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|)."""
     return torch.sign(values) * torch.log1p(values.abs())
 
 
@@ -120,13 +123,14 @@ class FusionNetwork(nn.Module):
         super().__init__()
         self.config = config
         width, widths = config.image_width, 0
+        self.image_channels = IMAGE_CHANNELS if "lesions" in config.branches else RAW_CHANNELS
         if "image" in config.branches:
             self.image = ResNet(
                 "basic",
                 [2, 2, 2, 2],
                 [width, 2 * width, 4 * width, 8 * width],
                 spatial_dims=3,
-                n_input_channels=IMAGE_CHANNELS,
+                n_input_channels=self.image_channels,
                 conv1_t_size=3,
                 conv1_t_stride=2,
                 no_max_pool=True,
@@ -163,7 +167,8 @@ class FusionNetwork(nn.Module):
         """What each branch in use gives, ``[b, c]``."""
         outputs = {}
         if "image" in self.config.branches:
-            outputs["image"] = torch.relu(self.image(patients.image))
+            seen = patients.image[:, : self.image_channels]
+            outputs["image"] = torch.relu(self.image(seen))
         if "table" in self.config.branches:
             outputs["table"] = self.table(patients.table)
         if "lesions" in self.config.branches:

@@ -235,6 +235,36 @@ class OutOfFold:
         return ranks.mean(axis=0)
 
 
+# Rows of training and test patients to risk [n] of the latter, and survival [n, t] or None.
+Fold = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray | None]]
+
+
+def cross_validate_by(
+    fit_predict: Fold,
+    fold: np.ndarray,
+    rng: np.random.Generator,
+    times: np.ndarray | None = None,
+) -> OutOfFold:
+    """Out-of-fold predictions of anything that fits on some rows and predicts others.
+
+    Args:
+        fold: `[repeats, n]`, as `repeated_folds` gives it.
+        times: `[t]` in days, where `fit_predict` gives survival curves, if it does.
+    """
+    risk = np.empty(fold.shape)
+    curves: np.ndarray | None = None if times is None else np.empty((*fold.shape, len(times)))
+    for repeat, numbers in enumerate(fold):
+        for number in np.unique(numbers):
+            test = numbers == number
+            rows = np.flatnonzero(test)
+            risk[repeat, rows], curve = fit_predict(np.flatnonzero(~test), rows, rng)
+            if curve is None:
+                curves = None
+            if curves is not None:
+                curves[repeat, rows] = curve
+    return OutOfFold(risk, curves, None if curves is None else times)
+
+
 def cross_validate(
     build: Callable[[], SurvivalModel],
     features: Callable[[np.ndarray], np.ndarray],
@@ -252,21 +282,14 @@ def cross_validate(
         fold: `[repeats, n]`, as `repeated_folds` gives it.
         times: where survival curves are wanted, `[t]` in days.
     """
-    risk = np.empty(fold.shape)
-    curves: np.ndarray | None = None if times is None else np.empty((*fold.shape, len(times)))
-    for repeat, numbers in enumerate(fold):
-        for number in np.unique(numbers):
-            test = numbers == number
-            x, train = features(np.flatnonzero(~test)), outcomes[~test]
-            model = build().fit(x[~test], train.time, train.event, rng)
-            risk[repeat, test] = model.predict_risk(x[test])
-            if curves is not None and times is not None:
-                curve = model.predict_survival(x[test], times)
-                if curve is None:
-                    curves = None
-                else:
-                    curves[repeat, test] = curve
-    return OutOfFold(risk, curves, None if curves is None else times)
+
+    def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
+        x, known = features(train), outcomes[train]
+        model = build().fit(x[train], known.time, known.event, rng)
+        risk = model.predict_risk(x[test])
+        return risk, None if times is None else model.predict_survival(x[test], times)
+
+    return cross_validate_by(fit_predict, fold, rng, times)
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ def train(
     *,
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     title: str = "train",
+    quiet: bool = False,
     stop: Callable[[int], bool] = lambda step: False,
 ) -> tuple[nn.Module, History]:
     """Optimise ``network`` and return its exponential moving average, and the history.
@@ -102,6 +103,7 @@ def train(
         run: folder of the checkpoint and the logs; a checkpoint found there is resumed.
         validate: figures of the averaged network; called on every process, since the networks
             are equal on all of them.
+        quiet: no progress bar.
         stop: asked after every step; true ends the run early, with a checkpoint.
     """
     decay = [p for p in network.parameters() if p.ndim > 1]
@@ -119,7 +121,7 @@ def train(
     history = History()
     start = _resume(run, wrapped, average, optimizer, history, fabric)
     before, began = history.seconds, time.monotonic()
-    with _progress(fabric) as progress:
+    with _progress(quiet or fabric.global_rank != 0) as progress:
         task = progress.add_task(title, total=settings.steps, completed=start, note="")
         for step in range(start, settings.steps):
             for group in optimizer.param_groups:
@@ -163,7 +165,7 @@ def bare(wrapped: nn.Module) -> nn.Module:
     return getattr(module, "module", module)
 
 
-def _progress(fabric: Fabric) -> Progress:
+def _progress(quiet: bool) -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -171,7 +173,7 @@ def _progress(fabric: Fabric) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    return Progress(*columns, disable=fabric.global_rank != 0)
+    return Progress(*columns, disable=quiet)
 
 
 def _note(history: History) -> str:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 from rich.console import Console
 from rich.progress import track
@@ -17,7 +16,7 @@ from hmvnet.case import Grid
 from hmvnet.challenge import write_text
 from hmvnet.config import Settings
 from hmvnet.dataset import Patient, find_patients
-from hmvnet.pipeline import Pipeline
+from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.prognosis import Prognosis
 from hmvnet.runtime import pick_device
 from hmvnet.survival.evaluation import Outcomes, harrell_c
@@ -38,7 +37,7 @@ def evaluate_task1(
     pipeline = Pipeline(bundle, pick_device(), settings.inference, needs_risk=False)
     scores = []
     for patient in track(patients, "segment", console=Console(stderr=True)):
-        scores.append(_score(pipeline, patient))
+        scores.append(score_patient(pipeline, patient)[0])
     table = metrics.aggregate(scores, [p.centre for p in patients])
     write_text(metrics.to_frame(scores).to_csv(index=False), run / "scores.csv")
     write_text(json.dumps(table.to_dict(), indent=2), run / "scores.json")
@@ -47,13 +46,15 @@ def evaluate_task1(
     return table
 
 
-def _score(pipeline: Pipeline, patient: Patient) -> metrics.CaseScore:
+def score_patient(pipeline: Pipeline, patient: Patient) -> tuple[metrics.CaseScore, Prediction]:
+    """The challenge's scores of one patient on the CT grid, and what was predicted."""
     case = patient.read()
     assert case.truth is not None
-    mask = sitk.GetArrayFromImage(pipeline(case).mask)
+    prediction = pipeline(case)
+    mask = sitk.GetArrayFromImage(prediction.mask)
     truth = sitk.GetArrayFromImage(case.truth)
     spacing = Grid.of(case.ct).spacing[::-1]
-    return metrics.score_case(mask, truth, spacing, patient.patient_id)
+    return metrics.score_case(mask, truth, spacing, patient.patient_id), prediction
 
 
 def score_table(rows: dict[str, metrics.Table1Scores]) -> Table:
@@ -82,7 +83,7 @@ def evaluate_task2(
     described: Sequence = load_described(settings, weights, run)[: limit or None]
     prognosis = Prognosis(load_bundle(weights))
     days, event = outcomes_of(described)
-    risk = np.mean([predict(member, described) for member in prognosis.members], axis=0)
+    risk = predict(prognosis.members, described)
     concordance = harrell_c(Outcomes(days, event), risk)
     rows = [
         f"{p.patient_id},{r:.6f},{d:g},{int(e)}" for p, r, d, e in zip(described, risk, days, event)

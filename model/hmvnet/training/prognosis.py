@@ -19,7 +19,7 @@ from hmvnet.clinical import HECKTOR, ClinicalEncoder, ClinicalSchema
 from hmvnet.config import InferenceSettings, PrognosisSettings
 from hmvnet.dataset import Patient
 from hmvnet.lesions import LesionFeatures
-from hmvnet.networks.fusion import FusionConfig, FusionNetwork, PatientInputs
+from hmvnet.networks.fusion import FusionConfig, FusionNetwork, PatientInputs, signed_log
 from hmvnet.pipeline import Stages, load_ensemble, segment
 from hmvnet.prognosis import LesionDescription, PrognosisMember, describe
 from hmvnet.runtime import Ensemble
@@ -29,6 +29,7 @@ from hmvnet.training.engine import LoopSettings, train
 from hmvnet.weights import Bundle, fingerprint
 
 EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
+ENCODER_PREFIX = "encoder"  # names of pooled encoder features, see pool_encoder_features
 
 
 class LeakError(ValueError):
@@ -162,8 +163,12 @@ def fit_member(
     run: Path,
     schema: ClinicalSchema = HECKTOR,
     title: str = "fusion",
+    seed: int | None = None,
+    quiet: bool = False,
 ) -> PrognosisMember:
     """Fit everything that is learnt from outcomes, on these patients alone.
+
+    ``seed`` (default: that of the settings) moves the initial network, the batches and the bags.
 
     The clinical encoder, the lesion statistics, the network, the ICARE head's selection and signs:
     none of them may have seen a patient that is evaluated later.
@@ -177,7 +182,8 @@ def fit_member(
             f"{len(patients)} patients with {int(event.sum())} relapses, expected at least 10 "
             "patients and a relapse"
         )
-    fabric.seed_everything(settings.seed, verbose=False)
+    seed = settings.seed if seed is None else seed
+    fabric.seed_everything(seed, verbose=False)
     encoder = ClinicalEncoder(schema).fit(record_table(patients))
     inputs = inputs_of(patients, encoder).to(fabric.device)
     network = FusionNetwork(_config(inputs, settings))
@@ -186,7 +192,7 @@ def fit_member(
     time, happened = (torch.from_numpy(a).to(fabric.device) for a in (days, event))
 
     def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
-        rng = np.random.default_rng([settings.seed, step])
+        rng = np.random.default_rng([seed, step])
         rows = torch.from_numpy(_draw_rows(event, settings.batch_size, rng)).to(fabric.device)
         batch = inputs.rows(rows)
         if rng.random() < 0.5:
@@ -206,10 +212,45 @@ def fit_member(
         checkpoint_every=settings.steps,
         validate_every=settings.steps,
     )
-    network, _ = train(fabric, network, loop, loss_of_step, run, title=title)
-    return _with_head(
-        network.cpu().eval(), encoder, inputs.to(torch.device("cpu")), days, event, settings
+    network, _ = train(fabric, network, loop, loss_of_step, run, title=title, quiet=quiet)
+    member = _with_head(
+        network.cpu().eval(), encoder, inputs.to(torch.device("cpu")), days, event, settings, seed
     )
+    if settings.direct_weight and set(settings.branches) & {"table", "lesions"}:
+        member.direct_lesions = _handcrafted_count(patients)
+        member.direct_weight = settings.direct_weight
+        variables = member.direct_variables(inputs.to(torch.device("cpu")))
+        member.direct = _icare(settings).fit(variables, days, event, np.random.default_rng(seed))
+    return member
+
+
+def fit_members(
+    fabric: Fabric,
+    patients: Sequence[Described],
+    settings: PrognosisSettings,
+    run: Path,
+    schema: ClinicalSchema = HECKTOR,
+    title: str = "fusion",
+    quiet: bool = False,
+) -> list[PrognosisMember]:
+    """``settings.members`` fits of different seeds; their mean risk is steadier than any of them.
+
+    Raises:
+        ValueError: as :func:`fit_member`.
+    """
+    return [
+        fit_member(
+            fabric,
+            patients,
+            settings,
+            run / f"member{number}",
+            schema,
+            f"{title}, network {number + 1}",
+            settings.seed + number,
+            quiet,
+        )
+        for number in range(settings.members)
+    ]
 
 
 def _config(inputs: PatientInputs, settings: PrognosisSettings) -> FusionConfig:
@@ -238,18 +279,34 @@ def _with_head(
     days: np.ndarray,
     event: np.ndarray,
     settings: PrognosisSettings,
+    seed: int,
 ) -> PrognosisMember:
     outputs = network.branch_outputs(inputs)
     fused = network.join(outputs).double().numpy()
-    head = BaggedIcare(settings.max_correlation, settings.min_concordance, settings.bags)
-    head.fit(fused, days, event, np.random.default_rng(settings.seed))
+    head = _icare(settings).fit(fused, days, event, np.random.default_rng(seed))
     means = {name: values.mean(0) for name, values in outputs.items()}
     return PrognosisMember(encoder, network, head, means)
 
 
-def predict(member: PrognosisMember, patients: Sequence[Described]) -> np.ndarray:
-    """Risks ``[n]`` of patients the member has not seen."""
-    return member.risk(inputs_of(patients, member.encoder))
+def handcrafted(patients: Sequence[Described]) -> np.ndarray:
+    """The patients' hand-crafted lesion features, signed logarithm, ``[n, p]``; NaN = missing."""
+    values = np.stack([p.description.features.values for p in patients])
+    return signed_log(torch.from_numpy(values[:, : _handcrafted_count(patients)])).double().numpy()
+
+
+def _handcrafted_count(patients: Sequence[Described]) -> int:
+    """They come first; the encoder's follow."""
+    names = patients[0].description.features.names
+    return sum(not name.startswith(ENCODER_PREFIX) for name in names)
+
+
+def _icare(settings: PrognosisSettings) -> BaggedIcare:
+    return BaggedIcare(settings.max_correlation, settings.min_concordance, settings.bags)
+
+
+def predict(members: Sequence[PrognosisMember], patients: Sequence[Described]) -> np.ndarray:
+    """Risks ``[n]`` of patients the members have not seen: their mean."""
+    return np.mean([m.risk(inputs_of(patients, m.encoder)) for m in members], axis=0)
 
 
 def describe_all(

@@ -215,6 +215,16 @@ def take_over(network: nn.Module, folder: Path) -> int:
     return len(fitting)
 
 
+def predict_labels(
+    network: nn.Module, case: Prepared, settings: Settings, device: torch.device
+) -> np.ndarray:
+    """The postprocessed label map of a preprocessed case, on the working grid."""
+    ensemble = Ensemble([TorchForward(network, device, settings.training.patch_size)])
+    volume = np.asarray(case.volume[:], dtype=np.float32)
+    probabilities = ensemble(volume).probabilities
+    return postprocess(probabilities, volume[0], case.grid, settings.postprocessing)
+
+
 def evaluate(
     network: nn.Module,
     cases: Sequence[Prepared],
@@ -223,12 +233,9 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
 ) -> list[metrics.CaseScore]:
     """The challenge's scores of a network on preprocessed cases, on the working grid."""
-    ensemble = Ensemble([TorchForward(network, device, settings.training.patch_size)])
     scores = []
     for case in cases:
-        volume = np.asarray(case.volume[:], dtype=np.float32)
-        output = ensemble(volume)
-        mask = postprocess(output.probabilities, volume[0], case.grid, settings.postprocessing)
+        mask = predict_labels(network, case, settings, device)
         truth = np.asarray(case.label[:])
         scores.append(metrics.score_case(mask, truth, case.grid.spacing[::-1], case.patient_id))
         if progress:

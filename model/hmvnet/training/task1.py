@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -15,10 +16,15 @@ from hmvnet.config import Settings
 from hmvnet.dataset import Cache, Patient, Prepared, find_patients, split_folds
 from hmvnet.images import read_geometry
 from hmvnet.training.engine import make_fabric
-from hmvnet.training.segmentation import SegmentationRun, train_segmentation
-from hmvnet.weights import Manifest, SegmentationPart, fingerprint, write_bundle
+from hmvnet.training.segmentation import SegmentationRun, predict_labels, train_segmentation
+from hmvnet.weights import Manifest, SegmentationPart, fingerprint, load_bundle, write_bundle
 
 BUNDLE = "bundle"
+EXAMPLES = 4
+
+
+class UnfinishedError(RuntimeError):
+    """Training was told to stop early; the same command goes on from its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,12 @@ def train_task1(
 ) -> Path:
     """Train the folds asked for and write ``<run>/bundle``.
 
+    Args:
+        stop: asked after every step; true ends training with a checkpoint.
+
     Raises:
         ValueError: as :func:`plan_folds`, or an unknown network.
+        UnfinishedError: ``stop`` said so before the last step.
     """
     plan = plan_folds(settings, folds)
     networks, figures, minutes = {}, {}, 0.0
@@ -106,11 +116,19 @@ def train_task1(
         train = prepare(settings, fold.train, run, quiet=True)
         validation = prepare(settings, fold.validation, run, quiet=True)
         result = train_segmentation(fabric, settings, train, validation, folder, stop=stop)
+        done = len(result.history.losses)
+        if done < settings.training.steps:
+            raise UnfinishedError(
+                f"{folder}: stopped after step {done} of {settings.training.steps}; "
+                "the same command goes on from there"
+            )
         networks[f"fold{fold.number}.safetensors"] = result.network.state_dict()
         figures[f"fold{fold.number}"] = dict(result.figures)
         minutes += result.history.seconds / 60
         if fabric.global_rank == 0:
             _draw(result, validation, settings, folder)
+    # What the initial weights were trained on, these networks have seen too.
+    earlier = _seen_by(settings.training.initial_weights)
     manifest = Manifest(
         name=run.name,
         region=settings.data.region,
@@ -121,7 +139,7 @@ def train_task1(
             options=dict(settings.network.options),
             patch_size=settings.training.patch_size,
             files=list(networks),
-            seen=[[fingerprint(p.patient_id) for p in fold.train] for fold in plan],
+            seen=[sorted({*earlier, *(fingerprint(p.patient_id) for p in f.train)}) for f in plan],
         ),
         trained_on={
             "data": settings.data.note or Path(settings.data.root).name,
@@ -138,9 +156,27 @@ def train_task1(
     return write_bundle(run / BUNDLE, manifest, networks)
 
 
+def _seen_by(folder: str) -> set[str]:
+    """Fingerprints of the patients that a bundle's first network, the one taken over, has seen."""
+    seen = load_bundle(Path(folder)).manifest.segmentation.seen if folder else []
+    return set(seen[0]) if seen else set()
+
+
 def _draw(
     result: SegmentationRun, validation: Sequence[Prepared], settings: Settings, folder: Path
 ) -> None:
-    from hmvnet.report import draw_history  # matplotlib only where pictures are made
+    """Curves of the training, and how the network does on a few validation patients."""
+    from hmvnet.report import draw_examples, draw_history  # matplotlib only where pictures are made
 
     draw_history(result.history, folder / "curves.png")
+    device = next(result.network.parameters()).device
+    examples = {
+        case.patient_id: (
+            np.asarray(case.volume[:], np.float32),
+            np.asarray(case.label[:]),
+            predict_labels(result.network, case, settings, device),
+        )
+        for case in validation[:EXAMPLES]
+    }
+    if examples:
+        draw_examples(examples, folder / "examples.png")

@@ -20,12 +20,12 @@ from hmvnet.training.prognosis import (
     Described,
     LesionDescriber,
     describe_all,
-    fit_member,
+    fit_members,
     outcomes_of,
     predict,
 )
 from hmvnet.training.task1 import BUNDLE
-from hmvnet.weights import PrognosisPart, all_tensors, load_bundle, write_bundle
+from hmvnet.weights import PrognosisPart, load_bundle, write_bundle
 
 RISK_QUANTILES = 21
 
@@ -65,8 +65,8 @@ def cross_validate(
     risks, concordances = np.full(len(described), np.nan), []
     days, event = outcomes_of(described)
     for number, (train, validation) in enumerate(split_folds(described, data)):
-        member = _fit(settings, [described[i] for i in train], run / f"fold{number}")
-        risks[validation] = predict(member, [described[i] for i in validation])
+        members = _fit(settings, [described[i] for i in train], run / f"fold{number}")
+        risks[validation] = predict(members, [described[i] for i in validation])
         outcomes = Outcomes(days[validation], event[validation])
         concordances.append(harrell_c(outcomes, risks[validation]))
     return risks, float(np.nanmean(concordances))
@@ -81,19 +81,19 @@ def train_task2(settings: Settings, weights: Path, run: Path) -> Path:
     described = load_described(settings, weights, run)
     days, event = outcomes_of(described)
     out_of_fold, concordance = cross_validate(settings, described, run)
-    member = _fit(settings, described, run / "all")
+    members = _fit(settings, described, run / "all")
     bundle = load_bundle(weights)
-    files = all_tensors(bundle) | {"prognosis.safetensors": member.tensors()}
+    tensors = {f"prognosis{i}.safetensors": m.tensors() for i, m in enumerate(members)}
+    kept = bundle.manifest.segmentation.files
     part = PrognosisPart(
-        settings=member.network.settings()
-        | {"image_spacing_mm": settings.prognosis.image_spacing_mm},
-        clinical=[member.encoder.state()],
+        settings=members[0].settings() | {"image_spacing_mm": settings.prognosis.image_spacing_mm},
+        clinical=[m.encoder.state() for m in members],
         lesion_features=list(described[0].description.features.names),
         risk_quantiles=np.quantile(
-            predict(member, described), np.linspace(0, 1, RISK_QUANTILES)
+            predict(members, described), np.linspace(0, 1, RISK_QUANTILES)
         ).tolist(),
         expected_days=_expected_days(out_of_fold, days, event),
-        files=["prognosis.safetensors"],
+        files=list(tensors),
     )
     metrics = bundle.manifest.metrics | {
         "task2": {
@@ -105,14 +105,16 @@ def train_task2(settings: Settings, weights: Path, run: Path) -> Path:
         }
     }
     manifest = bundle.manifest.model_copy(update={"prognosis": part, "metrics": metrics})
+    files = {file: bundle.tensors(file) for file in kept} | tensors
     return write_bundle(run / BUNDLE, manifest, files)
 
 
-def _fit(settings: Settings, described: Sequence[Described], folder: Path) -> PrognosisMember:
+def _fit(settings: Settings, described: Sequence[Described], folder: Path) -> list[PrognosisMember]:
     # Fabric announces its seed and its devices at every fold.
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     fabric = make_fabric(folder, "32-true")
-    return fit_member(fabric, described, settings.prognosis, folder, title=folder.name)
+    schema = settings.clinical.record_schema
+    return fit_members(fabric, described, settings.prognosis, folder, schema, folder.name)
 
 
 def _expected_days(risk: np.ndarray, days: np.ndarray, event: np.ndarray) -> list[list[float]]:

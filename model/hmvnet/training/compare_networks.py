@@ -1,0 +1,232 @@
+"""``hmvnet compare``: segmentation networks trained and scored alike, in one table.
+
+Every network gets the same folds, patches, augmentation, loss and steps. Patients are scored end to
+end on their CT grids, as the challenge does, each by the fold that did not see them (or all by the
+mean of the folds, in a test folder of their own).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from hmvnet import metrics
+from hmvnet.bench import peak_memory, resident_mb
+from hmvnet.challenge import write_text
+from hmvnet.config import NetworkSettings, Settings
+from hmvnet.dataset import Patient, find_patients
+from hmvnet.networks.registry import build_network
+from hmvnet.pipeline import Pipeline
+from hmvnet.runtime import pick_device
+from hmvnet.training.evaluation import score_patient
+from hmvnet.training.task1 import Fold, plan_folds, train_task1
+from hmvnet.weights import Bundle, load_bundle
+
+COMPARED = {
+    "gtvp_mean_dice": "GTVp mean Dice",
+    "gtvn_aggregated_dice": "GTVn agg. Dice",
+    "gtvn_aggregated_f1": "GTVn agg. F1",
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network with its options, e.g. from ``"hmvnet window=4 depths=2,2,2,2"``."""
+
+    label: str
+    network: NetworkSettings
+
+    @classmethod
+    def parse(cls, text: str) -> Contender:
+        """From the network's name and, after it, options.
+
+        Raises:
+            ValueError: the network is unknown or does not take the options.
+        """
+        name, _, options = text.strip().partition(" ")
+        network = NetworkSettings.model_validate({"name": name, "options": options})
+        build_network(network.name, network.options)
+        return cls(text.strip(), network)
+
+    @property
+    def folder(self) -> str:
+        """A file name made of the label."""
+        return re.sub(r"[^A-Za-z0-9.=-]+", "_", self.label)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs: parameters, training, and inference on the scored patients.
+
+    ``peak_mb`` is of the GPU where there is one, else what the process's memory grew by.
+    """
+
+    parameters: int
+    training_minutes: float
+    network_seconds: float
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One contender's scores, a patient each, in the order of all contenders."""
+
+    scores: list[metrics.CaseScore]
+    cost: Cost
+
+
+def compare_task1(
+    settings: Settings,
+    contenders: Sequence[Contender],
+    run: Path,
+    folds: Sequence[int] | None,
+    console: Console,
+    test: Path | None = None,
+    minutes: float | None = None,
+) -> pd.DataFrame:
+    """Train and score every contender, print one table, and write it under ``run``.
+
+    Writes ``segmentation.md``, ``segmentation.csv``, ``segmentation.png`` and each contender's
+    ``scores.json``. What is there from an earlier call is not computed again, so that a comparison
+    can be spread over several calls of ``minutes`` each.
+
+    Args:
+        folds: numbers of the folds to train; None: all.
+        test: a data folder to score on instead of the folds' validation patients.
+
+    Raises:
+        ValueError: wrong data, fold or network.
+        UnfinishedError: time was up; the next call goes on.
+    """
+    settings = settings.model_copy(
+        update={"data": settings.data.model_copy(update=_shared_cache(settings, run))}
+    )
+    plan = plan_folds(settings, folds)
+    held_out = find_patients(test) if test else None
+    deadline = time.monotonic() + 60 * minutes if minutes else np.inf
+    scored: dict[str, Scored] = {}
+    for contender in contenders:
+        console.rule(contender.label)
+        own = settings.model_copy(update={"network": contender.network})
+        folder = run / contender.folder
+        bundle = train_task1(own, folder, folds, lambda step: time.monotonic() > deadline)
+        scored[contender.label] = _score(contender, load_bundle(bundle), plan, held_out, folder)
+    table = comparison(scored)
+    write_text(table.to_markdown(index=False) + "\n", run / "segmentation.md")
+    write_text(table.to_csv(index=False), run / "segmentation.csv")
+    from hmvnet.report import draw_comparison  # matplotlib only where pictures are made
+
+    draw_comparison({name: s.scores for name, s in scored.items()}, run / "segmentation.png")
+    console.print(table.to_string(index=False))
+    console.print(f"wrote segmentation.md, segmentation.csv and segmentation.png to {run}")
+    return table
+
+
+def _shared_cache(settings: Settings, run: Path) -> dict[str, str]:
+    return {} if settings.data.cache else {"cache": str(run / "cache")}
+
+
+def _score(
+    contender: Contender,
+    bundle: Bundle,
+    plan: Sequence[Fold],
+    held_out: Sequence[Patient] | None,
+    folder: Path,
+) -> Scored:
+    """Scores from ``scores.json`` where they are of these very weights and patients."""
+    jobs = [(bundle, list(held_out))] if held_out else _fold_jobs(bundle, plan)
+    key = {
+        "files": bundle.manifest.files,
+        "patients": [str(p.ct.parent) for _, patients in jobs for p in patients],
+    }
+    path = folder / "scores.json"
+    if path.is_file() and (stored := json.loads(path.read_text()))["key"] == key:
+        scores = [metrics.CaseScore.from_dict(row) for row in stored["scores"]]
+        return Scored(scores, Cost(**stored["cost"]))
+    scores, seconds, peaks = [], [], []
+    for one, patients in jobs:
+        pipeline = Pipeline(one, pick_device(), needs_risk=False)
+        for patient in track(patients, contender.label, console=Console(stderr=True)):
+            with _peak_mb() as peak:
+                score, prediction = score_patient(pipeline, patient)
+                peaks.append(peak())
+            scores.append(score)
+            seconds.append(prediction.timings["network"])
+    network = build_network(contender.network.name, contender.network.options)
+    cost = Cost(
+        sum(p.numel() for p in network.parameters()),
+        float(bundle.manifest.trained_on["minutes"]),
+        float(np.mean(seconds)),
+        float(max(peaks)),
+    )
+    rows = [score.to_dict() for score in scores]
+    write_text(json.dumps({"key": key, "cost": asdict(cost), "scores": rows}), path)
+    return Scored(scores, cost)
+
+
+def _fold_jobs(bundle: Bundle, plan: Sequence[Fold]) -> list[tuple[Bundle, list[Patient]]]:
+    """Each fold's network alone, with the patients that it did not see."""
+    jobs = []
+    for number, fold in enumerate(plan):
+        part = bundle.manifest.segmentation
+        alone = part.model_copy(update={"files": [part.files[number]], "seen": [part.seen[number]]})
+        manifest = bundle.manifest.model_copy(update={"segmentation": alone})
+        jobs.append((Bundle(bundle.folder, manifest), fold.validation))
+    return jobs
+
+
+@contextmanager
+def _peak_mb() -> Iterator[Callable[[], float]]:
+    """Peak MB of the GPU, or MB by which the process grew."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield lambda: torch.cuda.max_memory_allocated() / 2**20
+        return
+    before = resident_mb()
+    with peak_memory() as peak:
+        yield lambda: peak() - before
+
+
+def comparison(
+    scored: Mapping[str, Scored], rng: np.random.Generator | None = None
+) -> pd.DataFrame:
+    """One row a network, in order; differences are the first network less this one.
+
+    With paired 95% bootstrap intervals over patients (:func:`hmvnet.metrics.paired_bootstrap`).
+    Metrics of nodes are left out where no patient has any.
+    """
+    rng = rng or np.random.default_rng(0)
+    first, *_ = scored
+    with_nodes = any(s.gtvn.truth_mm3 for s in scored[first].scores)
+    compared = {k: v for k, v in COMPARED.items() if with_nodes or k.startswith("gtvp")}
+    rows = []
+    for name, one in scored.items():
+        total = metrics.aggregate(one.scores)
+        row: dict[str, object] = {"network": name, "patients": total.patients}
+        differences = metrics.paired_bootstrap(scored[first].scores, one.scores, rng)
+        for metric, title in compared.items():
+            row[title] = f"{getattr(total, metric):.3f}"
+            d = differences[metric]
+            row[f"{first} - this, {title}"] = (
+                "" if name == first else f"{d.difference:+.3f} ({d.low:+.3f} to {d.high:+.3f})"
+            )
+        row["GTVp HD95 mm"] = f"{total.gtvp_mean_hd95_mm:.1f}"
+        if with_nodes:
+            row["GTVn HD95 mm"] = f"{total.gtvn_mean_hd95_mm:.1f}"
+        row["M parameters"] = f"{one.cost.parameters / 1e6:.1f}"
+        row["training min"] = f"{one.cost.training_minutes:.1f}"
+        row["network s a patient"] = f"{one.cost.network_seconds:.2f}"
+        row["peak MB"] = f"{one.cost.peak_mb:.0f}"
+        rows.append(row)
+    return pd.DataFrame(rows)

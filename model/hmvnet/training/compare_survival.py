@@ -1,0 +1,299 @@
+"""``hmvnet compare --task 2``: the fusion model, its ablations and classical models, side by side.
+
+All models see the same folds of a repeated, stratified cross-validation, and whatever is fitted is
+fitted on a fold's training patients: the clinical encoder, feature statistics, networks, heads. The
+lesion features come from segmentation networks that did not see the patient.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import Progress
+
+from hmvnet.case import ClinicalRecord, Outcome
+from hmvnet.challenge import write_text
+from hmvnet.clinical import ClinicalEncoder, read_outcome_table
+from hmvnet.config import Settings
+from hmvnet.lesions import LesionFeatures
+from hmvnet.networks.fusion import BRANCHES, IMAGE_CHANNELS
+from hmvnet.prognosis import LesionDescription
+from hmvnet.survival import baselines
+from hmvnet.survival.evaluation import (
+    DAYS_PER_YEAR,
+    BootstrapConcordance,
+    Fold,
+    Outcomes,
+    OutOfFold,
+    Scores,
+    bootstrap_concordance,
+    calibration_figure,
+    comparison_table,
+    cross_validate_by,
+    forest_figure,
+    kaplan_meier_figure,
+    repeated_folds,
+    risk_groups,
+    score,
+)
+from hmvnet.training.engine import make_fabric
+from hmvnet.training.prognosis import (
+    Described,
+    fit_members,
+    handcrafted,
+    outcomes_of,
+    predict,
+    record_table,
+)
+from hmvnet.training.task2 import load_described
+
+# Branches of the fusion network by the name of the ablation.
+FUSIONS: Mapping[str, tuple[str, ...]] = {
+    "fusion": BRANCHES,
+    "fusion-no-task1": ("image", "table"),
+    "fusion-no-table": ("image", "lesions"),
+    "fusion-no-image": ("table", "lesions"),
+    "fusion-table": ("table",),
+}
+LESIONS_TOO = "+lesions"
+TRUTH = "(true model)"
+CURVE_YEARS = 5
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Patients with outcomes; ``has_images`` false: health records alone."""
+
+    patients: Sequence[Described]
+    has_images: bool
+    truth: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """Their follow-up."""
+        return Outcomes(*outcomes_of(self.patients))
+
+
+def load_cohort(settings: Settings, weights: Path | None, run: Path) -> Cohort:
+    """The patients of ``data.root``: tables alone where ``clinical.tables`` names some.
+
+    For a cohort of phantoms the linear predictor that drew the outcomes is read too: no model can
+    be expected to do better.
+
+    Raises:
+        ValueError: no data or no outcomes; LeakError as :func:`load_described`.
+    """
+    if settings.clinical.tables:
+        return _load_tables(settings)
+    assert weights is not None
+    patients = load_described(settings, weights, run)
+    truth_file, truth = Path(settings.data.root) / "truth.csv", None
+    if truth_file.is_file():
+        known = pd.read_csv(truth_file, index_col="PatientID")["linear_predictor"]
+        truth = known.loc[[p.patient_id for p in patients]].to_numpy(float)
+    return Cohort(patients, True, truth)
+
+
+def _load_tables(settings: Settings) -> Cohort:
+    clinical = settings.clinical
+    found = read_outcome_table(
+        [Path(settings.data.root) / name for name in clinical.tables],
+        patient=clinical.patient,
+        time=clinical.time,
+        event=clinical.event,
+        follow_up=clinical.follow_up or None,
+    )
+    if absent := [c.name for c in clinical.record_schema.columns if c.name not in found.table]:
+        raise ValueError(f"{', '.join(clinical.tables)}: no column {absent[:5]} (clinical schema)")
+    nothing = LesionDescription(
+        np.zeros((IMAGE_CHANNELS, 1, 1, 1), np.float32),
+        LesionFeatures((), np.zeros(0, np.float32)),
+    )
+    rows = found.table.astype(object).where(found.table.notna(), None).to_dict("records")
+    patients = [
+        Described(str(name), "all", nothing, ClinicalRecord(row), Outcome(float(days), bool(event)))
+        for name, row, days, event in zip(found.table.index, rows, found.time, found.event)
+    ]
+    return Cohort(patients, False, None, found.notes)
+
+
+def model_names(cohort: Cohort) -> list[str]:
+    """The models compared where none are named."""
+    classical = list(baselines.available())
+    if not cohort.has_images:
+        return ["fusion-table", *classical]
+    return [*FUSIONS, *classical, *(name + LESIONS_TOO for name in classical[:2])]
+
+
+def predictor(name: str, cohort: Cohort, settings: Settings, run: Path, times: np.ndarray) -> Fold:
+    """What fits model ``name`` on training rows and predicts test rows.
+
+    Raises:
+        ValueError: unknown name, or a model that needs images in a cohort without.
+    """
+    base = name.removesuffix(LESIONS_TOO)
+    if name not in FUSIONS and base not in baselines.available():
+        known = [*FUSIONS, *baselines.available()]
+        raise ValueError(
+            f"unknown survival model '{name}', expected one of {', '.join(known)}, the last "
+            f"{len(baselines.available())} also with '{LESIONS_TOO}'"
+        )
+    needs_images = base != name or set(FUSIONS.get(name, ())) - {"table"}
+    if needs_images and not cohort.has_images:
+        raise ValueError(f"model '{name}' needs images, the cohort has health records alone")
+    if name in FUSIONS:
+        return _fusion(name, cohort, settings, run)
+    return _classical(base, name != base, cohort, settings, times)
+
+
+def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> Fold:
+    options = settings.prognosis.model_copy(update={"branches": FUSIONS[name]})
+    schema = settings.clinical.record_schema
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+
+    def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
+        seeded = options.model_copy(update={"seed": int(rng.integers(2**31))})
+        known = [cohort.patients[i] for i in train]
+        # Checkpoints are of no use here: a fit takes seconds.
+        with TemporaryDirectory(dir=run) as folder:
+            fabric = make_fabric(Path(folder), "32-true")
+            members = fit_members(fabric, known, seeded, Path(folder), schema, quiet=True)
+        return predict(members, [cohort.patients[i] for i in test]), None
+
+    return fit_predict
+
+
+def _classical(
+    base: str, with_lesions: bool, cohort: Cohort, settings: Settings, times: np.ndarray
+) -> Fold:
+    table = record_table(cohort.patients)
+    outcomes = cohort.outcomes
+    lesions = handcrafted(cohort.patients) if with_lesions else np.zeros((len(table), 0))
+
+    def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
+        encoder = ClinicalEncoder(settings.clinical.record_schema).fit(table.iloc[train])
+        x = np.concatenate([encoder.transform(table), lesions], axis=1)
+        known = outcomes[train]
+        model = baselines.create(base).fit(x[train], known.time, known.event, rng)
+        return model.predict_risk(x[test]), model.predict_survival(x[test], times)
+
+    return fit_predict
+
+
+def compare_task2(
+    settings: Settings,
+    weights: Path | None,
+    run: Path,
+    console: Console,
+    names: Sequence[str] = (),
+    repeats: int = 5,
+    reference: str = "",
+) -> pd.DataFrame:
+    """Cross-validate every model, print one table, and write it with its pictures under ``run``.
+
+    Writes ``survival.md`` and ``survival.csv``, ``risks.csv`` (a row a patient and repeat),
+    ``forest.png``, ``kaplan-meier.png`` (of the first model) and ``calibration.png``.
+
+    Args:
+        names: models; none: all that the cohort allows.
+        reference: the model that the others' differences are taken to; default CoxPH.
+
+    Raises:
+        ValueError: unknown model, or as :func:`load_cohort`.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    cohort = load_cohort(settings, weights, run)
+    outcomes = cohort.outcomes
+    names = list(names) or model_names(cohort)
+    times = np.linspace(30.0, CURVE_YEARS * DAYS_PER_YEAR, 60)
+    models = {name: predictor(name, cohort, settings, run, times) for name in names}
+    seed = settings.prognosis.seed
+    centre = np.array([p.centre for p in cohort.patients])
+    fold = repeated_folds(
+        outcomes.event, np.random.default_rng(seed), settings.data.folds, repeats, centre
+    )
+    console.print(
+        f"{len(outcomes)} patients, {int(outcomes.event.sum())} relapses, {repeats} x "
+        f"{settings.data.folds} folds"
+    )
+    for note in cohort.notes:
+        console.print(f"[yellow]note[/] {note}")
+    predictions: dict[str, OutOfFold] = {}
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=len(models) * repeats * settings.data.folds)
+        for name, model in models.items():
+            progress.update(bar, description=name)
+            rng = np.random.default_rng([seed, 1])
+            predictions[name] = cross_validate_by(
+                _counted(model, lambda: progress.advance(bar)), fold, rng, times
+            )
+    if cohort.truth is not None:
+        predictions[TRUTH] = OutOfFold(np.tile(cohort.truth, (repeats, 1)))
+    scores = {name: score(found, outcomes, fold) for name, found in predictions.items()}
+    risks = {name: found.risk for name, found in predictions.items()}
+    boot = bootstrap_concordance(outcomes, risks, np.random.default_rng([seed, 2]), fold)
+    reference = reference or ("coxph" if "coxph" in scores else names[0])
+    table = comparison_table(scores, boot, reference)
+    _write_tables(table, risks, cohort, fold, run)
+    _draw(predictions, scores, boot, outcomes, fold, run)
+    console.print(table.round(3).to_string())
+    console.print(f"wrote survival.md, survival.csv, risks.csv and pictures to {run}")
+    return table
+
+
+def _counted(model: Fold, done: Callable[[], None]) -> Fold:
+    def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
+        found = model(train, test, rng)
+        done()
+        return found
+
+    return fit_predict
+
+
+def _write_tables(
+    table: pd.DataFrame,
+    risks: Mapping[str, np.ndarray],
+    cohort: Cohort,
+    fold: np.ndarray,
+    run: Path,
+) -> None:
+    write_text(table.to_markdown(floatfmt=".3f") + "\n", run / "survival.md")
+    write_text(table.to_csv(index_label="model"), run / "survival.csv")
+    repeats, patients = fold.shape
+    long = pd.DataFrame(
+        {
+            "PatientID": [p.patient_id for p in cohort.patients] * repeats,
+            "repeat": np.repeat(np.arange(repeats), patients),
+            "fold": fold.ravel(),
+            **{name: risk.ravel() for name, risk in risks.items()},
+        }
+    )
+    write_text(long.to_csv(index=False), run / "risks.csv")
+
+
+def _draw(
+    predictions: Mapping[str, OutOfFold],
+    scores: Mapping[str, Scores],
+    boot: BootstrapConcordance,
+    outcomes: Outcomes,
+    fold: np.ndarray,
+    run: Path,
+) -> None:
+    order = sorted(boot.estimate, key=lambda name: -boot.estimate[name])
+    forest_figure({name: boot.interval(name) for name in order}).savefig(run / "forest.png")
+    first = next(iter(predictions))
+    rank = predictions[first].mean_rank(fold)
+    figure = kaplan_meier_figure(outcomes, risk_groups(rank, rank))
+    figure.suptitle(first)
+    figure.savefig(run / "kaplan-meier.png")
+    curves = {name: s.calibration for name, s in scores.items() if s.calibration}
+    if curves:
+        calibration_figure(curves).savefig(run / "calibration.png")

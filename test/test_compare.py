@@ -1,0 +1,178 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import COARSE, FAST_PROGNOSIS, SMALL_NETWORK, described_patients
+from rich.console import Console
+from test_dataset import write_patient
+
+from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings, load_settings
+from hmvnet.training import compare_survival
+from hmvnet.training.compare_networks import Contender, Cost, Scored, compare_task1, comparison
+from hmvnet.training.compare_survival import TRUTH, compare_task2, load_cohort
+from hmvnet.training.task1 import UnfinishedError
+
+QUIET = Console(quiet=True)
+
+
+# --- Task 1 --------------------------------------------------------------------------------------
+
+
+def test_a_contender_is_a_name_and_options():
+    contender = Contender.parse("hmvnet channels=8 head_channels=8 depths=1,1,1,1")
+    assert contender.network == NetworkSettings(
+        name="hmvnet", options={"channels": 8, "head_channels": 8, "depths": (1, 1, 1, 1)}
+    )
+    assert "/" not in contender.folder and " " not in contender.folder
+
+
+@pytest.mark.parametrize("text", ["vnet9", "hmvnet colour=red"])
+def test_a_wrong_contender_stops_before_training(text):
+    with pytest.raises(ValueError, match=r"unknown network|does not take|unexpected keyword"):
+        Contender.parse(text)
+
+
+@pytest.fixture
+def task1(tmp_path):
+    """Settings of two short folds, and two contenders."""
+    for i in range(4):
+        write_patient(tmp_path / "data", f"A-{i}", "plain")
+    settings = Settings(
+        data=DataSettings(root=str(tmp_path / "data"), folds=2, region="centre"),
+        preprocessing=COARSE,
+        training=TrainingSettings(steps=2, patch_size=(32, 32, 32), warmup_steps=1),
+    )
+    options = " ".join(f"{k}={v}" for k, v in SMALL_NETWORK.items())
+    return settings, [Contender.parse(f"hmvnet {options}"), Contender.parse("unet3d width=4")]
+
+
+def test_networks_side_by_side(task1, tmp_path):
+    """Every patient once, by the fold that did not see them; a second call computes nothing."""
+    settings, contenders = task1
+    run = tmp_path / "run"
+    table = compare_task1(settings, contenders, run, None, QUIET)
+    assert list(table["network"]) == [c.label for c in contenders]
+    assert (table["patients"] == 4).all()
+    for name in ("segmentation.md", "segmentation.csv", "segmentation.png"):
+        assert (run / name).stat().st_size > 50
+    stored = run / contenders[0].folder / "scores.json"
+    assert len(json.loads(stored.read_text())["scores"]) == 4
+    assert (run / contenders[0].folder / "fold0" / "examples.png").stat().st_size > 1000
+    before = stored.stat().st_mtime_ns
+    again = compare_task1(settings, contenders, run, None, QUIET)
+    assert stored.stat().st_mtime_ns == before
+    pd.testing.assert_frame_equal(table, again)
+
+
+def test_time_is_up_and_the_next_call_goes_on(task1, tmp_path):
+    settings, contenders = task1
+    run = tmp_path / "run"
+    with pytest.raises(UnfinishedError, match="step 1 of 2"):
+        compare_task1(settings, contenders[:1], run, [0], QUIET, minutes=1e-9)
+    with pytest.raises(UnfinishedError, match="step 1 of 2"):  # the first fold is there now
+        compare_task1(settings, contenders[:1], run, None, QUIET, minutes=1e-9)
+    assert len(compare_task1(settings, contenders[:1], run, None, QUIET)) == 1
+
+
+def test_differences_are_paired_and_nodes_left_out_where_there_are_none():
+    from hmvnet.metrics import CaseScore, LabelScore, LesionCount
+
+    def scored(dice):
+        hit = [LabelScore(d * 10, 10.0, 10.0, 1.0) for d in dice]
+        none = LabelScore(0, 0, 0, np.nan)
+        scores = [CaseScore(h, none, LesionCount(0, 0, 0), f"P{i}") for i, h in enumerate(hit)]
+        return Scored(scores, Cost(10, 1.0, 1.0, 1.0))
+
+    dice = np.linspace(0.3, 0.9, 20)
+    table = comparison({"a": scored(dice), "b": scored(dice - 0.1)})
+    assert not any("GTVn" in column for column in table.columns)
+    # The same loss in every patient: the paired interval has no width.
+    assert table.loc[1, "a - this, GTVp mean Dice"] == "+0.100 (+0.100 to +0.100)"
+
+
+# --- Task 2 --------------------------------------------------------------------------------------
+
+
+def task2_settings(**data) -> Settings:
+    return Settings(data=DataSettings(folds=3, **data), prognosis=FAST_PROGNOSIS)
+
+
+def test_survival_models_side_by_side(tmp_path, monkeypatch):
+    patients = described_patients(45)
+    monkeypatch.setattr(compare_survival, "load_described", lambda *_: patients)
+    eta = [-np.log(p.outcome.time_days) for p in patients]
+    (tmp_path / "data").mkdir()
+    pd.DataFrame({"PatientID": [p.patient_id for p in patients], "linear_predictor": eta}).to_csv(
+        tmp_path / "data" / "truth.csv", index=False
+    )
+    names = ["fusion-no-image", "coxph", "icare+lesions"]
+    settings = task2_settings(root=str(tmp_path / "data"))
+    table = compare_task2(settings, tmp_path, tmp_path / "run", QUIET, names, repeats=2)
+    assert set(table.index) == {*names, TRUTH}
+    assert table.index[0] == TRUTH  # the negative log of the time itself orders perfectly
+    risks = pd.read_csv(tmp_path / "run" / "risks.csv")
+    assert len(risks) == 2 * 45 and np.isfinite(risks[names]).all().all()
+    files = ("survival.md", "survival.csv", "forest.png", "kaplan-meier.png", "calibration.png")
+    for file in files:
+        assert (tmp_path / "run" / file).stat().st_size > 100
+    assert not [p for p in (tmp_path / "run").iterdir() if p.is_dir()]
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Two CSV files of 60 patients, and a settings file with their columns."""
+    rng = np.random.default_rng(0)
+    grade = rng.integers(1, 4, 60)
+    days = 1500 * np.exp(-0.8 * grade + 0.3 * rng.normal(size=60))
+    ids = [f"{i:03d}" for i in range(60)]
+    record = pd.DataFrame({"id": ids, "age": rng.integers(40, 80, 60), "grade": grade})
+    record.to_csv(tmp_path / "record.csv", index=False)
+    outcome = pd.DataFrame(
+        {"id": ids, "days": days.round(), "relapse": rng.choice(["yes", "no"], 60)}
+    )
+    outcome.to_csv(tmp_path / "outcome.csv", index=False)
+    (tmp_path / "settings.xml").write_text(
+        """<hmvnet><clinical><tables>outcome.csv record.csv</tables><patient>id</patient>
+        <time>days</time><event>relapse</event>
+        <column name="age" kind="numeric" low="0" high="120" other_units="months:0.0833"/>
+        <column name="grade" kind="categorical" codes="1, 2, 3" aliases="low: 1"/>
+        </clinical></hmvnet>"""
+    )
+    return tmp_path
+
+
+def test_tables_alone_by_a_schema_in_the_settings_file(tables, tmp_path):
+    settings = load_settings(tables / "settings.xml", [f"data.root={tables}", "data.folds=3"])
+    settings = settings.model_copy(update={"prognosis": FAST_PROGNOSIS})
+    cohort = load_cohort(settings, None, tmp_path)
+    assert len(cohort.patients) == 60 and not cohort.has_images
+    table = compare_task2(
+        settings, None, tmp_path / "run", QUIET, ["fusion-table", "icare"], repeats=1
+    )
+    assert set(table.index) == {"fusion-table", "icare"}
+    # The grade decides; whoever could not use it would be at 0.5.
+    assert all(float(text.split()[0]) > 0.7 for text in table["C (95% CI)"])
+
+
+def test_what_needs_images_is_refused_without(tables, tmp_path):
+    settings = load_settings(tables / "settings.xml", [f"data.root={tables}"])
+    for name in ("fusion", "coxph+lesions"):
+        with pytest.raises(ValueError, match="needs images"):
+            compare_task2(settings, None, tmp_path / "run", QUIET, [name])
+    with pytest.raises(ValueError, match="unknown survival model 'cox'"):
+        compare_task2(settings, None, tmp_path / "run", QUIET, ["cox"])
+
+
+def test_a_column_of_the_schema_that_no_table_has(tables, tmp_path):
+    (tables / "record.csv").write_text("id,age\n000,50\n")
+    settings = load_settings(tables / "settings.xml", [f"data.root={tables}"])
+    with pytest.raises(ValueError, match="grade"):
+        load_cohort(settings, None, tmp_path)
+
+
+def test_a_malformed_column_in_the_settings_file(tmp_path):
+    path = tmp_path / "settings.xml"
+    path.write_text('<hmvnet><clinical><column name="a" kind="number"/></clinical></hmvnet>')
+    with pytest.raises(ValueError, match="kind must be numeric or categorical"):
+        load_settings(path)
