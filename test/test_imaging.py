@@ -9,6 +9,7 @@ from hmvnet.imaging.augment import MARGIN, draw_patch
 from hmvnet.imaging.intensity import denormalise, normalise_
 from hmvnet.imaging.postprocess import (
     apply_thresholds,
+    correct_by_airway,
     fill_holes,
     keep_one_primary,
     lesions_of,
@@ -142,6 +143,37 @@ def test_nothing_outside_the_body():
     mask[10:15, 10:15, 32:38] = GTVN
     out = remove_outside_body(mask, ct)
     assert (out[10:15, 10:15, 5:10] == GTVN).all() and not out[..., 32:38].any()
+
+
+NECK = Grid((60, 60, 60), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))  # 12 cm, an airway up its middle
+NECK_CT = np.full(NECK.shape, 0.5, np.float32)
+NECK_CT[:, 25:35, 25:35] = 0.0
+NECK_CT[:, :3] = NECK_CT[:, -3:] = 0.0
+ON_MUCOSA = ball(NECK, (76, 60, 60), 7)
+FAR_AWAY = ball(NECK, (108, 60, 60), 7)  # its near side 31 mm from the airway
+
+
+def correct(mask, ct=NECK_CT):
+    probability = np.where(mask > 0, 0.6, 0).astype(np.float32)
+    return correct_by_airway(mask.astype(np.uint8), ct, NECK, probability, 30.0)
+
+
+def test_a_primary_where_none_can_be_becomes_a_node():
+    out = correct(ON_MUCOSA * GTVP + FAR_AWAY * GTVP)
+    assert (out[ON_MUCOSA] == GTVP).all() and (out[FAR_AWAY] == GTVN).all()
+
+
+def test_a_node_on_the_mucosa_becomes_the_primary_where_there_is_none():
+    out = correct(ON_MUCOSA * GTVN + FAR_AWAY * GTVN)
+    assert (out[ON_MUCOSA] == GTVP).all() and (out[FAR_AWAY] == GTVN).all()
+    nearer = ball(NECK, (60, 76, 60), 7)
+    with_primary = nearer * GTVP + (ON_MUCOSA & ~nearer) * GTVN
+    np.testing.assert_array_equal(correct(with_primary), with_primary)
+
+
+def test_without_an_airway_nothing_is_renamed():
+    mask = FAR_AWAY * GTVP
+    np.testing.assert_array_equal(correct(mask, np.full_like(NECK_CT, 0.5)), mask)
 
 
 def test_a_confident_lesion_is_never_lost():

@@ -18,6 +18,9 @@ from hmvnet.config import PostprocessingSettings
 # A label that makes up less than this share of a connected lesion takes the other's name.
 FRAGMENT_SHARE = 0.15
 BODY_STRIDE = 4
+AIR_STRIDE = 2
+LEAST_AIR_ML, AIRWAY_ML = 0.5, 5.0  # of one air space, and of all inside the body
+MUCOSA_MM = 8.0
 BOX_MARGIN = 2
 
 
@@ -42,6 +45,8 @@ def postprocess(
     mask = remove_outside_body(mask, ct)
     mask = merge_fragments(mask)
     mask = remove_specks(mask, grid.voxel_ml, settings)
+    if settings.airway_mm:
+        mask = correct_by_airway(mask, ct, grid, probabilities[GTVP], settings.airway_mm)
     if settings.one_primary:
         mask = keep_one_primary(mask, probabilities[GTVP], grid.voxel_ml, settings)
     return mask if mask.any() else _confident_lesion(raw, probabilities, settings.confident)
@@ -79,15 +84,59 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
 
 def remove_outside_body(mask: np.ndarray, ct: np.ndarray) -> np.ndarray:
     """Clear voxels outside the patient: air (or table) not enclosed by the body."""
-    coarse = ct[::BODY_STRIDE, ::BODY_STRIDE, ::BODY_STRIDE] > 0
-    body = cc3d.largest_k(coarse.astype(np.uint8), k=1, connectivity=6).astype(bool)
-    body = np.stack([ndimage.binary_fill_holes(s) for s in body])
+    body = _filled_body(ct[::BODY_STRIDE, ::BODY_STRIDE, ::BODY_STRIDE])
     # One coarse voxel of tolerance: the skin is where partial volume makes the border uncertain.
     body = ndimage.binary_dilation(body)
     out = mask.copy()
     z, y, x = np.nonzero(mask)
     outside = ~body[z // BODY_STRIDE, y // BODY_STRIDE, x // BODY_STRIDE]
     out[z[outside], y[outside], x[outside]] = 0
+    return out
+
+
+def _filled_body(ct: np.ndarray) -> np.ndarray:
+    """The largest piece that is not air, with what it encloses in each axial slice."""
+    body = cc3d.largest_k((ct > 0).astype(np.uint8), k=1, connectivity=6).astype(bool)
+    return np.stack([ndimage.binary_fill_holes(s) for s in body])
+
+
+def correct_by_airway(
+    mask: np.ndarray, ct: np.ndarray, grid: Grid, probability: np.ndarray, reach_mm: float
+) -> np.ndarray:
+    """Rename lesions whose class contradicts where they lie.
+
+    Primaries of the head and neck grow from the mucosa around the airway. One farther from all air
+    inside the body than ``reach_mm`` becomes a node; and where there is no primary, the likeliest
+    node that lies on the mucosa (most of it within ``MUCOSA_MM``) becomes one. Without an airway
+    in the region nothing is changed.
+
+    Args:
+        mask: uint8 ``[z, y, x]``.
+        ct: ``[z, y, x]``, normalised so that air is 0.
+        probability: of GTVp, ``[z, y, x]``.
+    """
+    coarse = ct[::AIR_STRIDE, ::AIR_STRIDE, ::AIR_STRIDE]
+    air = _filled_body(coarse) & (coarse <= 0)
+    air_ml = grid.voxel_ml * AIR_STRIDE**3
+    air = cc3d.dust(air.astype(np.uint8), threshold=max(1, round(LEAST_AIR_ML / air_ml))) > 0
+    if air.sum() * air_ml < AIRWAY_ML:
+        return mask
+    steps = [AIR_STRIDE * s for s in grid.spacing[::-1]]
+    distance = ndimage.distance_transform_edt(~air, steps)
+    out = mask.copy()
+    on_mucosa: list[tuple[float, tuple[slice, ...], np.ndarray]] = []
+    for kind in (GTVP, GTVN):
+        for box, lesion in lesions_of(mask == kind):
+            offset = np.array([s.start for s in box])
+            voxels = (np.argwhere(lesion) + offset) // AIR_STRIDE
+            away = distance[tuple(np.minimum(voxels, np.array(distance.shape) - 1).T)]
+            if kind == GTVP and away.min() > reach_mm:
+                out[box][lesion] = GTVN
+            elif kind == GTVN and np.median(away) <= MUCOSA_MM:
+                on_mucosa.append((float(probability[box][lesion].sum()), box, lesion))
+    if on_mucosa and not (out == GTVP).any():
+        _, box, lesion = max(on_mucosa, key=lambda entry: entry[0])
+        out[box][lesion] = GTVP
     return out
 
 
