@@ -119,6 +119,16 @@ def test_probabilities_that_are_not_finite_are_an_error():
         ensemble(np.zeros((2, 4, 4, 4), np.float32))
 
 
+def test_half_precision_on_the_cpu_is_nearly_the_same(tiny_bundle):
+    bundle, device = load_bundle(tiny_bundle), torch.device("cpu")
+    volume = np.random.default_rng(0).random((2, 40, 36, 44), np.float32)
+    full, half = (
+        load_ensemble(bundle, device, InferenceSettings(precision=p))(volume).probabilities
+        for p in ("auto", "bf16")
+    )
+    assert 0 < np.abs(full - half).max() < 0.05
+
+
 def test_gpu_asked_for_but_not_there():
     if torch.cuda.is_available():
         pytest.skip("a GPU is there")

@@ -27,6 +27,7 @@ from hmvnet.images import read_image, write_image
 from hmvnet.imaging.resample import resample
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
+from hmvnet.runtime import channels_last
 
 # The scan of the comparison: sizes of a whole-body CT and PET.
 CT_GRID = Grid((512, 512, 200), (0.98, 0.98, 2.0))
@@ -162,6 +163,7 @@ def run_baseline(folder: Path, note: Callable[[str], None] = lambda step: None) 
     with ledger("network"), torch.inference_mode():
         windows = SlidingWindowInferer((128,) * 3, 4, overlap=0.5, mode="gaussian")
         logits = windows(torch.from_numpy(volume)[None], network)
+        assert isinstance(logits, torch.Tensor)
         predicted = torch.softmax(logits, 1).argmax(1)[0].numpy().astype(np.uint8)
     note("postprocess")
     with ledger("postprocess"):
@@ -229,7 +231,7 @@ def network_table(names: Sequence[str], patch: int, repeats: int, console: Conso
     for name in names:
         with console.status(name):
             options = {"img_size": (patch,) * 3} if name == "unetr" else {}
-            network = build_network(name, options).to(memory_format=torch.channels_last_3d)
+            network = channels_last(build_network(name, options))
             forward, step, peak = _time_network(network, patch, repeats)
         reference = reference or forward
         count = sum(p.numel() for p in network.parameters()) / 1e6

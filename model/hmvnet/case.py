@@ -119,7 +119,8 @@ class Grid:
         high = np.minimum(np.ceil(index.max(axis=0)).astype(int) + 1 + margin, self.size)
         if (high <= low).any():
             return None
-        return tuple(slice(int(a), int(b)) for a, b in zip(low[::-1], high[::-1]))
+        z, y, x = (slice(int(a), int(b)) for a, b in zip(low[::-1], high[::-1]))
+        return z, y, x
 
     def crop(self, box: tuple[slice, slice, slice]) -> Grid:
         """The sub-grid of array slices (z, y, x), as :meth:`index_box` gives them."""

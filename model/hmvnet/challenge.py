@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import SimpleITK as sitk
 
@@ -59,7 +60,7 @@ def read_case(input_dir: Path, *, needs_record: bool = True) -> Case:
     if not root.is_dir():
         raise CaseError(f"input {input_dir} is not a folder")
     sockets, warnings = _read_sockets(root)
-    images: dict[str, sitk.Image | None] = {}
+    images: dict[str, Any] = {}  # required ones are there, or _read_socket_image has raised
     for name, required in (("ct", True), ("pet", True), ("ct_planning", False), ("dose", False)):
         images[name], notes = _read_socket_image(root, getattr(sockets, name), required)
         warnings += notes

@@ -165,6 +165,7 @@ class PrognosisSettings(_Section):
 class InferenceSettings(_Section):
     flips: bool = False
     time_budget_s: float = Field(240.0, gt=0)
+    precision: Literal["auto", "32", "bf16"] = "auto"
     output: Literal["risk", "days"] = "risk"
     backend: Literal["torch", "onnx"] = "torch"
 

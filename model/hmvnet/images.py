@@ -247,7 +247,10 @@ def checked_grid(
         if error > 1e-4:
             warnings = (f"{name}: direction matrix made orthonormal (error {error:.2g})",)
     direction = tuple(axes.ravel().tolist())
-    return Grid(tuple(size), tuple(spacing), tuple(origin), direction), warnings
+    nx, ny, nz = size
+    dx, dy, dz = spacing
+    x, y, z = origin
+    return Grid((nx, ny, nz), (dx, dy, dz), (x, y, z), direction), warnings
 
 
 def _inflate(payload: bytes, expected: int, name: str) -> bytes:
@@ -365,7 +368,7 @@ def _read_tiff(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
 
 def _tiff_spacing(tiff: tifffile.TiffFile) -> tuple[float, float, float] | None:
     meta = tiff.imagej_metadata or {}
-    tags = tiff.pages[0].tags
+    tags = tiff.pages.first.tags
     unit_mm = {"mm": 1.0, "cm": 10.0, "micron": 1e-3, "um": 1e-3}.get(str(meta.get("unit")))
     if unit_mm is None or "spacing" not in meta or "XResolution" not in tags:
         return None

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hmvnet.networks.registry import build_network
-from hmvnet.runtime import OnnxForward, TorchForward
+from hmvnet.runtime import OnnxForward, TorchForward, load_network
 from hmvnet.weights import add_file, load_bundle
 
 
@@ -23,7 +22,7 @@ class _LogitsAndMaps(nn.Module):
 
     def forward(self, x: torch.Tensor):
         if hasattr(self.network, "forward_with_features"):
-            logits, maps = self.network.forward_with_features(x)
+            logits, maps = self.network.forward_with_features(x)  # type: ignore[operator]
             return (logits, *maps)
         return self.network(x)
 
@@ -43,9 +42,7 @@ def export_bundle(
     part, pre = bundle.manifest.segmentation, bundle.manifest.preprocessing
     size = shape or tuple(round(mm / pre.spacing_mm) for mm in reversed(pre.size_mm))
     for file in part.files:
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in part.options.items()}
-        network = build_network(part.network, options)
-        network.load_state_dict(bundle.tensors(file))
+        network = load_network(bundle, file)
         target = folder / (Path(file).stem + ".onnx")
         write_onnx(network, size, target)
         add_file(folder, target.name)
@@ -57,7 +54,7 @@ def write_onnx(network: nn.Module, size: tuple[int, ...], path: Path) -> None:
     example = torch.zeros(1, 2, *size)
     temporary = path.with_suffix(".part.onnx")
     torch.onnx.export(
-        _LogitsAndMaps(network.eval()),
+        _LogitsAndMaps(network).eval(),
         (example,),
         temporary,
         dynamo=True,

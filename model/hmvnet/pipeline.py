@@ -19,9 +19,8 @@ from hmvnet.imaging.postprocess import postprocess
 from hmvnet.imaging.resample import labels_onto, resample_pet_ct
 from hmvnet.imaging.roi import Region, centre_region, find_region
 from hmvnet.lesions import Lesion, lesion_table
-from hmvnet.networks.registry import build_network
 from hmvnet.prognosis import LesionDescription, Prognosis, Risk, describe
-from hmvnet.runtime import Ensemble, Forward, OnnxForward, TorchForward
+from hmvnet.runtime import Ensemble, Forward, OnnxForward, TorchForward, load_network
 from hmvnet.weights import Bundle
 
 LOW_CONFIDENCE = 0.5
@@ -121,7 +120,6 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
     falls back to torch; the ensemble's log says so.
     """
     part = bundle.manifest.segmentation
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in part.options.items()}
     members: list[Forward] = []
     notes = []
     for file in part.files:
@@ -131,9 +129,8 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
                 continue
             except (ImportError, RuntimeError) as error:
                 notes.append(f"{file}: torch instead of ONNX Runtime ({error})")
-        network = build_network(part.network, options)
-        network.load_state_dict(bundle.tensors(file))
-        members.append(TorchForward(network, device, part.patch_size))
+        network = load_network(bundle, file)
+        members.append(TorchForward(network, device, part.patch_size, settings.precision))
     return Ensemble(members, settings.flips, settings.time_budget_s, tuple(notes))
 
 
@@ -173,7 +170,8 @@ class Pipeline:
             mask = segmentation.on(Grid.of(case.ct))
         spacing = segmentation.region.grid.spacing
         with stages("lesions"):
-            lesions = lesion_table(segmentation.labels, *segmentation.raw, spacing[::-1])
+            ct_hu, pet_suv = segmentation.raw
+            lesions = lesion_table(segmentation.labels, ct_hu, pet_suv, spacing[::-1])
         risk = None
         if self.prognosis:
             with stages("risk"):

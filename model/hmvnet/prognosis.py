@@ -143,7 +143,9 @@ class PrognosisMember:
     ) -> PrognosisMember:
         """The member whose :meth:`tensors` and :meth:`settings` these are."""
         part = lambda p: {k[len(p) :]: v for k, v in state.items() if k.startswith(p)}  # noqa: E731
-        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        sizes: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
+        }
         weight, lesions = sizes.pop("direct_weight", 0.0), sizes.pop("direct_lesions", 0)
         network = FusionNetwork(FusionConfig(**sizes)).eval()
         network.load_state_dict(part(NETWORK_PREFIX))
@@ -245,7 +247,8 @@ class Prognosis:
                 f"{len(description.features.names)} lesion features, but the survival model was "
                 f"trained on {len(self.part.lesion_features)}: the bundle's parts do not fit"
             )
-        values, effects, named, notes = [], [], [], ()
+        values, effects, named = [], [], []
+        notes: tuple[str, ...] = ()
         for member in self.members:
             inputs, notes = member.inputs(description, record)
             values.append(float(member.risk(inputs)[0]))

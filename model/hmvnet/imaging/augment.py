@@ -64,8 +64,8 @@ def _spatial(
     if rng.random() < settings.misalignment:
         shift = rng.uniform(-1, 1, 3) * settings.misalignment_mm
     if not (moved or elastic or shift.any()):
-        inner = tuple(slice(MARGIN, MARGIN + n) for n in patch)
-        return image[(slice(None), *inner)], labels[inner]
+        z, y, x = (slice(MARGIN, MARGIN + n) for n in patch)
+        return image[:, z, y, x], labels[z, y, x]
 
     points = _voxel_grid(patch, image.device) @ torch.from_numpy(matrix.T).to(image)
     if elastic:

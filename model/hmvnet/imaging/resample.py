@@ -57,13 +57,13 @@ def labels_onto(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
     # Only the box around the labels, one voxel wider, needs to be looked at.
     low = np.maximum(used.min(axis=0) - 1, 0)
     high = np.minimum(used.max(axis=0) + 2, labels.shape)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
-    part = source.crop(box)
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high))
+    part = source.crop((z, y, x))
     target_box = target.index_box(part, margin=1)
     if target_box is None:
         return out
     patch = target.crop(target_box)
-    image = part.image(np.ascontiguousarray(labels[box]))
+    image = part.image(np.ascontiguousarray(labels[z, y, x]))
     out[target_box] = resample(image, patch, fill=0, interpolator=sitk.sitkNearestNeighbor).astype(
         np.uint8
     )

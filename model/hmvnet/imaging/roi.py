@@ -100,7 +100,8 @@ def centre_region(
 def _hang(top_centre: np.ndarray, settings: PreprocessingSettings, up: float) -> Grid:
     """The working grid whose top face is centred at ``top_centre``; ``up`` is +1 or -1 along z."""
     spacing = settings.spacing_mm
-    size = tuple(round(mm / spacing) for mm in settings.size_mm)
+    nx, ny, nz = (round(mm / spacing) for mm in settings.size_mm)
+    size = (nx, ny, nz)
     half = (np.array(size[:2]) - 1) / 2 * spacing
     origin = np.array([*(top_centre[:2] - half), top_centre[2] - up * (size[2] - 0.5) * spacing])
     direction = (*IDENTITY[:8], up)

@@ -116,6 +116,8 @@ class WindowAttention(nn.Module):
             x = torch.roll(x, shift, dims=(1, 2, 3))
         return x[:, : size[0], : size[1], : size[2]]
 
+    position_index: Tensor
+
     def _attend(self, qkv: Tensor, bias: Tensor, groups: Tensor | None) -> Tensor:
         b, n, t, _ = qkv.shape
         # (3, b, n, h, t, c/h)
@@ -249,7 +251,9 @@ class SwinStage(nn.Module):
         self.merge = nn.Conv3d(inputs, channels, 2, stride=2)
         self.merge_norm = ChannelNorm(channels)
         self.conv = conv_block(channels, channels)
-        nn.init.zeros_(self.conv[1].weight)
+        norm = self.conv[1]
+        assert isinstance(norm, ChannelNorm)
+        nn.init.zeros_(norm.weight)
         self.blocks = nn.Sequential(
             *(
                 SwinBlock(

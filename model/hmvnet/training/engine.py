@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.loggers import TensorBoardLogger
+from lightning_fabric.loggers import Logger, TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -62,7 +62,7 @@ def make_fabric(run: Path, precision: str = "auto", devices: int | str = "auto")
         if torch.cuda.is_available():
             precision = "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "16-mixed"
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    loggers = [TensorBoardLogger(run, name="logs", version="")]
+    loggers: list[Logger] = [TensorBoardLogger(run, name="logs", version="")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fabric = Fabric(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +54,24 @@ class LesionDescriber:
     """
 
     def __init__(
-        self, bundle: Bundle, device: torch.device, image_spacing_mm: float, cache: Path
+        self,
+        bundle: Bundle,
+        device: torch.device,
+        image_spacing_mm: float,
+        cache: Path,
+        inference: InferenceSettings | None = None,
     ) -> None:
         self.bundle = bundle
         self.image_spacing_mm = image_spacing_mm
-        self.ensemble = load_ensemble(bundle, device, InferenceSettings(time_budget_s=1e9))
-        key = json.dumps([bundle.manifest.files, image_spacing_mm], sort_keys=True)
+        inference = (inference or InferenceSettings()).model_copy(update={"time_budget_s": 1e9})
+        self.ensemble = load_ensemble(bundle, device, inference)
+        manifest = bundle.manifest
+        weights = {file: manifest.files[file] for file in manifest.segmentation.files}
+        settings = [manifest.preprocessing, manifest.postprocessing, inference]
+        key = json.dumps(
+            [weights, image_spacing_mm, *(s.model_dump(mode="json") for s in settings)],
+            sort_keys=True,
+        )
         self.folder = cache / ("lesions-" + hashlib.sha256(key.encode()).hexdigest()[:12])
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -212,14 +224,14 @@ def fit_member(
         checkpoint_every=settings.steps,
         validate_every=settings.steps,
     )
-    network, _ = train(fabric, network, loop, loss_of_step, run, title=title, quiet=quiet)
-    member = _with_head(
-        network.cpu().eval(), encoder, inputs.to(torch.device("cpu")), days, event, settings, seed
-    )
+    trained, _ = train(fabric, network, loop, loss_of_step, run, title=title, quiet=quiet)
+    assert isinstance(trained, FusionNetwork)
+    inputs = inputs.to(torch.device("cpu"))
+    member = _with_head(trained.cpu().eval(), encoder, inputs, days, event, settings, seed)
     if settings.direct_weight and set(settings.branches) & {"table", "lesions"}:
         member.direct_lesions = _handcrafted_count(patients)
         member.direct_weight = settings.direct_weight
-        variables = member.direct_variables(inputs.to(torch.device("cpu")))
+        variables = member.direct_variables(inputs)
         member.direct = _icare(settings).fit(variables, days, event, np.random.default_rng(seed))
     return member
 
@@ -312,7 +324,7 @@ def predict(members: Sequence[PrognosisMember], patients: Sequence[Described]) -
 def describe_all(
     describer: LesionDescriber,
     patients: Sequence[Patient],
-    progress: Callable[[Sequence[Patient]], Sequence[Patient]] = lambda x: x,
+    progress: Callable[[Sequence[Patient]], Iterable[Patient]] = lambda x: x,
 ) -> list[Described]:
     """Every patient that has an outcome; leaks are found before the first is described."""
     with_outcome = [p for p in patients if p.outcome is not None]

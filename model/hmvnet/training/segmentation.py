@@ -21,7 +21,7 @@ from hmvnet.dataset import Prepared
 from hmvnet.imaging.augment import MARGIN, draw_patch
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.networks.registry import build_network
-from hmvnet.runtime import Ensemble, TorchForward
+from hmvnet.runtime import Ensemble, TorchForward, channels_last
 from hmvnet.training.engine import History, LoopSettings, bare, train
 from hmvnet.weights import load_bundle
 
@@ -79,7 +79,8 @@ def _crop(array, channel: int | None, start: np.ndarray, size: Sequence[int], fi
     low = np.clip(start, 0, shape)
     high = np.clip(start + np.array(size), low, shape)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
-    inner = np.asarray(array[box] if channel is None else array[(channel, *box)])
+    where = box if channel is None else (channel, *box)
+    inner = np.asarray(array[where])
     inner = inner.reshape([b.stop - b.start for b in box])
     before, after = low - start, start + np.array(size) - high
     return np.pad(inner, list(zip(before, after)), constant_values=fill)
@@ -164,8 +165,7 @@ def train_segmentation(
         )
     share = options.batch_size // fabric.world_size
     fabric.seed_everything(options.seed, verbose=False)
-    network = build_network(settings.network.name, settings.network.options)
-    network = network.to(memory_format=torch.channels_last_3d)
+    network = channels_last(build_network(settings.network.name, settings.network.options))
     if options.initial_weights:
         take_over(network, Path(options.initial_weights))
     sampler, loss = PatchSampler(cases, settings), SegmentationLoss(options.focal_weight)

@@ -44,6 +44,7 @@ def load_described(settings: Settings, weights: Path, run: Path) -> list[Describ
         pick_device(),
         settings.prognosis.image_spacing_mm,
         Path(settings.data.cache or run / "cache"),
+        settings.inference,
     )
     console = Console(stderr=True)
     described = describe_all(
