@@ -182,3 +182,38 @@ def test_two_processes_equal_one(tmp_path):
         found.append(torch.load(run / "weights.pt", weights_only=True))
     for key, value in found[0].items():
         torch.testing.assert_close(value, found[1][key], atol=2e-4, rtol=1e-3, msg=key)
+
+
+def test_postprocessing_is_tuned_on_unseen_patients_only(tiny_bundle, tmp_path):
+    from rich.console import Console
+
+    from hmvnet.training.tune import tune
+    from hmvnet.weights import all_tensors, fingerprint, load_bundle, write_bundle
+
+    write_patient(tmp_path / "data", "A-1", "plain")
+    wanted = Settings(data={"root": str(tmp_path / "data")})
+    quiet = Console(quiet=True)
+    tuned = load_bundle(tune(wanted, tiny_bundle, tmp_path / "run", 0, quiet))
+    assert tuned.manifest.files.keys() == load_bundle(tiny_bundle).manifest.files.keys()
+    part = tuned.manifest.segmentation.model_copy(update={"seen": [[fingerprint("A-1")]]})
+    known = tuned.manifest.model_copy(update={"segmentation": part})
+    folder = write_bundle(tmp_path / "known", known, all_tensors(tuned))
+    with pytest.raises(ValueError, match="trained on A-1"):
+        tune(wanted, folder, tmp_path / "run2", 0, quiet)
+
+
+def test_tuning_finds_the_threshold_that_fits():
+    """A lesion of probability 0.35 is found once the threshold is below that."""
+    from conftest import CT_GRID, ball
+    from rich.console import Console
+
+    from hmvnet.config import PostprocessingSettings
+    from hmvnet.training.tune import Kept, search
+
+    lesion = ball(CT_GRID, (0, 0, 0), 25)
+    probabilities = np.zeros((3, *CT_GRID.shape), np.float16)
+    probabilities[1] = np.where(lesion, 0.35, 0.0)
+    ct = np.full(CT_GRID.shape, 0.5, np.float32)
+    kept = [Kept("A", CT_GRID, probabilities, ct, lesion.astype(np.uint8))]
+    found = search(PostprocessingSettings(), kept, Console(quiet=True))
+    assert found.threshold_gtvp < 0.35

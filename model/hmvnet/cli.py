@@ -1,4 +1,4 @@
-"""The command line: ``hmvnet train | eval | compare | export | phantom | bench``."""
+"""The command line: ``hmvnet train | eval | tune | compare | export | phantom | bench``."""
 
 from __future__ import annotations
 
@@ -93,6 +93,21 @@ def export(
     shape = tuple(int(n) for n in size.split(",")) if size else None
     for path, error in export_bundle(bundle_folder(weights), shape):
         console.print(f"wrote {path}; largest difference in probability {error:.1e}")
+
+
+@app.command()
+def tune(
+    overrides: Overrides = None,
+    config: ConfigOption = CONFIG,
+    weights: WeightsOption = None,
+    run: RunOption = Path("runs/tune"),
+    limit: Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")] = 0,
+) -> None:
+    """Choose a bundle's postprocessing on patients its networks did not see."""
+    from hmvnet.training.tune import tune as tune_bundle
+
+    settings = load_settings(config, overrides or ())
+    console.print(f"bundle: {tune_bundle(settings, bundle_folder(weights), run, limit, console)}")
 
 
 @app.command()

@@ -1,0 +1,130 @@
+"""Choosing the postprocessing of a bundle on patients that its networks did not see.
+
+The networks run once; each setting is then tried in turn, the others held (coordinate search).
+Dice and lesion F1 want different things (a speck costs Dice nothing and F1 a whole lesion), so the
+limits of the two classes are tried against the metrics that the challenge scores each by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import SimpleITK as sitk
+from rich.console import Console
+from rich.progress import track
+
+from hmvnet import metrics
+from hmvnet.case import Grid
+from hmvnet.config import PostprocessingSettings, Settings
+from hmvnet.dataset import Patient, find_patients
+from hmvnet.imaging.postprocess import postprocess
+from hmvnet.imaging.resample import labels_onto
+from hmvnet.pipeline import Stages, load_ensemble, segment
+from hmvnet.runtime import Ensemble, pick_device
+from hmvnet.training.task1 import BUNDLE
+from hmvnet.weights import Bundle, all_tensors, fingerprint, load_bundle, write_bundle
+
+CANDIDATES: Mapping[str, Sequence[float]] = {
+    "airway_mm": (0.0, 15.0, 20.0, 30.0),
+    "threshold_gtvp": (0.2, 0.3, 0.4, 0.5, 0.6),
+    "threshold_gtvn": (0.2, 0.3, 0.4, 0.5, 0.6),
+    "min_ml_gtvp": (0.1, 0.2, 0.5, 1.0),
+    "min_ml_gtvn": (0.05, 0.1, 0.2, 0.3, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One patient's network output; the arrays lie on disk (probabilities as float16)."""
+
+    patient_id: str
+    grid: Grid
+    probabilities: np.ndarray
+    ct: np.ndarray
+    truth: np.ndarray
+
+
+def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Console) -> Path:
+    """Write ``<run>/bundle``: the bundle with the best postprocessing found.
+
+    Raises:
+        ValueError: no data, or a patient that the bundle's networks were trained on.
+    """
+    bundle = load_bundle(weights)
+    patients = find_patients(settings.data.root)[: limit or None]
+    seen = {mark for marks in bundle.manifest.segmentation.seen for mark in marks}
+    if known := [p.patient_id for p in patients if fingerprint(p.patient_id) in seen]:
+        raise ValueError(
+            f"the bundle was trained on {', '.join(known[:5])}: tune on other patients"
+        )
+    ensemble = load_ensemble(bundle, pick_device(), settings.inference)
+    with TemporaryDirectory(dir=_made(run)) as folder:
+        kept = [
+            _run(patient, ensemble, bundle, Path(folder))
+            for patient in track(patients, "segment", console=Console(stderr=True))
+        ]
+        best = search(bundle.manifest.postprocessing, kept, console)
+    manifest = bundle.manifest.model_copy(update={"postprocessing": best})
+    return write_bundle(run / BUNDLE, manifest, all_tensors(bundle))
+
+
+def search(
+    start: PostprocessingSettings, kept: Sequence[Kept], console: Console
+) -> PostprocessingSettings:
+    """The settings of the highest mean of the challenge's three figures."""
+    best, highest = start, _figure(start, kept)
+    console.print(f"{_text(start)}: {highest:.4f}")
+    for name, values in CANDIDATES.items():
+        for value in values:
+            if value == getattr(best, name):
+                continue
+            other = best.model_copy(update={name: value})
+            figure = _figure(other, kept)
+            if figure > highest:
+                best, highest = other, figure
+                console.print(f"{_text(best)}: {highest:.4f}")
+    return best
+
+
+def _figure(settings: PostprocessingSettings, kept: Sequence[Kept]) -> float:
+    scores = []
+    for one in kept:
+        mask = postprocess(one.probabilities.astype(np.float32), one.ct, one.grid, settings)
+        truth = np.asarray(one.truth)
+        scores.append(metrics.score_case(mask, truth, one.grid.spacing[::-1], one.patient_id))
+    total = metrics.aggregate(scores)
+    figures = (total.gtvp_mean_dice, total.gtvn_aggregated_dice, total.gtvn_aggregated_f1)
+    return float(np.mean(figures))
+
+
+def _run(patient: Patient, ensemble: Ensemble, bundle: Bundle, folder: Path) -> Kept:
+    case = patient.read()
+    assert case.truth is not None
+    manifest = bundle.manifest
+    found, _ = segment(
+        case,
+        ensemble,
+        manifest.preprocessing,
+        manifest.postprocessing,
+        Stages(),
+        manifest.region,
+    )
+    grid = found.region.grid
+    truth = labels_onto(sitk.GetArrayFromImage(case.truth), Grid.of(case.truth), grid)
+    path = folder / f"{patient.patient_id}.npy"
+    np.save(path, found.probabilities.astype(np.float16))
+    probabilities = np.load(path, mmap_mode="r")
+    return Kept(patient.patient_id, grid, probabilities, found.volume[0], truth)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _text(settings: PostprocessingSettings) -> str:
+    return ", ".join(f"{name} {getattr(settings, name):g}" for name in CANDIDATES)
