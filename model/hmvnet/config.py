@@ -121,6 +121,10 @@ class PostprocessingSettings(_Section):
     one_primary: bool = True
     airway_mm: float = Field(30.0, ge=0)
 
+    def for_region(self, region: str) -> PostprocessingSettings:
+        """Without the rules on the head and neck's anatomy where the region is not that."""
+        return self if region == "head-neck" else self.model_copy(update={"airway_mm": 0.0})
+
 
 class ClinicalSettings(_Section):
     """The health records' columns; none: HECKTOR's. ``tables``: a cohort without images."""

@@ -108,7 +108,8 @@ def segment(
     with stages("network"):
         output = ensemble(volume)
     with stages("postprocess"):
-        labels = postprocess(output.probabilities, volume[0], found.grid, postprocessing)
+        rules = postprocessing.for_region(region)
+        labels = postprocess(output.probabilities, volume[0], found.grid, rules)
     segmentation = Segmentation(found, raw, volume, output.probabilities, labels, output.features)
     return segmentation, output.log
 

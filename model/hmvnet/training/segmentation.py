@@ -222,7 +222,8 @@ def predict_labels(
     ensemble = Ensemble([TorchForward(network, device, settings.training.patch_size)])
     volume = np.asarray(case.volume[:], dtype=np.float32)
     probabilities = ensemble(volume).probabilities
-    return postprocess(probabilities, volume[0], case.grid, settings.postprocessing)
+    rules = settings.postprocessing.for_region(settings.data.region)
+    return postprocess(probabilities, volume[0], case.grid, rules)
 
 
 def evaluate(
