@@ -98,7 +98,7 @@ def task2_settings(**data) -> Settings:
     return Settings(data=DataSettings(folds=3, **data), prognosis=FAST_PROGNOSIS)
 
 
-def test_survival_models_side_by_side(tmp_path, monkeypatch):
+def test_survival_models_side_by_side(tmp_path, monkeypatch, tiny_bundle):
     patients = described_patients(45)
     monkeypatch.setattr(compare_survival, "load_described", lambda *_: patients)
     eta = [-np.log(p.outcome.time_days) for p in patients]
@@ -108,7 +108,7 @@ def test_survival_models_side_by_side(tmp_path, monkeypatch):
     )
     names = ["fusion-no-image", "coxph", "icare+lesions"]
     settings = task2_settings(root=str(tmp_path / "data"))
-    table = compare_task2(settings, tmp_path, tmp_path / "run", QUIET, names, repeats=2)
+    table = compare_task2(settings, tiny_bundle, tmp_path / "run", QUIET, names, repeats=2)
     assert set(table.index) == {*names, TRUTH}
     assert table.index[0] == TRUTH  # the negative log of the time itself orders perfectly
     risks = pd.read_csv(tmp_path / "run" / "risks.csv")
@@ -116,7 +116,19 @@ def test_survival_models_side_by_side(tmp_path, monkeypatch):
     files = ("survival.md", "survival.csv", "forest.png", "kaplan-meier.png", "calibration.png")
     for file in files:
         assert (tmp_path / "run" / file).stat().st_size > 100
-    assert not [p for p in (tmp_path / "run").iterdir() if p.is_dir()]
+    assert [p.name for p in (tmp_path / "run").iterdir() if p.is_dir()] == ["predictions"]
+
+
+def test_kept_predictions_are_those_of_the_same_settings_only(tables, tmp_path):
+    settings = load_settings(tables / "settings.xml", [f"data.root={tables}", "data.folds=3"])
+    run, names = tmp_path / "run", ["icare", "coxph"]
+    first = compare_task2(settings, None, run, QUIET, names, repeats=1)
+    files = {p: p.stat().st_mtime_ns for p in (run / "predictions").iterdir()}
+    again = compare_task2(settings, None, run, QUIET, names, repeats=1)
+    pd.testing.assert_frame_equal(first, again)
+    assert {p: p.stat().st_mtime_ns for p in (run / "predictions").iterdir()} == files
+    compare_task2(settings, None, run, QUIET, names, repeats=2)
+    assert len(list((run / "predictions").iterdir())) == 4
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ class PrognosisSettings(_Section):
     members: int = Field(5, ge=1)
     direct_weight: Probability = 0.5
     steps: int = Field(150, ge=1)
-    batch_size: int = Field(16, ge=2)
+    batch_size: int = Field(64, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     ranking_weight: float = Field(0.5, ge=0)
@@ -162,7 +162,7 @@ class PrognosisSettings(_Section):
     branches: Words = ("image", "table", "lesions")
     bags: int = Field(25, ge=1)
     max_correlation: float = Field(0.9, gt=0, le=1)
-    min_concordance: float = Field(0.53, ge=0.5, lt=1)
+    min_concordance: float = Field(0.57, ge=0.5, lt=1)
     seed: int = 0
 
 

@@ -7,6 +7,8 @@ lesion features come from segmentation networks that did not see the patient.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +55,7 @@ from hmvnet.training.prognosis import (
     record_table,
 )
 from hmvnet.training.task2 import load_described
+from hmvnet.weights import load_bundle
 
 # Branches of the fusion network by the name of the ablation.
 FUSIONS: Mapping[str, tuple[str, ...]] = {
@@ -199,6 +202,9 @@ def compare_task2(
 ) -> pd.DataFrame:
     """Cross-validate every model, print one table, and write it with its pictures under ``run``.
 
+    A model's predictions are kept, and used again by a call with the same settings and patients, so
+    a comparison can be spread over calls, or over processes of different ``names``.
+
     Writes ``survival.md`` and ``survival.csv``, ``risks.csv`` (a row a patient and repeat),
     ``forest.png``, ``kaplan-meier.png`` (of the first model) and ``calibration.png``.
 
@@ -231,10 +237,16 @@ def compare_task2(
         bar = progress.add_task("", total=len(models) * repeats * settings.data.folds)
         for name, model in models.items():
             progress.update(bar, description=name)
+            path = run / "predictions" / f"{name}-{_key(name, settings, weights, cohort, fold)}.npz"
+            if path.is_file():
+                predictions[name] = _load(path)
+                progress.advance(bar, fold.shape[0] * settings.data.folds)
+                continue
             rng = np.random.default_rng([seed, 1])
             predictions[name] = cross_validate_by(
                 _counted(model, lambda: progress.advance(bar)), fold, rng, times
             )
+            _save(predictions[name], path)
     if cohort.truth is not None:
         predictions[TRUTH] = OutOfFold(np.tile(cohort.truth, (repeats, 1)))
     scores = {name: score(found, outcomes, fold) for name, found in predictions.items()}
@@ -247,6 +259,36 @@ def compare_task2(
     console.print(table.round(3).to_string())
     console.print(f"wrote survival.md, survival.csv, risks.csv and pictures to {run}")
     return table
+
+
+def _key(
+    name: str, settings: Settings, weights: Path | None, cohort: Cohort, fold: np.ndarray
+) -> str:
+    """What a model's predictions hang on."""
+    values = [
+        name,
+        settings.clinical.model_dump(mode="json"),
+        settings.prognosis.model_dump(mode="json") if name in FUSIONS else settings.prognosis.seed,
+        load_bundle(weights).manifest.files if weights else {},
+        [p.patient_id for p in cohort.patients],
+        fold.tolist(),
+    ]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _save(found: OutOfFold, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {"risk": found.risk}
+    if found.survival is not None and found.times is not None:
+        arrays |= {"survival": found.survival, "times": found.times}
+    temporary = path.with_suffix(".part.npz")
+    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)
+
+
+def _load(path: Path) -> OutOfFold:
+    with np.load(path, allow_pickle=False) as stored:
+        return OutOfFold(stored["risk"], stored.get("survival"), stored.get("times"))
 
 
 def _counted(model: Fold, done: Callable[[], None]) -> Fold:
