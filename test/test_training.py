@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -145,14 +146,14 @@ def test_evaluation_runs_the_whole_region(cases, tmp_path):
 
 
 SCRIPT = """
-import sys, torch
+import json, sys, torch
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from test_training import settings, PATCH
 from conftest import COARSE
 from hmvnet.dataset import Cache, find_patients
 from hmvnet.training.engine import make_fabric
-from hmvnet.training.segmentation import train_segmentation
+from hmvnet.training.segmentation import evaluate, train_segmentation
 torch.set_num_threads(1)
 root, run = Path({data!r}), Path({run!r})
 cache = Cache(root / "cache", COARSE, "centre")
@@ -160,7 +161,9 @@ cases = [cache.get(p) for p in find_patients(root)]
 fabric = make_fabric(run)
 out = train_segmentation(fabric, settings(steps=3, batch_size=2), cases, [], run)
 if fabric.global_rank == 0:
-    torch.save(out.network.state_dict(), run / "weights.pt")
+    scores = evaluate(out.network, cases, settings(), torch.device("cpu"))
+    losses = [row["total"] for row in out.history.losses]
+    (run / "found.json").write_text(json.dumps([losses, [s.gtvp.prediction_mm3 for s in scores]]))
 """
 
 
@@ -179,9 +182,10 @@ def test_two_processes_equal_one(tmp_path):
         command += [f"--nproc-per-node={processes}", str(script)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
-        found.append(torch.load(run / "weights.pt", weights_only=True))
-    for key, value in found[0].items():
-        torch.testing.assert_close(value, found[1][key], atol=2e-4, rtol=1e-3, msg=key)
+        found.append(json.loads((run / "found.json").read_text()))
+    # Not the weights: Adam's first steps are signs of gradients, be they only rounding.
+    for one, two in zip(*found):
+        assert one == pytest.approx(two, rel=1e-3)
 
 
 def test_postprocessing_is_tuned_on_unseen_patients_only(tiny_bundle, tmp_path):

@@ -136,7 +136,8 @@ def train(
             if norm is None or bool(torch.isfinite(norm)):
                 optimizer.step()
                 average.update_parameters(bare(wrapped))
-            row = {name: float(value.detach()) for name, value in losses.items()}
+            means = fabric.all_reduce({k: v.detach() for k, v in losses.items()}, reduce_op="mean")
+            row = {name: float(value) for name, value in means.items()}
             if not math.isfinite(row["total"]):
                 raise RuntimeError(f"{title}: the loss became {row['total']} at step {step}")
             history.losses.append({"step": step, **row})

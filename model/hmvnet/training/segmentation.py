@@ -95,7 +95,9 @@ class SegmentationLoss(nn.Module):
             include_background=False,
             to_onehot_y=True,
             softmax=True,
-            batch=True,
+            # Sample by sample: the mean over a batch is then the mean over the processes that
+            # share it, so that several GPUs compute what one does.
+            batch=False,
             smooth_nr=1.0,
             smooth_dr=1.0,
         )
