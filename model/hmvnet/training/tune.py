@@ -8,12 +8,14 @@ limits of the two classes are tried against the metrics that the challenge score
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -91,12 +93,12 @@ def search(
 
 
 def _figure(settings: PostprocessingSettings, kept: Sequence[Kept]) -> float:
-    scores = []
-    for one in kept:
+    def score(one: Kept) -> metrics.CaseScore:
         mask = postprocess(one.probabilities.astype(np.float32), one.ct, one.grid, settings)
-        truth = np.asarray(one.truth)
-        scores.append(metrics.score_case(mask, truth, one.grid.spacing[::-1], one.patient_id))
-    total = metrics.aggregate(scores)
+        return metrics.score_case(mask, one.truth, one.grid.spacing[::-1], one.patient_id)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # scipy and cc3d free the GIL
+        total = metrics.aggregate(list(pool.map(score, kept)))
     figures = (total.gtvp_mean_dice, total.gtvn_aggregated_dice, total.gtvn_aggregated_f1)
     return float(np.mean(figures))
 
