@@ -47,6 +47,7 @@ def postprocess(
     mask = remove_specks(mask, grid.voxel_ml, settings)
     if settings.airway_mm:
         mask = correct_by_airway(mask, ct, grid, probabilities[GTVP], settings.airway_mm)
+        mask = remove_specks(mask, grid.voxel_ml, settings)  # the other class has its own limit
     if settings.one_primary:
         mask = keep_one_primary(mask, probabilities[GTVP], grid.voxel_ml, settings)
     return mask if mask.any() else _confident_lesion(raw, probabilities, settings.confident)

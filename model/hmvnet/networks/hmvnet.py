@@ -41,6 +41,7 @@ class HMVNetConfig:
         modality: how PET and CT meet: ``early`` (both into one stem) or ``gated`` (a stem each,
             and at every stage each modality gates the joint features).
         head_channels_full: channels of the head's full-resolution layer.
+        stem_norm: ChannelNorm in the stem; without, the stem keeps the size of HU and SUV.
     """
 
     in_channels: int = 2
@@ -52,6 +53,7 @@ class HMVNetConfig:
     mlp_ratios: tuple[float, ...] = (2.0, 2.0, 4.0, 4.0)
     modality: Literal["early", "gated"] = "early"
     head_channels_full: int = 8
+    stem_norm: bool = True
 
     def __post_init__(self) -> None:
         if len(self.depths) != 4 or len(self.mlp_ratios) != 4:
@@ -69,10 +71,12 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-def conv_block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """3 x 3 x 3 convolution, ChannelNorm, GELU."""
+def conv_block(inputs: int, outputs: int, stride: int = 1, norm: bool = True) -> nn.Sequential:
+    """3 x 3 x 3 convolution, ChannelNorm (or none), GELU."""
     return nn.Sequential(
-        nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1), ChannelNorm(outputs), nn.GELU()
+        nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1),
+        ChannelNorm(outputs) if norm else nn.Identity(),
+        nn.GELU(),
     )
 
 
@@ -331,7 +335,10 @@ class HMVNet(nn.Module):
                 CrossModalGate(c // 2 * config.in_channels, c << i) for i in range(1, 5)
             )
         else:
-            self.stem = nn.Sequential(conv_block(config.in_channels, c, stride=2), conv_block(c, c))
+            self.stem = nn.Sequential(
+                conv_block(config.in_channels, c, stride=2, norm=config.stem_norm),
+                conv_block(c, c, norm=config.stem_norm),
+            )
         self.stages = nn.ModuleList(
             SwinStage(c << i, depth, config, ratio)
             for i, (depth, ratio) in enumerate(zip(config.depths, config.mlp_ratios))

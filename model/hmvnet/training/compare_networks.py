@@ -24,14 +24,15 @@ from rich.progress import track
 from hmvnet import metrics
 from hmvnet.bench import peak_memory, resident_mb
 from hmvnet.challenge import write_text
-from hmvnet.config import NetworkSettings, Settings
+from hmvnet.config import InferenceSettings, NetworkSettings, Settings
 from hmvnet.dataset import Patient, find_patients
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.runtime import pick_device
+from hmvnet.training.engine import digest
 from hmvnet.training.evaluation import score_patient
-from hmvnet.training.task1 import Fold, plan_folds, train_task1
-from hmvnet.weights import Bundle, load_bundle
+from hmvnet.training.task1 import BUNDLE, Fold, plan_folds, task_key, train_task1
+from hmvnet.weights import MANIFEST, Bundle, fingerprint, load_bundle
 
 COMPARED = {
     "gtvp_mean_dice": "GTVp mean Dice",
@@ -114,14 +115,20 @@ def compare_task1(
     )
     plan = plan_folds(settings, folds)
     held_out = find_patients(test) if test else None
+    # No network of a mean may be left out for being slow.
+    inference = settings.inference.model_copy(update={"time_budget_s": 1e9})
     deadline = time.monotonic() + 60 * minutes if minutes else np.inf
     scored: dict[str, Scored] = {}
     for contender in contenders:
         console.rule(contender.label)
         own = settings.model_copy(update={"network": contender.network})
         folder = run / contender.folder
-        bundle = train_task1(own, folder, folds, lambda step: time.monotonic() > deadline)
-        scored[contender.label] = _score(contender, load_bundle(bundle), plan, held_out, folder)
+        bundle = _trained(own, folder, plan) or train_task1(
+            own, folder, folds, lambda step: time.monotonic() > deadline
+        )
+        scored[contender.label] = _score(
+            contender, load_bundle(bundle), plan, held_out, inference, folder
+        )
     table = comparison(scored)
     write_text(table.to_markdown(index=False) + "\n", run / "segmentation.md")
     write_text(table.to_csv(index=False), run / "segmentation.csv")
@@ -133,6 +140,20 @@ def compare_task1(
     return table
 
 
+def _trained(settings: Settings, folder: Path, plan: Sequence[Fold]) -> Path | None:
+    """The bundle of an earlier call, if it is of these settings and patients.
+
+    Training would find that out too, from its checkpoints, but only after reading every image.
+    """
+    if not (folder / BUNDLE / MANIFEST).is_file():
+        return None
+    return (
+        folder / BUNDLE
+        if load_bundle(folder / BUNDLE).manifest.trained_on.get("key") == task_key(settings, plan)
+        else None
+    )
+
+
 def _shared_cache(settings: Settings, run: Path) -> dict[str, str]:
     return {} if settings.data.cache else {"cache": str(run / "cache")}
 
@@ -142,21 +163,28 @@ def _score(
     bundle: Bundle,
     plan: Sequence[Fold],
     held_out: Sequence[Patient] | None,
+    inference: InferenceSettings,
     folder: Path,
 ) -> Scored:
     """Scores from ``scores.json`` where they are of these very weights and patients."""
     jobs = [(bundle, list(held_out))] if held_out else _fold_jobs(bundle, plan)
-    key = {
-        "files": bundle.manifest.files,
-        "patients": [str(p.ct.parent) for _, patients in jobs for p in patients],
-    }
+    manifest = bundle.manifest
+    key = digest(
+        manifest.files,
+        *(s.model_dump(mode="json") for s in (manifest.preprocessing, manifest.postprocessing)),
+        manifest.region,
+        inference.model_dump(mode="json"),
+        [_state(p) for _, patients in jobs for p in patients],
+    )
+    for one, patients in jobs:
+        _refuse_seen(one, patients)
     path = folder / "scores.json"
     if path.is_file() and (stored := json.loads(path.read_text()))["key"] == key:
         scores = [metrics.CaseScore.from_dict(row) for row in stored["scores"]]
         return Scored(scores, Cost(**stored["cost"]))
     scores, seconds, peaks = [], [], []
     for one, patients in jobs:
-        pipeline = Pipeline(one, pick_device(), needs_risk=False)
+        pipeline = Pipeline(one, pick_device(), inference, needs_risk=False)
         for patient in track(patients, contender.label, console=Console(stderr=True)):
             with _peak_mb() as peak:
                 score, prediction = score_patient(pipeline, patient)
@@ -173,6 +201,20 @@ def _score(
     rows = [score.to_dict() for score in scores]
     write_text(json.dumps({"key": key, "cost": asdict(cost), "scores": rows}), path)
     return Scored(scores, cost)
+
+
+def _state(patient: Patient) -> list[object]:
+    """What changes when a patient's files do."""
+    files = [f for f in (patient.ct, patient.pet, patient.label) if f is not None]
+    return [patient.patient_id, *((f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+
+
+def _refuse_seen(bundle: Bundle, patients: Sequence[Patient]) -> None:
+    """Raises: ValueError: a patient to be scored was trained on."""
+    seen = {mark for marks in bundle.manifest.segmentation.seen for mark in marks}
+    if known := [p.patient_id for p in patients if fingerprint(p.patient_id) in seen]:
+        names = ", ".join(known[:5])
+        raise ValueError(f"{names}: trained on (perhaps by the initial weights), not to be scored")
 
 
 def _fold_jobs(bundle: Bundle, plan: Sequence[Fold]) -> list[tuple[Bundle, list[Patient]]]:

@@ -7,9 +7,8 @@ lesion features come from segmentation networks that did not see the patient.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ from hmvnet.survival.evaluation import (
     risk_groups,
     score,
 )
-from hmvnet.training.engine import make_fabric
+from hmvnet.training.engine import digest, make_fabric
 from hmvnet.training.prognosis import (
     Described,
     fit_members,
@@ -55,7 +54,6 @@ from hmvnet.training.prognosis import (
     record_table,
 )
 from hmvnet.training.task2 import load_described
-from hmvnet.weights import load_bundle
 
 # Branches of the fusion network by the name of the ablation.
 FUSIONS: Mapping[str, tuple[str, ...]] = {
@@ -219,6 +217,11 @@ def compare_task2(
     cohort = load_cohort(settings, weights, run)
     outcomes = cohort.outcomes
     names = list(names) or model_names(cohort)
+    reference = reference or ("coxph" if "coxph" in names else names[0])
+    if reference not in names:
+        raise ValueError(f"reference '{reference}' is not compared; expected one of {names}")
+    if settings.data.fold_by != "stratified":
+        raise ValueError("compare --task 2 repeats stratified folds; data.fold_by must be that")
     times = np.linspace(30.0, CURVE_YEARS * DAYS_PER_YEAR, 60)
     models = {name: predictor(name, cohort, settings, run, times) for name in names}
     seed = settings.prognosis.seed
@@ -237,7 +240,7 @@ def compare_task2(
         bar = progress.add_task("", total=len(models) * repeats * settings.data.folds)
         for name, model in models.items():
             progress.update(bar, description=name)
-            path = run / "predictions" / f"{name}-{_key(name, settings, weights, cohort, fold)}.npz"
+            path = run / "predictions" / f"{name}-{_key(name, settings, cohort, fold)}.npz"
             if path.is_file():
                 predictions[name] = _load(path)
                 progress.advance(bar, fold.shape[0] * settings.data.folds)
@@ -252,7 +255,6 @@ def compare_task2(
     scores = {name: score(found, outcomes, fold) for name, found in predictions.items()}
     risks = {name: found.risk for name, found in predictions.items()}
     boot = bootstrap_concordance(outcomes, risks, np.random.default_rng([seed, 2]), fold)
-    reference = reference or ("coxph" if "coxph" in scores else names[0])
     table = comparison_table(scores, boot, reference)
     _write_tables(table, risks, cohort, fold, run)
     _draw(predictions, scores, boot, outcomes, fold, run)
@@ -261,19 +263,21 @@ def compare_task2(
     return table
 
 
-def _key(
-    name: str, settings: Settings, weights: Path | None, cohort: Cohort, fold: np.ndarray
-) -> str:
+def _key(name: str, settings: Settings, cohort: Cohort, fold: np.ndarray) -> str:
     """What a model's predictions hang on."""
-    values = [
+    prognosis = settings.prognosis.model_dump(mode="json")
+    return digest(
         name,
         settings.clinical.model_dump(mode="json"),
-        settings.prognosis.model_dump(mode="json") if name in FUSIONS else settings.prognosis.seed,
-        load_bundle(weights).manifest.files if weights else {},
+        prognosis if name in FUSIONS else settings.prognosis.seed,
         [p.patient_id for p in cohort.patients],
-        fold.tolist(),
-    ]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+        record_table(cohort.patients).to_dict("list"),
+        cohort.outcomes.time,
+        cohort.outcomes.event,
+        np.stack([p.description.features.values for p in cohort.patients]),
+        np.stack([p.description.image for p in cohort.patients]),
+        fold,
+    )
 
 
 def _save(found: OutOfFold, path: Path) -> None:
@@ -281,7 +285,7 @@ def _save(found: OutOfFold, path: Path) -> None:
     arrays = {"risk": found.risk}
     if found.survival is not None and found.times is not None:
         arrays |= {"survival": found.survival, "times": found.times}
-    temporary = path.with_suffix(".part.npz")
+    temporary = path.with_suffix(f".{os.getpid()}.part.npz")
     np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
     temporary.replace(path)
 

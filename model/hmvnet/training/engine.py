@@ -7,6 +7,8 @@ processes with parts of a batch compute what one does with the whole.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import time
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
@@ -25,6 +28,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 CHECKPOINT = "checkpoint.pt"
+
+
+def digest(*values: Any) -> str:
+    """A short hash of plain values and arrays: what a stored result hangs on."""
+    found = hashlib.sha256()
+    for value in values:
+        if isinstance(value, np.ndarray):
+            found.update(f"{value.dtype}{value.shape}".encode())
+            found.update(np.ascontiguousarray(value).tobytes())
+        else:
+            found.update(json.dumps(value, sort_keys=True, default=str).encode())
+    return found.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,7 @@ def train(
     loss_of_step: Callable[[nn.Module, int], Mapping[str, Tensor]],
     run: Path,
     *,
+    key: str,
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     title: str = "train",
     quiet: bool = False,
@@ -101,10 +117,14 @@ def train(
     Args:
         loss_of_step: the losses of a step, ``total`` among them; gets the network and the step.
         run: folder of the checkpoint and the logs; a checkpoint found there is resumed.
+        key: :func:`digest` of the data and settings that the losses hang on.
         validate: figures of the averaged network; called on every process, since the networks
             are equal on all of them.
         quiet: no progress bar.
         stop: asked after every step; true ends the run early, with a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is of another network, other settings or other data.
     """
     decay = [p for p in network.parameters() if p.ndim > 1]
     rest = [p for p in network.parameters() if p.ndim <= 1]
@@ -119,7 +139,7 @@ def train(
     average = average.to(fabric.device)
     wrapped, optimizer = fabric.setup(network, optimizer)
     history = History()
-    start = _resume(run, wrapped, average, optimizer, history, fabric)
+    start = _resume(run, key, wrapped, average, optimizer, history, fabric)
     before, began = history.seconds, time.monotonic()
     with _progress(quiet or fabric.global_rank != 0) as progress:
         task = progress.add_task(title, total=settings.steps, completed=start, note="")
@@ -133,11 +153,15 @@ def train(
             norm = fabric.clip_gradients(
                 wrapped, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
             )
-            if norm is None or bool(torch.isfinite(norm)):
+            finite = norm is None or bool(torch.isfinite(norm))
+            if finite or _scaled(fabric):  # fp16's scaler skips the step itself, and must know
                 optimizer.step()
+            if finite:
                 average.update_parameters(bare(wrapped))
-            means = fabric.all_reduce({k: v.detach() for k, v in losses.items()}, reduce_op="mean")
-            row = {name: float(value) for name, value in means.items()}
+            row = {
+                name: float(fabric.all_reduce(value.detach(), reduce_op="mean"))  # type: ignore
+                for name, value in losses.items()
+            }
             if not math.isfinite(row["total"]):
                 raise RuntimeError(f"{title}: the loss became {row['total']} at step {step}")
             history.losses.append({"step": step, **row})
@@ -149,10 +173,11 @@ def train(
                 history.validations.append({"step": done, **figures})
                 fabric.log_dict({f"validation/{k}": v for k, v in figures.items()}, step)
                 progress.console.print(f"step {done}: " + _text(figures))
-            last = done == settings.steps or stop(done)
+            # One process decides for all: their clocks differ.
+            last = bool(fabric.broadcast(done == settings.steps or stop(done)))
             history.seconds = before + time.monotonic() - began
             if last or done % settings.checkpoint_every == 0:
-                _save(run, done, wrapped, average, optimizer, history, fabric)
+                _save(run, key, done, wrapped, average, optimizer, history, fabric)
             if last:
                 break
     for logger in fabric.loggers:
@@ -186,8 +211,14 @@ def _text(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
 
 
+def _scaled(fabric: Fabric) -> bool:
+    """Whether a gradient scaler is at work (fp16)."""
+    return getattr(fabric._precision, "scaler", None) is not None
+
+
 def _save(
     run: Path,
+    key: str,
     step: int,
     network: nn.Module,
     average: nn.Module,
@@ -197,7 +228,9 @@ def _save(
 ) -> None:
     if fabric.global_rank == 0:
         state: dict[str, Any] = {
+            "key": key,
             "step": step,
+            "precision": fabric._precision.state_dict(),
             "network": bare(network).state_dict(),
             "average": average.state_dict(),
             "optimizer": optimizer.state_dict(),
@@ -218,6 +251,7 @@ def _save(
 
 def _resume(
     run: Path,
+    key: str,
     network: nn.Module,
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -228,6 +262,12 @@ def _resume(
     if not path.exists():
         return 0
     state = torch.load(path, map_location=fabric.device, weights_only=True)
+    if state.get("key") != key:
+        raise ValueError(
+            f"{path}: the checkpoint of another network, other settings or other data; use another "
+            "--run, or remove it"
+        )
+    fabric._precision.load_state_dict(state["precision"])
     try:
         bare(network).load_state_dict(state["network"])
         average.load_state_dict(state["average"])

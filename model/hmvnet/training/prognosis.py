@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,9 @@ from hmvnet.lesions import LesionFeatures
 from hmvnet.networks.fusion import FusionConfig, FusionNetwork, PatientInputs, signed_log
 from hmvnet.pipeline import Stages, load_ensemble, segment
 from hmvnet.prognosis import LesionDescription, PrognosisMember, describe
-from hmvnet.runtime import Ensemble
 from hmvnet.survival.icare import BaggedIcare
 from hmvnet.survival.losses import cox_loss, ranking_loss
-from hmvnet.training.engine import LoopSettings, train
+from hmvnet.training.engine import LoopSettings, digest, train
 from hmvnet.weights import Bundle, fingerprint
 
 EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
@@ -123,7 +123,7 @@ class LesionDescriber:
         manifest = self.bundle.manifest
         ensemble = self.ensemble
         if len(members) < len(ensemble.members):
-            ensemble = Ensemble([ensemble.members[i] for i in members], time_budget_s=1e9)
+            ensemble = replace(ensemble, members=[ensemble.members[i] for i in members])
         found, _ = segment(
             patient.read(),
             ensemble,
@@ -139,7 +139,7 @@ class LesionDescriber:
 
     @staticmethod
     def _write(description: LesionDescription, path: Path) -> None:
-        temporary = path.with_suffix(".part.npz")
+        temporary = path.with_suffix(f".{os.getpid()}.part.npz")
         np.savez_compressed(
             temporary,
             image=description.image.astype(np.float16),
@@ -224,7 +224,13 @@ def fit_member(
         checkpoint_every=settings.steps,
         validate_every=settings.steps,
     )
-    trained, _ = train(fabric, network, loop, loss_of_step, run, title=title, quiet=quiet)
+    key = digest(
+        settings.model_dump(mode="json"),
+        seed,
+        [p.patient_id for p in patients],
+        *(np.asarray(a) for a in (days, event, inputs.table.cpu(), inputs.lesions.cpu())),
+    )
+    trained, _ = train(fabric, network, loop, loss_of_step, run, key=key, title=title, quiet=quiet)
     assert isinstance(trained, FusionNetwork)
     inputs = inputs.to(torch.device("cpu"))
     member = _with_head(trained.cpu().eval(), encoder, inputs, days, event, settings, seed)

@@ -22,7 +22,7 @@ from hmvnet.imaging.augment import MARGIN, draw_patch
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.networks.registry import build_network
 from hmvnet.runtime import Ensemble, TorchForward, channels_last
-from hmvnet.training.engine import History, LoopSettings, bare, train
+from hmvnet.training.engine import History, LoopSettings, bare, digest, train
 from hmvnet.weights import load_bundle
 
 SCALE_WEIGHTS = (1.0, 0.5, 0.25, 0.125)
@@ -190,12 +190,23 @@ def train_segmentation(
         loop,
         loss_of_step,
         run,
+        key=_run_key(settings, cases),
         validate=validate if validation else None,
         title=settings.network.name,
         stop=stop,
     )
     figures = dict(history.validations[-1]) if history.validations else {}
     return SegmentationRun(network, history, figures)
+
+
+def _run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
+    """What the course of a training hangs on."""
+    often = {"checkpoint_every", "validate_every"}  # these may change between calls
+    sections = settings.model_dump(
+        mode="json", include={"preprocessing", "network", "training", "augmentation"}
+    )
+    sections["training"] = {k: v for k, v in sections["training"].items() if k not in often}
+    return digest(sections, settings.data.region, [case.patient_id for case in cases])
 
 
 def take_over(network: nn.Module, folder: Path) -> int:

@@ -15,7 +15,7 @@ from hmvnet.case import CaseError
 from hmvnet.config import Settings
 from hmvnet.dataset import Cache, Patient, Prepared, find_patients, split_folds
 from hmvnet.images import read_geometry
-from hmvnet.training.engine import make_fabric
+from hmvnet.training.engine import digest, make_fabric
 from hmvnet.training.segmentation import SegmentationRun, predict_labels, train_segmentation
 from hmvnet.weights import Manifest, SegmentationPart, fingerprint, load_bundle, write_bundle
 
@@ -47,7 +47,7 @@ def plan_folds(settings: Settings, folds: Sequence[int] | None) -> list[Fold]:
     patients = find_patients(settings.data.root)
     check_label_grids(patients)
     parts = split_folds(patients, settings.data)
-    chosen = range(len(parts)) if folds is None else folds
+    chosen = range(len(parts)) if folds is None else list(dict.fromkeys(folds))
     bad = [n for n in chosen if not 0 <= n < len(parts)]
     if bad:
         raise ValueError(f"fold {bad[0]} asked for, but there are folds 0 to {len(parts) - 1}")
@@ -88,6 +88,18 @@ def prepare(
         cache.get(p)
         for p in track(patients, "preprocess", console=Console(stderr=True), disable=quiet)
     ]
+
+
+def task_key(settings: Settings, plan: Sequence[Fold]) -> str:
+    """What a bundle hangs on: settings, patients, and the state of their files."""
+    dumped = settings.model_dump(mode="json", exclude={"prognosis", "clinical", "inference"})
+    dumped["data"] = {"region": settings.data.region, "note": settings.data.note}
+    state = [
+        [p.patient_id, p.ct.stat().st_mtime_ns, p.pet.stat().st_mtime_ns]
+        for fold in plan
+        for p in [*fold.train, *fold.validation]
+    ]
+    return digest(dumped, state)
 
 
 def train_task1(
@@ -150,10 +162,14 @@ def train_task1(
             "minutes": round(minutes, 1),
             "device": "GPU" if torch.cuda.is_available() else "CPU",
             "torch": torch.__version__,
+            "key": task_key(settings, plan),
         },
         metrics={"validation": figures},
     )
-    return write_bundle(run / BUNDLE, manifest, networks)
+    if fabric.global_rank == 0:
+        write_bundle(run / BUNDLE, manifest, networks)
+    fabric.barrier()
+    return run / BUNDLE
 
 
 def _seen_by(folder: str) -> set[str]:

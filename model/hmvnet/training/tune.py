@@ -28,7 +28,7 @@ from hmvnet.imaging.resample import labels_onto
 from hmvnet.pipeline import Stages, load_ensemble, segment
 from hmvnet.runtime import Ensemble, pick_device
 from hmvnet.training.task1 import BUNDLE
-from hmvnet.weights import Bundle, all_tensors, fingerprint, load_bundle, write_bundle
+from hmvnet.weights import Bundle, fingerprint, load_bundle, write_bundle
 
 CANDIDATES: Mapping[str, Sequence[float]] = {
     "airway_mm": (0.0, 15.0, 20.0, 30.0),
@@ -69,9 +69,13 @@ def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Cons
             _run(patient, ensemble, bundle, Path(folder))
             for patient in track(patients, "segment", console=Console(stderr=True))
         ]
-        best = search(bundle.manifest.postprocessing, kept, console)
-    manifest = bundle.manifest.model_copy(update={"postprocessing": best})
-    return write_bundle(run / BUNDLE, manifest, all_tensors(bundle))
+        rules = bundle.manifest.postprocessing.for_region(bundle.manifest.region)
+        best = search(rules, kept, console)
+    if bundle.manifest.prognosis:
+        console.print("[yellow]note[/] the survival model was fitted to other masks: left out")
+    manifest = bundle.manifest.model_copy(update={"postprocessing": best, "prognosis": None})
+    files = {name: bundle.tensors(name) for name in manifest.segmentation.files}
+    return write_bundle(run / BUNDLE, manifest, files)
 
 
 def search(
@@ -81,6 +85,8 @@ def search(
     best, highest = start, _figure(start, kept)
     console.print(f"{_text(start)}: {highest:.4f}")
     for name, values in CANDIDATES.items():
+        if name == "airway_mm" and not start.airway_mm:
+            continue
         for value in values:
             if value == getattr(best, name):
                 continue
@@ -94,8 +100,11 @@ def search(
 
 def _figure(settings: PostprocessingSettings, kept: Sequence[Kept]) -> float:
     def score(one: Kept) -> metrics.CaseScore:
-        mask = postprocess(one.probabilities.astype(np.float32), one.ct, one.grid, settings)
-        return metrics.score_case(mask, one.truth, one.grid.spacing[::-1], one.patient_id)
+        probabilities, ct = (np.asarray(a, np.float32) for a in (one.probabilities, one.ct))
+        mask = postprocess(probabilities, ct, one.grid, settings)
+        return metrics.score_case(
+            mask, np.asarray(one.truth), one.grid.spacing[::-1], one.patient_id
+        )
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # scipy and cc3d free the GIL
         total = metrics.aggregate(list(pool.map(score, kept)))
@@ -117,10 +126,13 @@ def _run(patient: Patient, ensemble: Ensemble, bundle: Bundle, folder: Path) -> 
     )
     grid = found.region.grid
     truth = labels_onto(sitk.GetArrayFromImage(case.truth), Grid.of(case.truth), grid)
-    path = folder / f"{patient.patient_id}.npy"
-    np.save(path, found.probabilities.astype(np.float16))
-    probabilities = np.load(path, mmap_mode="r")
-    return Kept(patient.patient_id, grid, probabilities, found.volume[0], truth)
+    arrays = found.probabilities.astype(np.float16), found.volume[0].astype(np.float16), truth
+    stored = []
+    for number, array in enumerate(arrays):
+        path = folder / f"{patient.patient_id}.{number}.npy"
+        np.save(path, array)
+        stored.append(np.load(path, mmap_mode="r"))
+    return Kept(patient.patient_id, grid, *stored)
 
 
 def _made(folder: Path) -> Path:
