@@ -15,6 +15,7 @@ from hmvnet.imaging.postprocess import (
     lesions_of,
     merge_fragments,
     postprocess,
+    remove_from_brain,
     remove_outside_body,
     remove_specks,
 )
@@ -174,6 +175,18 @@ def test_a_node_on_the_mucosa_becomes_the_primary_where_there_is_none():
 def test_without_an_airway_nothing_is_renamed():
     mask = FAR_AWAY * GTVP
     np.testing.assert_array_equal(correct(mask, np.full_like(NECK_CT, 0.5)), mask)
+
+
+def test_uptake_inside_the_skull_is_the_brains():
+    grid = Grid((60, 60, 60), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0))
+    head, hollow = ball(grid, (88, 88, 100), 70), ball(grid, (88, 88, 100), 62)
+    ct = np.where(head, 1.0, 0.0).astype(np.float32)
+    ct[hollow] = 0.48
+    brain, neck = ball(grid, (88, 88, 110), 40), ball(grid, (88, 88, 15), 10)
+    mask = brain * np.uint8(GTVP) + neck * np.uint8(GTVN)
+    out = remove_from_brain(mask, ct, grid)
+    assert not out[brain].any() and (out[neck] == GTVN).all()
+    np.testing.assert_array_equal(remove_from_brain(mask, np.full_like(ct, 0.5), grid), mask)
 
 
 def test_a_confident_lesion_is_never_lost():

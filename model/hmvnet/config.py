@@ -119,7 +119,7 @@ class PostprocessingSettings(_Section):
     min_ml_gtvn: float = Field(0.1, ge=0)
     confident: Probability = 0.8
     one_primary: bool = True
-    airway_mm: float = Field(30.0, ge=0)
+    airway_mm: float = Field(20.0, ge=0)
 
     def for_region(self, region: str) -> PostprocessingSettings:
         """Without the rules on the head and neck's anatomy where the region is not that."""

@@ -21,6 +21,8 @@ BODY_STRIDE = 4
 AIR_STRIDE = 2
 LEAST_AIR_ML, AIRWAY_ML = 0.5, 5.0  # of one air space, and of all inside the body
 MUCOSA_MM = 8.0
+BONE = 0.8  # of the normalised CT, 200 HU in the default window
+LEAST_BRAIN_ML = 300.0
 BOX_MARGIN = 2
 
 
@@ -39,6 +41,8 @@ def postprocess(
         confidence ``settings.confident``, or none its threshold.
     """
     raw = apply_thresholds(probabilities, settings)
+    if settings.airway_mm and raw.any():
+        raw = remove_from_brain(raw, ct, grid)
     if not raw.any():
         return raw
     mask = fill_holes(raw)
@@ -92,6 +96,36 @@ def remove_outside_body(mask: np.ndarray, ct: np.ndarray) -> np.ndarray:
     z, y, x = np.nonzero(mask)
     outside = ~body[z // BODY_STRIDE, y // BODY_STRIDE, x // BODY_STRIDE]
     out[z[outside], y[outside], x[outside]] = 0
+    return out
+
+
+def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarray:
+    """Clear lesions that lie inside the skull, where uptake is the brain's own.
+
+    The intracranial space is what bone encloses in axial slices, in one piece of the size of a
+    brain; where there is no such piece (the scan starts below it) nothing is cleared.
+    """
+    stride = BODY_STRIDE
+    shape = [n // stride * stride for n in ct.shape]
+    blocks = ct[: shape[0], : shape[1], : shape[2]] >= BONE
+    blocks = blocks.reshape(
+        shape[0] // stride, stride, shape[1] // stride, stride, shape[2] // stride, stride
+    )
+    bone = blocks.any((1, 3, 5))  # thin bone still closes at the coarse step
+    bone = np.stack([ndimage.binary_closing(np.pad(s, 2), iterations=2)[2:-2, 2:-2] for s in bone])
+    inside = np.stack([ndimage.binary_fill_holes(s) for s in bone]) & ~bone
+    inside = ndimage.binary_opening(inside, np.ones((3, 3, 3), bool))
+    if not inside.any():
+        return mask
+    brain = cc3d.largest_k(inside.astype(np.uint8), k=1, connectivity=6).astype(bool)
+    if brain.sum() * grid.voxel_ml * stride**3 < LEAST_BRAIN_ML:
+        return mask
+    out = mask.copy()
+    for box, lesion in lesions_of(mask > 0):
+        voxels = (np.argwhere(lesion) + [s.start for s in box]) // stride
+        within = brain[tuple(np.minimum(voxels, np.array(brain.shape) - 1).T)]
+        if within.mean() > 0.5:
+            out[box][lesion] = 0
     return out
 
 

@@ -37,7 +37,7 @@ def _resenc_unet(width: int = 32, stages: int = 6, **options: Any) -> nn.Module:
         from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
     except ImportError as error:
         raise ValueError(
-            "resenc-unet needs the package dynamic-network-architectures (make setup installs it: pip install --no-deps dynamic-network-architectures)"
+            "resenc-unet needs the package dynamic-network-architectures (make setup installs it)"
         ) from error
     blocks = (1, 3, 4, 6, 6, 6, 6)[:stages]
     return ResidualEncoderUNet(
