@@ -111,7 +111,7 @@ def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarra
     blocks = blocks.reshape(
         shape[0] // stride, stride, shape[1] // stride, stride, shape[2] // stride, stride
     )
-    bone = blocks.any((1, 3, 5))  # thin bone still closes at the coarse step
+    bone = np.asarray(blocks.any((1, 3, 5)))  # thin bone still closes at the coarse step
     bone = np.stack([ndimage.binary_closing(np.pad(s, 2), iterations=2)[2:-2, 2:-2] for s in bone])
     inside = np.stack([ndimage.binary_fill_holes(s) for s in bone]) & ~bone
     inside = ndimage.binary_opening(inside, np.ones((3, 3, 3), bool))
