@@ -168,7 +168,7 @@ def test_fit_inside_a_fold_never_sees_the_others(tmp_path, monkeypatch):
         predicted.append({p.patient_id for p in some})
         return np.random.default_rng(0).random(len(some))
 
-    monkeypatch.setattr(task2, "_fit", record_fit)
+    monkeypatch.setattr(task2, "fit", record_fit)
     monkeypatch.setattr(task2, "predict", record_predict)
     settings = Settings(data=DataSettings(folds=3))
     risks, _ = task2.cross_validate(settings, patients, tmp_path)

@@ -54,6 +54,11 @@ class Patient:
             return f"{value:g}" if isinstance(value, float) else str(value)
         return re.split(r"[-_ ]?\d", self.patient_id, maxsplit=1)[0] or "all"
 
+    def state(self) -> list[object]:
+        """The id, and what changes when a file does; much cheaper than the files' hash."""
+        files = [f for f in (self.ct, self.pet, self.label) if f is not None]
+        return [self.patient_id, *((f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+
     def read(self) -> Case:
         """The images and labels.
 

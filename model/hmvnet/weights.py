@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,11 @@ class Bundle:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
+
+    def seen_among(self, patient_ids: Iterable[str]) -> list[str]:
+        """Those of the patients that any of the segmentation networks was trained on."""
+        seen = {mark for marks in self.manifest.segmentation.seen for mark in marks}
+        return [name for name in patient_ids if fingerprint(name) in seen]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one safetensors file, those of float16 as float32.

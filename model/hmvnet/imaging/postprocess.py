@@ -122,11 +122,17 @@ def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarra
         return mask
     out = mask.copy()
     for box, lesion in lesions_of(mask > 0):
-        voxels = (np.argwhere(lesion) + [s.start for s in box]) // stride
-        within = brain[tuple(np.minimum(voxels, np.array(brain.shape) - 1).T)]
-        if within.mean() > 0.5:
+        if _at_lesion(brain, stride, box, lesion).mean() > 0.5:
             out[box][lesion] = 0
     return out
+
+
+def _at_lesion(
+    coarse: np.ndarray, stride: int, box: tuple[slice, ...], lesion: np.ndarray
+) -> np.ndarray:
+    """A coarse map's values at each voxel of a lesion, as :func:`lesions_of` gives it."""
+    voxels = (np.argwhere(lesion) + [s.start for s in box]) // stride
+    return coarse[tuple(np.minimum(voxels, np.array(coarse.shape) - 1).T)]
 
 
 def _filled_body(ct: np.ndarray) -> np.ndarray:
@@ -162,9 +168,7 @@ def correct_by_airway(
     on_mucosa: list[tuple[float, tuple[slice, ...], np.ndarray]] = []
     for kind in (GTVP, GTVN):
         for box, lesion in lesions_of(mask == kind):
-            offset = np.array([s.start for s in box])
-            voxels = (np.argwhere(lesion) + offset) // AIR_STRIDE
-            away = distance[tuple(np.minimum(voxels, np.array(distance.shape) - 1).T)]
+            away = _at_lesion(distance, AIR_STRIDE, box, lesion)
             if kind == GTVP and away.min() > reach_mm:
                 out[box][lesion] = GTVN
             elif kind == GTVN and np.median(away) <= MUCOSA_MM:

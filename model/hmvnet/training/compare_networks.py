@@ -32,7 +32,7 @@ from hmvnet.runtime import pick_device
 from hmvnet.training.engine import digest
 from hmvnet.training.evaluation import score_patient
 from hmvnet.training.task1 import BUNDLE, Fold, plan_folds, task_key, train_task1
-from hmvnet.weights import MANIFEST, Bundle, fingerprint, load_bundle
+from hmvnet.weights import MANIFEST, Bundle, load_bundle
 
 COMPARED = {
     "gtvp_mean_dice": "GTVp mean Dice",
@@ -145,13 +145,11 @@ def _trained(settings: Settings, folder: Path, plan: Sequence[Fold]) -> Path | N
 
     Training would find that out too, from its checkpoints, but only after reading every image.
     """
-    if not (folder / BUNDLE / MANIFEST).is_file():
+    found = folder / BUNDLE
+    if not (found / MANIFEST).is_file():
         return None
-    return (
-        folder / BUNDLE
-        if load_bundle(folder / BUNDLE).manifest.trained_on.get("key") == task_key(settings, plan)
-        else None
-    )
+    key = load_bundle(found).manifest.trained_on.get("key")
+    return found if key == task_key(settings, plan) else None
 
 
 def _shared_cache(settings: Settings, run: Path) -> dict[str, str]:
@@ -174,7 +172,7 @@ def _score(
         *(s.model_dump(mode="json") for s in (manifest.preprocessing, manifest.postprocessing)),
         manifest.region,
         inference.model_dump(mode="json"),
-        [_state(p) for _, patients in jobs for p in patients],
+        [p.state() for _, patients in jobs for p in patients],
     )
     for one, patients in jobs:
         _refuse_seen(one, patients)
@@ -203,16 +201,9 @@ def _score(
     return Scored(scores, cost)
 
 
-def _state(patient: Patient) -> list[object]:
-    """What changes when a patient's files do."""
-    files = [f for f in (patient.ct, patient.pet, patient.label) if f is not None]
-    return [patient.patient_id, *((f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
-
-
 def _refuse_seen(bundle: Bundle, patients: Sequence[Patient]) -> None:
     """Raises: ValueError: a patient to be scored was trained on."""
-    seen = {mark for marks in bundle.manifest.segmentation.seen for mark in marks}
-    if known := [p.patient_id for p in patients if fingerprint(p.patient_id) in seen]:
+    if known := bundle.seen_among(p.patient_id for p in patients):
         names = ", ".join(known[:5])
         raise ValueError(f"{names}: trained on (perhaps by the initial weights), not to be scored")
 

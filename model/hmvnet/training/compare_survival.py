@@ -7,8 +7,6 @@ lesion features come from segmentation networks that did not see the patient.
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,16 +42,15 @@ from hmvnet.survival.evaluation import (
     risk_groups,
     score,
 )
-from hmvnet.training.engine import digest, make_fabric
+from hmvnet.training.engine import digest, write_arrays
 from hmvnet.training.prognosis import (
     Described,
-    fit_members,
     handcrafted,
     outcomes_of,
     predict,
     record_table,
 )
-from hmvnet.training.task2 import load_described
+from hmvnet.training.task2 import fit, load_described
 
 # Branches of the fusion network by the name of the ablation.
 FUSIONS: Mapping[str, tuple[str, ...]] = {
@@ -157,16 +154,14 @@ def predictor(name: str, cohort: Cohort, settings: Settings, run: Path, times: n
 
 def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> Fold:
     options = settings.prognosis.model_copy(update={"branches": FUSIONS[name]})
-    schema = settings.clinical.record_schema
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
 
     def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
         seeded = options.model_copy(update={"seed": int(rng.integers(2**31))})
+        own = settings.model_copy(update={"prognosis": seeded})
         known = [cohort.patients[i] for i in train]
         # Checkpoints are of no use here: a fit takes seconds.
         with TemporaryDirectory(dir=run) as folder:
-            fabric = make_fabric(Path(folder), "32-true")
-            members = fit_members(fabric, known, seeded, Path(folder), schema, quiet=True)
+            members = fit(own, known, Path(folder), quiet=True)
         return predict(members, [cohort.patients[i] for i in test]), None
 
     return fit_predict
@@ -236,11 +231,12 @@ def compare_task2(
     for note in cohort.notes:
         console.print(f"[yellow]note[/] {note}")
     predictions: dict[str, OutOfFold] = {}
+    data = _data_key(cohort, fold)
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=len(models) * repeats * settings.data.folds)
         for name, model in models.items():
             progress.update(bar, description=name)
-            path = run / "predictions" / f"{name}-{_key(name, settings, cohort, fold)}.npz"
+            path = run / "predictions" / f"{name}-{_key(name, settings, data)}.npz"
             if path.is_file():
                 predictions[name] = _load(path)
                 progress.advance(bar, fold.shape[0] * settings.data.folds)
@@ -263,13 +259,20 @@ def compare_task2(
     return table
 
 
-def _key(name: str, settings: Settings, cohort: Cohort, fold: np.ndarray) -> str:
+def _key(name: str, settings: Settings, data: str) -> str:
     """What a model's predictions hang on."""
     prognosis = settings.prognosis.model_dump(mode="json")
     return digest(
         name,
         settings.clinical.model_dump(mode="json"),
         prognosis if name in FUSIONS else settings.prognosis.seed,
+        data,
+    )
+
+
+def _data_key(cohort: Cohort, fold: np.ndarray) -> str:
+    """Patients, records, outcomes, lesions, images and folds: the same for every model."""
+    return digest(
         [p.patient_id for p in cohort.patients],
         record_table(cohort.patients).to_dict("list"),
         cohort.outcomes.time,
@@ -285,9 +288,7 @@ def _save(found: OutOfFold, path: Path) -> None:
     arrays = {"risk": found.risk}
     if found.survival is not None and found.times is not None:
         arrays |= {"survival": found.survival, "times": found.times}
-    temporary = path.with_suffix(f".{os.getpid()}.part.npz")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
+    write_arrays(path, **arrays)
 
 
 def _load(path: Path) -> OutOfFold:

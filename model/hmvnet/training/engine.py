@@ -42,6 +42,13 @@ def digest(*values: Any) -> str:
     return found.hexdigest()[:16]
 
 
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """An .npz file, never seen half-written, also by other processes that write the same."""
+    temporary = path.with_suffix(f".{os.getpid()}.part.npz")
+    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)
+
+
 @dataclass(frozen=True)
 class LoopSettings:
     """How to optimise; the same names as in ``config.xml``."""

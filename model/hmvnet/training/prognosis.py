@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from hmvnet.pipeline import Stages, load_ensemble, segment
 from hmvnet.prognosis import LesionDescription, PrognosisMember, describe
 from hmvnet.survival.icare import BaggedIcare
 from hmvnet.survival.losses import cox_loss, ranking_loss
-from hmvnet.training.engine import LoopSettings, digest, train
+from hmvnet.training.engine import LoopSettings, digest, train, write_arrays
 from hmvnet.weights import Bundle, fingerprint
 
 EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
@@ -139,14 +138,12 @@ class LesionDescriber:
 
     @staticmethod
     def _write(description: LesionDescription, path: Path) -> None:
-        temporary = path.with_suffix(f".{os.getpid()}.part.npz")
-        np.savez_compressed(
-            temporary,
+        write_arrays(
+            path,
             image=description.image.astype(np.float16),
             names=np.array(description.features.names),
             values=description.features.values,
         )
-        temporary.replace(path)
 
 
 def outcomes_of(patients: Sequence[Described]) -> tuple[np.ndarray, np.ndarray]:
@@ -175,12 +172,9 @@ def fit_member(
     run: Path,
     schema: ClinicalSchema = HECKTOR,
     title: str = "fusion",
-    seed: int | None = None,
     quiet: bool = False,
 ) -> PrognosisMember:
     """Fit everything that is learnt from outcomes, on these patients alone.
-
-    ``seed`` (default: that of the settings) moves the initial network, the batches and the bags.
 
     The clinical encoder, the lesion statistics, the network, the ICARE head's selection and signs:
     none of them may have seen a patient that is evaluated later.
@@ -194,8 +188,7 @@ def fit_member(
             f"{len(patients)} patients with {int(event.sum())} relapses, expected at least 10 "
             "patients and a relapse"
         )
-    seed = settings.seed if seed is None else seed
-    fabric.seed_everything(seed, verbose=False)
+    fabric.seed_everything(settings.seed, verbose=False)
     encoder = ClinicalEncoder(schema).fit(record_table(patients))
     inputs = inputs_of(patients, encoder).to(fabric.device)
     network = FusionNetwork(_config(inputs, settings))
@@ -204,7 +197,7 @@ def fit_member(
     time, happened = (torch.from_numpy(a).to(fabric.device) for a in (days, event))
 
     def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
-        rng = np.random.default_rng([seed, step])
+        rng = np.random.default_rng([settings.seed, step])
         rows = torch.from_numpy(_draw_rows(event, settings.batch_size, rng)).to(fabric.device)
         batch = inputs.rows(rows)
         if rng.random() < 0.5:
@@ -226,19 +219,20 @@ def fit_member(
     )
     key = digest(
         settings.model_dump(mode="json"),
-        seed,
         [p.patient_id for p in patients],
         *(np.asarray(a) for a in (days, event, inputs.table.cpu(), inputs.lesions.cpu())),
     )
     trained, _ = train(fabric, network, loop, loss_of_step, run, key=key, title=title, quiet=quiet)
     assert isinstance(trained, FusionNetwork)
     inputs = inputs.to(torch.device("cpu"))
-    member = _with_head(trained.cpu().eval(), encoder, inputs, days, event, settings, seed)
+    member = _with_head(trained.cpu().eval(), encoder, inputs, days, event, settings)
     if settings.direct_weight and set(settings.branches) & {"table", "lesions"}:
         member.direct_lesions = _handcrafted_count(patients)
         member.direct_weight = settings.direct_weight
         variables = member.direct_variables(inputs)
-        member.direct = _icare(settings).fit(variables, days, event, np.random.default_rng(seed))
+        member.direct = _icare(settings).fit(
+            variables, days, event, np.random.default_rng(settings.seed)
+        )
     return member
 
 
@@ -260,11 +254,10 @@ def fit_members(
         fit_member(
             fabric,
             patients,
-            settings,
+            settings.model_copy(update={"seed": settings.seed + number}),
             run / f"member{number}",
             schema,
             f"{title}, network {number + 1}",
-            settings.seed + number,
             quiet,
         )
         for number in range(settings.members)
@@ -297,11 +290,10 @@ def _with_head(
     days: np.ndarray,
     event: np.ndarray,
     settings: PrognosisSettings,
-    seed: int,
 ) -> PrognosisMember:
     outputs = network.branch_outputs(inputs)
     fused = network.join(outputs).double().numpy()
-    head = _icare(settings).fit(fused, days, event, np.random.default_rng(seed))
+    head = _icare(settings).fit(fused, days, event, np.random.default_rng(settings.seed))
     means = {name: values.mean(0) for name, values in outputs.items()}
     return PrognosisMember(encoder, network, head, means)
 

@@ -228,11 +228,13 @@ def take_over(network: nn.Module, folder: Path) -> int:
     return len(fitting)
 
 
-def predict_labels(
-    network: nn.Module, case: Prepared, settings: Settings, device: torch.device
-) -> np.ndarray:
+def one_network(network: nn.Module, settings: Settings, device: torch.device) -> Ensemble:
+    """A network as inference runs it."""
+    return Ensemble([TorchForward(network, device, settings.training.patch_size)])
+
+
+def predict_labels(ensemble: Ensemble, case: Prepared, settings: Settings) -> np.ndarray:
     """The postprocessed label map of a preprocessed case, on the working grid."""
-    ensemble = Ensemble([TorchForward(network, device, settings.training.patch_size)])
     volume = np.asarray(case.volume[:], dtype=np.float32)
     probabilities = ensemble(volume).probabilities
     rules = settings.postprocessing.for_region(settings.data.region)
@@ -247,9 +249,10 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
 ) -> list[metrics.CaseScore]:
     """The challenge's scores of a network on preprocessed cases, on the working grid."""
+    ensemble = one_network(network, settings, device)
     scores = []
     for case in cases:
-        mask = predict_labels(network, case, settings, device)
+        mask = predict_labels(ensemble, case, settings)
         truth = np.asarray(case.label[:])
         scores.append(metrics.score_case(mask, truth, case.grid.spacing[::-1], case.patient_id))
         if progress:

@@ -16,7 +16,12 @@ from hmvnet.config import Settings
 from hmvnet.dataset import Cache, Patient, Prepared, find_patients, split_folds
 from hmvnet.images import read_geometry
 from hmvnet.training.engine import digest, make_fabric
-from hmvnet.training.segmentation import SegmentationRun, predict_labels, train_segmentation
+from hmvnet.training.segmentation import (
+    SegmentationRun,
+    one_network,
+    predict_labels,
+    train_segmentation,
+)
 from hmvnet.weights import Manifest, SegmentationPart, fingerprint, load_bundle, write_bundle
 
 BUNDLE = "bundle"
@@ -94,12 +99,7 @@ def task_key(settings: Settings, plan: Sequence[Fold]) -> str:
     """What a bundle hangs on: settings, patients, and the state of their files."""
     dumped = settings.model_dump(mode="json", exclude={"prognosis", "clinical", "inference"})
     dumped["data"] = {"region": settings.data.region, "note": settings.data.note}
-    state = [
-        [p.patient_id, p.ct.stat().st_mtime_ns, p.pet.stat().st_mtime_ns]
-        for fold in plan
-        for p in [*fold.train, *fold.validation]
-    ]
-    return digest(dumped, state)
+    return digest(dumped, [p.state() for f in plan for p in [*f.train, *f.validation]])
 
 
 def train_task1(
@@ -185,12 +185,12 @@ def _draw(
     from hmvnet.report import draw_examples, draw_history  # matplotlib only where pictures are made
 
     draw_history(result.history, folder / "curves.png")
-    device = next(result.network.parameters()).device
+    ensemble = one_network(result.network, settings, next(result.network.parameters()).device)
     examples = {
         case.patient_id: (
             np.asarray(case.volume[:], np.float32),
             np.asarray(case.label[:]),
-            predict_labels(result.network, case, settings, device),
+            predict_labels(ensemble, case, settings),
         )
         for case in validation[:EXAMPLES]
     }

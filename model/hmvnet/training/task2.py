@@ -66,7 +66,7 @@ def cross_validate(
     risks, concordances = np.full(len(described), np.nan), []
     days, event = outcomes_of(described)
     for number, (train, validation) in enumerate(split_folds(described, data)):
-        members = _fit(settings, [described[i] for i in train], run / f"fold{number}")
+        members = fit(settings, [described[i] for i in train], run / f"fold{number}")
         risks[validation] = predict(members, [described[i] for i in validation])
         outcomes = Outcomes(days[validation], event[validation])
         concordances.append(harrell_c(outcomes, risks[validation]))
@@ -82,7 +82,7 @@ def train_task2(settings: Settings, weights: Path, run: Path) -> Path:
     described = load_described(settings, weights, run)
     days, event = outcomes_of(described)
     out_of_fold, concordance = cross_validate(settings, described, run)
-    members = _fit(settings, described, run / "all")
+    members = fit(settings, described, run / "all")
     bundle = load_bundle(weights)
     tensors = {f"prognosis{i}.safetensors": m.tensors() for i, m in enumerate(members)}
     kept = bundle.manifest.segmentation.files
@@ -110,12 +110,15 @@ def train_task2(settings: Settings, weights: Path, run: Path) -> Path:
     return write_bundle(run / BUNDLE, manifest, files)
 
 
-def _fit(settings: Settings, described: Sequence[Described], folder: Path) -> list[PrognosisMember]:
+def fit(
+    settings: Settings, described: Sequence[Described], folder: Path, quiet: bool = False
+) -> list[PrognosisMember]:
+    """Everything that is learnt from outcomes, on these patients alone."""
     # Fabric announces its seed and its devices at every fold.
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     fabric = make_fabric(folder, "32-true")
     schema = settings.clinical.record_schema
-    return fit_members(fabric, described, settings.prognosis, folder, schema, folder.name)
+    return fit_members(fabric, described, settings.prognosis, folder, schema, folder.name, quiet)
 
 
 def _expected_days(risk: np.ndarray, days: np.ndarray, event: np.ndarray) -> list[list[float]]:

@@ -28,7 +28,7 @@ from hmvnet.imaging.resample import labels_onto
 from hmvnet.pipeline import Stages, load_ensemble, segment
 from hmvnet.runtime import Ensemble, pick_device
 from hmvnet.training.task1 import BUNDLE
-from hmvnet.weights import Bundle, fingerprint, load_bundle, write_bundle
+from hmvnet.weights import Bundle, load_bundle, write_bundle
 
 CANDIDATES: Mapping[str, Sequence[float]] = {
     "airway_mm": (0.0, 15.0, 20.0, 30.0),
@@ -58,13 +58,13 @@ def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Cons
     """
     bundle = load_bundle(weights)
     patients = find_patients(settings.data.root)[: limit or None]
-    seen = {mark for marks in bundle.manifest.segmentation.seen for mark in marks}
-    if known := [p.patient_id for p in patients if fingerprint(p.patient_id) in seen]:
+    if known := bundle.seen_among(p.patient_id for p in patients):
         raise ValueError(
             f"the bundle was trained on {', '.join(known[:5])}: tune on other patients"
         )
     ensemble = load_ensemble(bundle, pick_device(), settings.inference)
-    with TemporaryDirectory(dir=_made(run)) as folder:
+    run.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=run) as folder:
         kept = [
             _run(patient, ensemble, bundle, Path(folder))
             for patient in track(patients, "segment", console=Console(stderr=True))
@@ -133,11 +133,6 @@ def _run(patient: Patient, ensemble: Ensemble, bundle: Bundle, folder: Path) -> 
         np.save(path, array)
         stored.append(np.load(path, mmap_mode="r"))
     return Kept(patient.patient_id, grid, *stored)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _text(settings: PostprocessingSettings) -> str:
