@@ -2,17 +2,19 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import CT_GRID, ball, tiny_ct, tiny_pet
+from scipy import ndimage
 
 from hmvnet.case import GTVN, GTVP, Case, Grid
 from hmvnet.config import AugmentationSettings, PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.augment import MARGIN, draw_patch
 from hmvnet.imaging.intensity import denormalise, normalise_
+from hmvnet.imaging.morphology import bounding_box, fill_slices, lesions_of
 from hmvnet.imaging.postprocess import (
+    _distance_to_air,
     apply_thresholds,
     correct_by_airway,
     fill_holes,
     keep_one_primary,
-    lesions_of,
     merge_fragments,
     postprocess,
     remove_from_brain,
@@ -61,6 +63,70 @@ def test_outside_the_scan_is_air_and_no_uptake():
     far = Grid((4, 4, 4), (1.0, 1.0, 1.0), (500.0, 0.0, 0.0))
     volume = resample_pet_ct(case, far)
     assert (volume[0] == -1000).all() and (volume[1] == 0).all()
+
+
+SHARED_AXES = {
+    "as the region": (1, 0, 0, 0, 1, 0, 0, 0, 1),
+    "flipped": (-1, 0, 0, 0, 1, 0, 0, 0, -1),
+    "permuted": (0, 0, 1, -1, 0, 0, 0, 1, 0),
+}
+
+
+@pytest.mark.parametrize("axes", SHARED_AXES.values(), ids=SHARED_AXES)
+def test_resampling_along_shared_axes_equals_simpleitk(axes):
+    """Also where the scan ends inside the region, and half a voxel beyond its last centres."""
+    noise = np.random.default_rng(0).normal(size=(30, 25, 20)).astype(np.float32)
+    matrix = np.reshape(axes, (3, 3)).astype(float)
+    origin = -matrix @ (np.array([19, 24, 29]) * [2.1, 1.7, 3.3] / 2)
+    ct = Grid((20, 25, 30), (2.1, 1.7, 3.3), tuple(origin), tuple(map(float, axes)))
+    turned = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+    region = Grid((60, 50, 70), (1.0, 1.0, 1.0), (-28.3, -22.1, 35.6), turned)
+    case = Case("x", ct.image(noise), tiny_pet())
+    expected = resample(case.ct, region, fill=-1000)
+    np.testing.assert_allclose(resample_pet_ct(case, region)[0], expected, atol=1e-4)
+    assert (expected == -1000).any() and (expected > -1000).any()
+
+
+def test_an_oblique_scan_is_resampled_by_simpleitk():
+    matrix = sitk.Euler3DTransform((0, 0, 0), 0.2, -0.1, 0.3).GetMatrix()
+    ct = tiny_ct()
+    ct.SetDirection(matrix)
+    case = Case("x", ct, tiny_pet())
+    region = Grid((30, 30, 30), (2.0, 2.0, 2.0), (-30.0, -30.0, -30.0))
+    np.testing.assert_array_equal(
+        resample_pet_ct(case, region)[0], resample(ct, region, fill=-1000)
+    )
+
+
+def test_slices_are_filled_as_scipy_fills_them():
+    noise = np.random.default_rng(1).random((9, 31, 27)) > 0.45
+    expected = np.stack([ndimage.binary_fill_holes(s) for s in noise])
+    assert expected.sum() > noise.sum()
+    np.testing.assert_array_equal(fill_slices(noise), expected)
+
+
+def test_bounding_box_holds_all_that_is_set_and_no_more():
+    mask = np.zeros((9, 8, 7), np.uint8)
+    assert bounding_box(mask) is None
+    mask[3, 2, 6] = mask[5, 4, 1] = 2
+    assert bounding_box(mask) == (slice(3, 6), slice(2, 5), slice(1, 7))
+
+
+def test_distance_to_air_is_exact_within_reach():
+    air = np.random.default_rng(2).random((30, 30, 30)) > 0.9995
+    lesion = ball(Grid((12, 12, 12), (1.0, 1.0, 1.0)), (5, 5, 5), 4)
+    grid = Grid((60, 60, 60), (1.0, 1.0, 1.5))
+    everywhere = ndimage.distance_transform_edt(~air, (3.0, 2.0, 2.0))
+    for corner in ((0, 0, 0), (20, 30, 10), (48, 48, 48)):
+        box = tuple(slice(c, c + 12) for c in corner)
+        found = _distance_to_air(air, grid, box, lesion, within_mm=20)
+        at = (np.argwhere(lesion) + corner) // 2
+        expected = everywhere[tuple(at.T)]
+        near = expected <= 20
+        np.testing.assert_allclose(found[near], expected[near])
+        assert (found[~near] > 20).all()
+    far = _distance_to_air(np.zeros_like(air), grid, box, lesion, within_mm=20)
+    assert np.isinf(far).all()
 
 
 AFFINES = [

@@ -21,9 +21,9 @@ from rich.table import Table
 from scipy import ndimage
 from skimage import measure
 
-from hmvnet.case import HU_OF_AIR, Case, Grid
-from hmvnet.challenge import MASK_PATH
-from hmvnet.images import read_image, write_image
+from hmvnet.case import HU_OF_AIR, Grid
+from hmvnet.challenge import MASK_PATH, read_case
+from hmvnet.images import write_image
 from hmvnet.imaging.resample import resample
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
@@ -79,7 +79,7 @@ def resident_mb() -> float:
 
 
 def write_bench_case(folder: Path, seed: int = 0) -> None:
-    """A phantom sampled to the comparison's sizes, as CT and PET .mha files."""
+    """A phantom sampled to the comparison's sizes, as a grand-challenge input folder."""
     from hmvnet.phantom import PhantomSettings, make_phantom
 
     phantom = make_phantom(seed, PhantomSettings(whole_body=True))
@@ -93,14 +93,14 @@ def write_bench_case(folder: Path, seed: int = 0) -> None:
         origin = top_centre - [half[0], half[1], (grid.size[2] - 0.5) * grid.spacing[2]]
         placed = Grid(grid.size, grid.spacing, tuple(origin.tolist()))
         array = resample(image, placed, fill=fill)
-        write_image(placed.image(array.astype(pixel)), folder / f"{name}.mha")
+        write_image(placed.image(array.astype(pixel)), folder / f"images/{name}/scan.mha")
 
 
 def run_ours(folder: Path, pipeline: Pipeline) -> Ledger:
     """Our way: the pipeline as ``process.py`` runs it, without Task 2."""
     ledger = Ledger()
     with ledger("read"):
-        case = Case.of("bench", read_image(folder / "ct.mha")[0], read_image(folder / "pet.mha")[0])
+        case = read_case(folder, needs_record=False)
     with peak_memory() as peak:
         prediction = pipeline(case)
         whole = peak()
@@ -124,7 +124,7 @@ def run_baseline(folder: Path, note: Callable[[str], None] = lambda step: None) 
     ledger = Ledger()
     note("read")
     with ledger("read"):
-        ct, pet = (sitk.ReadImage(str(folder / f"{n}.mha")) for n in ("ct", "pet"))
+        ct, pet = (sitk.ReadImage(str(folder / f"images/{n}/scan.mha")) for n in ("ct", "pet"))
     note("resample")
     with ledger("resample"):
         low, high = Grid.of(ct).intersection(Grid.of(pet)) or Grid.of(ct).extent()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,16 @@ def read_case(input_dir: Path, *, needs_record: bool = True) -> Case:
     if not root.is_dir():
         raise CaseError(f"input {input_dir} is not a folder")
     sockets, warnings = _read_sockets(root)
+    names = ("ct", "pet", "ct_planning", "dose")
     images: dict[str, Any] = {}  # required ones are there, or _read_socket_image has raised
-    for name, required in (("ct", True), ("pet", True), ("ct_planning", False), ("dose", False)):
-        images[name], notes = _read_socket_image(root, getattr(sockets, name), required)
-        warnings += notes
+    with ThreadPoolExecutor(max_workers=2) as pool:  # inflating frees the GIL
+        reads = [
+            pool.submit(_read_socket_image, root, getattr(sockets, n), required=n in ("ct", "pet"))
+            for n in names
+        ]
+        for name, read in zip(names, reads, strict=True):
+            images[name], notes = read.result()
+            warnings += notes
     record, notes = _read_record(root / sockets.record, needs_record)
     return Case.of(
         "case",
@@ -160,7 +167,7 @@ def _socket_of(entry: object) -> Mapping[str, object]:
 
 
 def _read_socket_image(
-    root: Path, relative: Path, required: bool
+    root: Path, relative: Path, *, required: bool
 ) -> tuple[sitk.Image | None, tuple[str, ...]]:
     folder = root / relative
     files = [folder] if folder.is_file() else []

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import tifffile
+from isal import isal_zlib
 
 from hmvnet.case import IDENTITY, CaseError, Grid
 
@@ -124,7 +125,8 @@ def _read_metaimage(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
             f"{name}: truncated or padded pixel data, {len(data)} bytes found, {expected} expected "
             f"for size {grid.size}"
         )
-    array = np.frombuffer(data, dtype).reshape(grid.shape).astype(dtype.newbyteorder("="))
+    array = np.frombuffer(data, dtype).reshape(grid.shape)
+    array = array.astype(dtype.newbyteorder("="), copy=False)
     return grid.image(array), warnings
 
 
@@ -255,12 +257,12 @@ def checked_grid(
 
 def _inflate(payload: bytes, expected: int, name: str) -> bytes:
     """zlib-compressed pixels, never more than ``expected`` bytes of them."""
-    inflater = zlib.decompressobj()
+    inflater = isal_zlib.decompressobj()
     try:
         data = inflater.decompress(payload, expected + 1)
         # At exactly the expected length zlib has not looked at the end mark and checksum yet.
         data += inflater.decompress(inflater.unconsumed_tail, 1) if len(data) == expected else b""
-    except zlib.error as error:
+    except isal_zlib.error as error:  # type: ignore[misc]
         raise CaseError(f"{name}: compressed pixel data is damaged") from error
     if len(data) > expected:
         raise CaseError(

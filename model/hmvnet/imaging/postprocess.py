@@ -6,14 +6,13 @@ only ever look at the boxes around lesions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import cc3d
 import numpy as np
 from scipy import ndimage
 
 from hmvnet.case import GTVN, GTVP, Grid
 from hmvnet.config import PostprocessingSettings
+from hmvnet.imaging.morphology import fill_slices, largest_component, lesions_of
 
 # A label that makes up less than this share of a connected lesion takes the other's name.
 FRAGMENT_SHARE = 0.15
@@ -24,6 +23,7 @@ MUCOSA_MM = 8.0
 BONE = 0.8  # of the normalised CT, 200 HU in the default window
 LEAST_BRAIN_ML = 300.0
 BOX_MARGIN = 2
+IN_PLANE = ndimage.generate_binary_structure(2, 1)[None]
 
 
 def postprocess(
@@ -65,14 +65,6 @@ def apply_thresholds(probabilities: np.ndarray, settings: PostprocessingSettings
     return is_primary.astype(np.uint8) * np.uint8(GTVP) + is_node * np.uint8(GTVN)
 
 
-def lesions_of(mask: np.ndarray) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-    """Each 26-connected component: its box in the volume, and its voxels inside that box."""
-    labels, count = cc3d.connected_components(mask.astype(np.uint8), connectivity=26, return_N=True)
-    for label, box in enumerate(ndimage.find_objects(labels, count), start=1):
-        if box is not None:
-            yield box, labels[box] == label
-
-
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Close pinholes in each class (3 x 3 x 3) and fill what it encloses, lesion by lesion."""
     out = mask.copy()
@@ -93,9 +85,10 @@ def remove_outside_body(mask: np.ndarray, ct: np.ndarray) -> np.ndarray:
     # One coarse voxel of tolerance: the skin is where partial volume makes the border uncertain.
     body = ndimage.binary_dilation(body)
     out = mask.copy()
-    z, y, x = np.nonzero(mask)
-    outside = ~body[z // BODY_STRIDE, y // BODY_STRIDE, x // BODY_STRIDE]
-    out[z[outside], y[outside], x[outside]] = 0
+    for box, lesion in lesions_of(mask > 0):
+        voxels = np.argwhere(lesion)
+        outside = ~_at_lesion(body, BODY_STRIDE, box, lesion)
+        out[box][tuple(voxels[outside].T)] = 0
     return out
 
 
@@ -112,12 +105,13 @@ def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarra
         shape[0] // stride, stride, shape[1] // stride, stride, shape[2] // stride, stride
     )
     bone = np.asarray(blocks.any((1, 3, 5)))  # thin bone still closes at the coarse step
-    bone = np.stack([ndimage.binary_closing(np.pad(s, 2), iterations=2)[2:-2, 2:-2] for s in bone])
-    inside = np.stack([ndimage.binary_fill_holes(s) for s in bone]) & ~bone
+    bone = ndimage.binary_closing(np.pad(bone, ((0, 0), (2, 2), (2, 2))), IN_PLANE, iterations=2)
+    bone = bone[:, 2:-2, 2:-2]
+    inside = fill_slices(bone) & ~bone
     inside = ndimage.binary_opening(inside, np.ones((3, 3, 3), bool))
     if not inside.any():
         return mask
-    brain = cc3d.largest_k(inside.astype(np.uint8), k=1, connectivity=6).astype(bool)
+    brain = largest_component(inside)
     if brain.sum() * grid.voxel_ml * stride**3 < LEAST_BRAIN_ML:
         return mask
     out = mask.copy()
@@ -131,14 +125,20 @@ def _at_lesion(
     coarse: np.ndarray, stride: int, box: tuple[slice, ...], lesion: np.ndarray
 ) -> np.ndarray:
     """A coarse map's values at each voxel of a lesion, as :func:`lesions_of` gives it."""
+    return coarse[tuple(_coarse_voxels(coarse.shape, stride, box, lesion).T)]
+
+
+def _coarse_voxels(
+    shape: tuple[int, ...], stride: int, box: tuple[slice, ...], lesion: np.ndarray
+) -> np.ndarray:
+    """Where each voxel of a lesion lies in a coarse map of that shape, ``[n, 3]``."""
     voxels = (np.argwhere(lesion) + [s.start for s in box]) // stride
-    return coarse[tuple(np.minimum(voxels, np.array(coarse.shape) - 1).T)]
+    return np.minimum(voxels, np.array(shape) - 1)
 
 
 def _filled_body(ct: np.ndarray) -> np.ndarray:
     """The largest piece that is not air, with what it encloses in each axial slice."""
-    body = cc3d.largest_k((ct > 0).astype(np.uint8), k=1, connectivity=6).astype(bool)
-    return np.stack([ndimage.binary_fill_holes(s) for s in body])
+    return fill_slices(largest_component(ct > 0))
 
 
 def correct_by_airway(
@@ -162,13 +162,11 @@ def correct_by_airway(
     air = cc3d.dust(air.astype(np.uint8), threshold=max(1, round(LEAST_AIR_ML / air_ml))) > 0
     if air.sum() * air_ml < AIRWAY_ML:
         return mask
-    steps = [AIR_STRIDE * s for s in grid.spacing[::-1]]
-    distance = ndimage.distance_transform_edt(~air, steps)
     out = mask.copy()
     on_mucosa: list[tuple[float, tuple[slice, ...], np.ndarray]] = []
     for kind in (GTVP, GTVN):
         for box, lesion in lesions_of(mask == kind):
-            away = _at_lesion(distance, AIR_STRIDE, box, lesion)
+            away = _distance_to_air(air, grid, box, lesion, max(reach_mm, MUCOSA_MM))
             if kind == GTVP and away.min() > reach_mm:
                 out[box][lesion] = GTVN
             elif kind == GTVN and np.median(away) <= MUCOSA_MM:
@@ -177,6 +175,27 @@ def correct_by_airway(
         _, box, lesion = max(on_mucosa, key=lambda entry: entry[0])
         out[box][lesion] = GTVP
     return out
+
+
+def _distance_to_air(
+    air: np.ndarray, grid: Grid, box: tuple[slice, ...], lesion: np.ndarray, within_mm: float
+) -> np.ndarray:
+    """Millimetres from each voxel of a lesion to the coarse map's air, exact up to ``within_mm``.
+
+    Beyond it only known to be larger: air farther away is not looked at.
+    """
+    steps = AIR_STRIDE * np.array(grid.spacing[::-1])
+    margin = np.ceil(within_mm / steps).astype(int) + 1
+    around = tuple(
+        slice(max(s.start // AIR_STRIDE - m, 0), s.stop // AIR_STRIDE + m + 1)
+        for s, m in zip(box, margin, strict=True)
+    )
+    near = air[around]
+    if not near.any():
+        return np.full(int(lesion.sum()), np.inf)
+    distance = ndimage.distance_transform_edt(~near, steps)
+    at = _coarse_voxels(air.shape, AIR_STRIDE, box, lesion) - [s.start for s in around]
+    return distance[tuple(at.T)]
 
 
 def merge_fragments(mask: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ the same grid.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,7 @@ from scipy import ndimage
 
 from hmvnet.case import HU_OF_AIR, IDENTITY, Case, Grid
 from hmvnet.config import PreprocessingSettings
+from hmvnet.imaging.morphology import fill_slices, largest_component
 from hmvnet.imaging.resample import resample
 
 COARSE_MM = 4.0
@@ -122,12 +124,7 @@ def _body(ct: np.ndarray) -> np.ndarray:
     """The patient without the table: opened tissue, its largest component, slices filled."""
     tissue = ndimage.binary_opening(ct > BODY_HU, iterations=1)
     body = largest_component(tissue)
-    return np.stack([ndimage.binary_fill_holes(s) for s in body])
-
-
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest face-connected component of a boolean ``[z, y, x]`` mask (empty stays empty)."""
-    return cc3d.largest_k(mask.astype(np.uint8), k=1, connectivity=6).astype(bool)
+    return fill_slices(body)
 
 
 def _find_brain(coarse: _Coarse) -> tuple[np.ndarray, float] | None:
@@ -135,19 +132,33 @@ def _find_brain(coarse: _Coarse) -> tuple[np.ndarray, float] | None:
     best: tuple[np.ndarray, float] | None = None
     for suv in BRAIN_SUV:
         # Opening cuts the bridges to a tumour or to salivary uptake below.
-        avid = ndimage.binary_opening((coarse.pet > suv) & coarse.body, iterations=1)
-        labels, count = cc3d.connected_components(
-            avid.astype(np.uint8), connectivity=6, return_N=True
-        )
-        volumes = np.bincount(labels.ravel(), minlength=count + 1) * coarse.grid.voxel_ml
-        for label in range(1, count + 1):
-            if not BRAIN_ML[0] <= volumes[label] <= BRAIN_ML[1]:
-                continue
-            mask = labels == label
+        for mask in _opened_blobs((coarse.pet > suv) & coarse.body, coarse.grid.voxel_ml):
             fraction = _skull_fraction(mask, coarse.ct)
             if fraction >= SKULL_FRACTION and (best is None or fraction > best[1]):
                 best = mask, fraction
     return best
+
+
+def _opened_blobs(avid: np.ndarray, voxel_ml: float) -> Iterator[np.ndarray]:
+    """The face-connected blobs of brain size that opening leaves of ``avid``.
+
+    Opening never joins what was apart, so only blobs that are large enough before are opened.
+    """
+    before = cc3d.connected_components(avid.astype(np.uint8), connectivity=6)
+    for label, box in enumerate(ndimage.find_objects(before), start=1):
+        whole = before[box] == label
+        if whole.sum() * voxel_ml < BRAIN_ML[0]:
+            continue
+        opened = ndimage.binary_opening(np.pad(whole, 1))[1:-1, 1:-1, 1:-1]
+        pieces, count = cc3d.connected_components(
+            opened.astype(np.uint8), connectivity=6, return_N=True
+        )
+        volumes = np.bincount(pieces.ravel(), minlength=count + 1) * voxel_ml
+        for piece in range(1, count + 1):
+            if BRAIN_ML[0] <= volumes[piece] <= BRAIN_ML[1]:
+                mask = np.zeros_like(avid)
+                mask[box] = pieces == piece
+                yield mask
 
 
 def _skull_fraction(mask: np.ndarray, ct: np.ndarray) -> float:
