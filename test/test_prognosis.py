@@ -4,7 +4,7 @@ import torch
 from conftest import FAST_PROGNOSIS, described_patients
 from test_dataset import write_patient
 
-from hmvnet.config import DataSettings, Settings
+from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, Settings
 from hmvnet.dataset import find_patients
 from hmvnet.networks.fusion import (
     FusionConfig,
@@ -183,3 +183,17 @@ def test_bundle_refuses_features_it_was_not_trained_on(tiny_bundle):
     description = describe(raw, raw, np.zeros((20, 20, 20), np.uint8), [], 4.0, 8.0)
     with pytest.raises(ValueError, match="parts do not fit"):
         prognosis(description, described_patients(1)[0].record)
+
+
+def test_the_direct_part_sees_established_features_only(tmp_path):
+    patients = described_patients()
+    member = fit(tmp_path, patients)
+    names = patients[0].description.features.names
+    assert [names[i] for i in member.direct_columns] == list(ESTABLISHED_FEATURES)
+    every = fit(tmp_path / "all", patients, direct_features=())
+    assert len(every.direct_columns) == sum(not n.startswith("encoder") for n in names)
+
+
+def test_an_unknown_direct_feature_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no lesion feature \\['primary_colour'\\]"):
+        fit(tmp_path, described_patients(), direct_features=("primary_colour",))

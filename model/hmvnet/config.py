@@ -149,9 +149,31 @@ class ClinicalSettings(_Section):
         return ClinicalSchema.from_dict(self.columns) if self.columns else HECKTOR
 
 
+# Lesion features known to be prognostic: metabolic volume, lesion glycolysis and uptake, number and
+# spread of the lesions, and what necrosis does to their CT. Selecting among some two hundred by
+# univariate concordance in a few hundred patients finds chance.
+ESTABLISHED_FEATURES = (
+    "primary_volume_ml",
+    "nodes_volume_ml",
+    "total_volume_ml",
+    "primary_tlg",
+    "total_tlg",
+    "total_suv_max",
+    "nodes_count",
+    "total_dissemination_mm",
+    "primary_ct_minimum",
+    "primary_ct_p10",
+    "primary_ct_variance",
+    "nodes_ct_minimum",
+    "nodes_ct_p10",
+    "nodes_ct_variance",
+)
+
+
 class PrognosisSettings(_Section):
     members: int = Field(5, ge=1)
     direct_weight: Probability = 0.5
+    direct_features: Words = ESTABLISHED_FEATURES
     steps: int = Field(150, ge=1)
     batch_size: int = Field(64, ge=2)
     learning_rate: float = Field(1e-3, gt=0)

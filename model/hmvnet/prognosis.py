@@ -108,10 +108,10 @@ class PrognosisMember:
         network: to 256 fused variables.
         head: ICARE on those.
         branch_means: mean output of each branch over the training patients.
-        direct: ICARE on the encoded health record and the hand-crafted lesion features themselves;
-            None where neither is in use.
+        direct: ICARE on the encoded health record and established lesion features themselves; None
+            where neither is in use.
         direct_weight: its share of the risk.
-        direct_lesions: how many of the lesion features, from the first, are hand-crafted.
+        direct_columns: which of the lesion features it sees, counted from 0.
     """
 
     encoder: ClinicalEncoder
@@ -120,7 +120,7 @@ class PrognosisMember:
     branch_means: dict[str, Tensor]
     direct: BaggedIcare | None = None
     direct_weight: float = 0.0
-    direct_lesions: int = 0
+    direct_columns: tuple[int, ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that was learnt, but the encoder (JSON), for a safetensors file."""
@@ -134,7 +134,7 @@ class PrognosisMember:
         """Sizes and weights, as ``weights/`` manifests store them."""
         return self.network.settings() | {
             "direct_weight": self.direct_weight,
-            "direct_lesions": self.direct_lesions,
+            "direct_columns": list(self.direct_columns),
         }
 
     @classmethod
@@ -146,7 +146,7 @@ class PrognosisMember:
         sizes: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
         }
-        weight, lesions = sizes.pop("direct_weight", 0.0), sizes.pop("direct_lesions", 0)
+        weight, columns = sizes.pop("direct_weight", 0.0), sizes.pop("direct_columns", ())
         network = FusionNetwork(FusionConfig(**sizes)).eval()
         network.load_state_dict(part(NETWORK_PREFIX))
         heads = [
@@ -155,7 +155,7 @@ class PrognosisMember:
         ]
         if heads[0] is None:
             raise ValueError("the survival model's file holds no ICARE head")
-        return cls(encoder, network, heads[0], part("mean."), heads[1], weight, lesions)
+        return cls(encoder, network, heads[0], part("mean."), heads[1], weight, columns)
 
     def inputs(
         self, description: LesionDescription, record: ClinicalRecord
@@ -180,7 +180,7 @@ class PrognosisMember:
         if "table" in self.network.config.branches:
             parts.append(inputs.table)
         if "lesions" in self.network.config.branches:
-            parts.append(signed_log(inputs.lesions[:, : self.direct_lesions]))
+            parts.append(signed_log(inputs.lesions[:, list(self.direct_columns)]))
         return torch.cat(parts, 1).double().numpy()
 
     @torch.inference_mode()
@@ -211,7 +211,7 @@ class PrognosisMember:
         if "table" in self.network.config.branches:
             names += self.encoder.feature_names_
         if "lesions" in self.network.config.branches:
-            names += lesion_names[: self.direct_lesions]
+            names += [lesion_names[i] for i in self.direct_columns]
         values = self.direct_weight * self.direct.contributions(self.direct_variables(inputs))[0]
         return [Contribution(n, v) for n, v in zip(names, values.tolist(), strict=True)]
 

@@ -227,7 +227,7 @@ def fit_member(
     inputs = inputs.to(torch.device("cpu"))
     member = _with_head(trained.cpu().eval(), encoder, inputs, days, event, settings)
     if settings.direct_weight and set(settings.branches) & {"table", "lesions"}:
-        member.direct_lesions = _handcrafted_count(patients)
+        member.direct_columns = _direct_columns(patients, settings)
         member.direct_weight = settings.direct_weight
         variables = member.direct_variables(inputs)
         member.direct = _icare(settings).fit(
@@ -308,6 +308,23 @@ def _handcrafted_count(patients: Sequence[Described]) -> int:
     """They come first; the encoder's follow."""
     names = patients[0].description.features.names
     return sum(not name.startswith(ENCODER_PREFIX) for name in names)
+
+
+def _direct_columns(patients: Sequence[Described], settings: PrognosisSettings) -> tuple[int, ...]:
+    """Where the features that the direct ICARE sees lie among the lesion features.
+
+    Raises:
+        ValueError: ``prognosis.direct_features`` names one that is not there.
+    """
+    names = patients[0].description.features.names[: _handcrafted_count(patients)]
+    if not names or not settings.direct_features:  # health records alone, or all of them
+        return tuple(range(len(names)))
+    if unknown := [n for n in settings.direct_features if n not in names]:
+        raise ValueError(
+            f"prognosis.direct_features: no lesion feature {unknown[:3]}, expected any of "
+            f"{', '.join(names[:4])}, ... (hmvnet.lesions)"
+        )
+    return tuple(names.index(n) for n in settings.direct_features)
 
 
 def _icare(settings: PrognosisSettings) -> BaggedIcare:
