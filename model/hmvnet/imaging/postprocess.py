@@ -86,9 +86,7 @@ def remove_outside_body(mask: np.ndarray, ct: np.ndarray) -> np.ndarray:
     body = ndimage.binary_dilation(body)
     out = mask.copy()
     for box, lesion in lesions_of(mask > 0):
-        voxels = np.argwhere(lesion)
-        outside = ~_at_lesion(body, BODY_STRIDE, box, lesion)
-        out[box][tuple(voxels[outside].T)] = 0
+        out[box][lesion] *= _at_lesion(body, BODY_STRIDE, box, lesion)
     return out
 
 
