@@ -8,10 +8,10 @@ from rich.console import Console
 from test_dataset import write_patient
 
 from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings, load_settings
-from hmvnet.training import compare_survival
+from hmvnet.training import compare_networks, compare_survival
 from hmvnet.training.compare_networks import Contender, Cost, Scored, compare_task1, comparison
 from hmvnet.training.compare_survival import TRUTH, compare_task2, load_cohort
-from hmvnet.training.task1 import UnfinishedError
+from hmvnet.training.task1 import UnfinishedError, plan_folds
 
 QUIET = Console(quiet=True)
 
@@ -75,6 +75,25 @@ def test_time_is_up_and_the_next_call_goes_on(task1, tmp_path):
     assert len(compare_task1(settings, contenders[:1], run, None, QUIET)) == 1
 
 
+def test_equal_time_gives_each_network_its_own_steps(task1, tmp_path, monkeypatch):
+    settings, contenders = task1
+    pace = {"hmvnet": 2.0, "unet3d": 6.0}
+    monkeypatch.setattr(compare_networks, "_seconds_a_step", lambda own, *_: pace[own.network.name])
+    run = tmp_path / "run"
+    table = compare_task1(settings, contenders, run, [0], QUIET, train_minutes=0.2)
+    assert list(table["steps a fold"]) == [6, 2]
+    pace.clear()  # the pace is measured once
+    compare_task1(settings, contenders, run, [0], QUIET, train_minutes=0.2)
+
+
+def test_the_pace_is_measured_on_real_steps(task1, tmp_path):
+    settings, contenders = task1
+    own = settings.model_copy(update={"network": contenders[1].network})
+    timed = compare_networks._timed_budget(own, plan_folds(own, [0])[0], tmp_path / "run", 1.0)
+    pace = json.loads((tmp_path / "run" / "pace.json").read_text())["seconds_a_step"]
+    assert timed.training.steps == int(60 / pace) and 0 < pace < 60
+
+
 def test_differences_are_paired_and_nodes_left_out_where_there_are_none():
     from hmvnet.metrics import CaseScore, LabelScore, LesionCount
 
@@ -82,7 +101,7 @@ def test_differences_are_paired_and_nodes_left_out_where_there_are_none():
         hit = [LabelScore(d * 10, 10.0, 10.0, 1.0) for d in dice]
         none = LabelScore(0, 0, 0, np.nan)
         scores = [CaseScore(h, none, LesionCount(0, 0, 0), f"P{i}") for i, h in enumerate(hit)]
-        return Scored(scores, Cost(10, 1.0, 1.0, 1.0))
+        return Scored(scores, Cost(10, 5, 1.0, 1.0, 1.0))
 
     dice = np.linspace(0.3, 0.9, 20)
     table = comparison({"a": scored(dice), "b": scored(dice - 0.1)})

@@ -128,6 +128,10 @@ def compare(
     minutes: Annotated[
         float | None, typer.Option(help="Task 1: stop after this; the same command goes on")
     ] = None,
+    train_minutes: Annotated[
+        float | None,
+        typer.Option(help="Task 1: equal training time a fold, rather than equal steps"),
+    ] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="Task 2: a survival model; repeatable; default: all")
     ] = None,
@@ -145,7 +149,7 @@ def compare(
     from hmvnet.training.compare_networks import Contender, compare_task1
 
     contenders = [Contender.parse(text) for text in network or COMPARED_NETWORKS]
-    compare_task1(settings, contenders, run, fold, console, test, minutes)
+    compare_task1(settings, contenders, run, fold, console, test, minutes, train_minutes)
 
 
 bench = typer.Typer(

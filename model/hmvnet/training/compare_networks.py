@@ -1,6 +1,7 @@
 """``hmvnet compare``: segmentation networks trained and scored alike, in one table.
 
-Every network gets the same folds, patches, augmentation, loss and steps. Patients are scored end to
+Every network gets the same folds, patches, augmentation and loss, and the same budget: of steps,
+or of training time. Patients are scored end to
 end on their CT grids, as the challenge does, each by the fold that did not see them (or all by the
 mean of the folds, in a test folder of their own).
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import track
 
@@ -29,11 +32,13 @@ from hmvnet.dataset import Patient, find_patients
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.runtime import pick_device
-from hmvnet.training.engine import digest
+from hmvnet.training.engine import digest, make_fabric
 from hmvnet.training.evaluation import score_patient
-from hmvnet.training.task1 import BUNDLE, Fold, plan_folds, task_key, train_task1
+from hmvnet.training.segmentation import train_segmentation
+from hmvnet.training.task1 import BUNDLE, Fold, plan_folds, prepare, task_key, train_task1
 from hmvnet.weights import MANIFEST, Bundle, load_bundle
 
+PACE_STEPS = 8
 COMPARED = {
     "gtvp_mean_dice": "GTVp mean Dice",
     "gtvn_aggregated_dice": "GTVn agg. Dice",
@@ -68,12 +73,13 @@ class Contender:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs: parameters, training, and inference on the scored patients.
+    """What a network costs: parameters, training (steps and minutes of all folds), and inference.
 
     ``peak_mb`` is of the GPU where there is one, else what the process's memory grew by.
     """
 
     parameters: int
+    steps: int
     training_minutes: float
     network_seconds: float
     peak_mb: float
@@ -95,6 +101,7 @@ def compare_task1(
     console: Console,
     test: Path | None = None,
     minutes: float | None = None,
+    train_minutes: float | None = None,
 ) -> pd.DataFrame:
     """Train and score every contender, print one table, and write it under ``run``.
 
@@ -105,6 +112,8 @@ def compare_task1(
     Args:
         folds: numbers of the folds to train; None: all.
         test: a data folder to score on instead of the folds' validation patients.
+        train_minutes: each network takes as many steps a fold as it manages in this time on this
+            machine (measured on a few steps before); None: ``training.steps`` of each.
 
     Raises:
         ValueError: wrong data, fold or network.
@@ -123,6 +132,8 @@ def compare_task1(
         console.rule(contender.label)
         own = settings.model_copy(update={"network": contender.network})
         folder = run / contender.folder
+        if train_minutes:
+            own = _timed_budget(own, plan[0], folder, train_minutes)
         bundle = _trained(own, folder, plan) or train_task1(
             own, folder, folds, lambda step: time.monotonic() > deadline
         )
@@ -138,6 +149,49 @@ def compare_task1(
     console.print(table.to_string(index=False))
     console.print(f"wrote segmentation.md, segmentation.csv and segmentation.png to {run}")
     return table
+
+
+def _timed_budget(settings: Settings, fold: Fold, folder: Path, minutes: float) -> Settings:
+    """The settings with as many steps as fit into ``minutes``.
+
+    The pace is measured once and kept beside the checkpoints: a later call goes on with it.
+    """
+    path = folder / "pace.json"
+    training = settings.training
+    free = {"steps", "validate_every", "checkpoint_every"}  # the pace does not hang on these
+    key = digest(
+        training.model_dump(mode="json", exclude=free), settings.network.model_dump(mode="json")
+    )
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    if stored.get("key") != key:
+        fabric = make_fabric(folder, training.precision)
+        seconds = fabric.broadcast(_seconds_a_step(settings, fold, folder, fabric))
+        stored = {"key": key, "seconds_a_step": seconds}
+        if fabric.global_rank == 0:
+            write_text(json.dumps(stored), path)
+    steps = max(1, int(60 * minutes / stored["seconds_a_step"]))
+    warmup = min(training.warmup_steps, max(1, steps // 10))
+    training = training.model_copy(update={"steps": steps, "warmup_steps": warmup})
+    return settings.model_copy(update={"training": training})
+
+
+def _seconds_a_step(settings: Settings, fold: Fold, folder: Path, fabric: Fabric) -> float:
+    """Median of some steps, after two that warm up. The machine should do nothing else."""
+    training = settings.training.model_copy(update={"steps": 2 * PACE_STEPS})
+    short = settings.model_copy(update={"training": training})
+    if fabric.global_rank == 0:  # others find the cache filled
+        prepare(short, fold.train, folder)
+    fabric.barrier()
+    cases = prepare(short, fold.train, folder, quiet=True)
+    ends: list[float] = []
+
+    def watch(step: int) -> bool:
+        ends.append(time.perf_counter())
+        return len(ends) == PACE_STEPS + 3
+
+    with tempfile.TemporaryDirectory() as scratch:
+        train_segmentation(fabric, short, cases, [], Path(scratch), stop=watch)
+    return float(np.median(np.diff(ends)[2:]))
 
 
 def _trained(settings: Settings, folder: Path, plan: Sequence[Fold]) -> Path | None:
@@ -192,6 +246,7 @@ def _score(
     network = build_network(contender.network.name, contender.network.options)
     cost = Cost(
         sum(p.numel() for p in network.parameters()),
+        int(bundle.manifest.trained_on["steps"]),
         float(bundle.manifest.trained_on["minutes"]),
         float(np.mean(seconds)),
         float(max(peaks)),
@@ -258,6 +313,7 @@ def comparison(
         if with_nodes:
             row["GTVn HD95 mm"] = f"{total.gtvn_mean_hd95_mm:.1f}"
         row["M parameters"] = f"{one.cost.parameters / 1e6:.1f}"
+        row["steps a fold"] = one.cost.steps
         row["training min"] = f"{one.cost.training_minutes:.1f}"
         row["network s a patient"] = f"{one.cost.network_seconds:.2f}"
         row["peak MB"] = f"{one.cost.peak_mb:.0f}"
