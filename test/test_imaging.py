@@ -28,7 +28,8 @@ ONE_MM = Grid((40, 40, 40), (1.0, 1.0, 1.0))
 
 
 def probabilities(*lesions: tuple[int, np.ndarray, float]) -> np.ndarray:
-    p = np.zeros((3, *ONE_MM.shape), np.float32)
+    shape = lesions[0][1].shape if lesions else ONE_MM.shape
+    p = np.zeros((3, *shape), np.float32)
     for kind, mask, value in lesions:
         p[kind][mask] = value
     p[0] = 1 - p[1] - p[2]
@@ -220,14 +221,20 @@ ON_MUCOSA = ball(NECK, (76, 60, 60), 7)
 FAR_AWAY = ball(NECK, (108, 60, 60), 7)  # its near side 31 mm from the airway
 
 
-def correct(mask, ct=NECK_CT):
-    probability = np.where(mask > 0, 0.6, 0).astype(np.float32)
-    return correct_by_airway(mask.astype(np.uint8), ct, NECK, probability, 30.0)
+def correct(mask, ct=NECK_CT, chance_of_node=0.2):
+    lesion = (mask > 0).astype(np.float32)
+    found = np.stack([1 - lesion, 0.6 * lesion, chance_of_node * lesion])
+    return correct_by_airway(mask.astype(np.uint8), ct, NECK, found, 30.0)
 
 
 def test_a_primary_where_none_can_be_becomes_a_node():
     out = correct(ON_MUCOSA * GTVP + FAR_AWAY * GTVP)
     assert (out[ON_MUCOSA] == GTVP).all() and (out[FAR_AWAY] == GTVN).all()
+
+
+def test_what_can_be_neither_primary_nor_node_goes():
+    out = correct(ON_MUCOSA * GTVP + FAR_AWAY * GTVP, chance_of_node=0.01)
+    assert (out[ON_MUCOSA] == GTVP).all() and not out[FAR_AWAY].any()
 
 
 def test_a_node_on_the_mucosa_becomes_the_primary_where_there_is_none():
@@ -253,6 +260,18 @@ def test_uptake_inside_the_skull_is_the_brains():
     out = remove_from_brain(mask, ct, grid)
     assert not out[brain].any() and (out[neck] == GTVN).all()
     np.testing.assert_array_equal(remove_from_brain(mask, np.full_like(ct, 0.5), grid), mask)
+    # One piece from the brain to far below it: only what is near the brain goes.
+    column = ball(grid, (88, 88, 110), 40)
+    column[:24, 15:44, 15:44] = True
+    out = remove_from_brain(column * np.uint8(GTVP), ct, grid)
+    assert (out[:4][column[:4]] == GTVP).all() and not out[24:].any()
+
+
+def test_what_was_ruled_out_does_not_come_back_as_the_confident_lesion():
+    found = probabilities((GTVP, FAR_AWAY, 0.9))
+    assert not postprocess(found, NECK_CT, NECK, SETTINGS).any()
+    found[GTVN][FAR_AWAY] = 0.05
+    assert (postprocess(found, NECK_CT, NECK, SETTINGS)[FAR_AWAY] == GTVN).all()
 
 
 def test_a_confident_lesion_is_never_lost():

@@ -20,8 +20,9 @@ BODY_STRIDE = 4
 AIR_STRIDE = 2
 LEAST_AIR_ML, AIRWAY_ML = 0.5, 5.0  # of one air space, and of all inside the body
 MUCOSA_MM = 8.0
+NODE_CHANCE = 0.03
 BONE = 0.8  # of the normalised CT, 200 HU in the default window
-LEAST_BRAIN_ML = 300.0
+LEAST_BRAIN_ML, LEAST_BRAIN_SHARE, NEAR_BRAIN_MM = 300.0, 0.1, 8.0
 BOX_MARGIN = 2
 IN_PLANE = ndimage.generate_binary_structure(2, 1)[None]
 
@@ -50,7 +51,9 @@ def postprocess(
     mask = merge_fragments(mask)
     mask = remove_specks(mask, grid.voxel_ml, settings)
     if settings.airway_mm:
-        mask = correct_by_airway(mask, ct, grid, probabilities[GTVP], settings.airway_mm)
+        placed = correct_by_airway(mask, ct, grid, probabilities, settings.airway_mm)
+        raw[(mask > 0) & (placed == 0)] = 0  # what can be no lesion is not to come back below
+        mask = placed
         mask = remove_specks(mask, grid.voxel_ml, settings)  # the other class has its own limit
     if settings.one_primary:
         mask = keep_one_primary(mask, probabilities[GTVP], grid.voxel_ml, settings)
@@ -91,7 +94,7 @@ def remove_outside_body(mask: np.ndarray, ct: np.ndarray) -> np.ndarray:
 
 
 def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarray:
-    """Clear lesions that lie inside the skull, where uptake is the brain's own.
+    """Clear lesions, and parts of lesions, inside the skull, where uptake is the brain's own.
 
     The intracranial space is what bone encloses in axial slices, in one piece of the size of a
     brain; where there is no such piece (the scan starts below it) nothing is cleared.
@@ -112,10 +115,15 @@ def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarra
     brain = largest_component(inside)
     if brain.sum() * grid.voxel_ml * stride**3 < LEAST_BRAIN_ML:
         return mask
+    reach = max(1, round(NEAR_BRAIN_MM / (stride * min(grid.spacing))))
+    near_brain = ndimage.binary_dilation(brain, iterations=reach)
     out = mask.copy()
     for box, lesion in lesions_of(mask > 0):
-        if _at_lesion(brain, stride, box, lesion).mean() > 0.5:
+        share = _at_lesion(brain, stride, box, lesion).mean()
+        if share > 0.5:
             out[box][lesion] = 0
+        elif share > LEAST_BRAIN_SHARE:  # the brain with something below it: keep what is below
+            out[box][lesion] *= ~_at_lesion(near_brain, stride, box, lesion)
     return out
 
 
@@ -140,19 +148,20 @@ def _filled_body(ct: np.ndarray) -> np.ndarray:
 
 
 def correct_by_airway(
-    mask: np.ndarray, ct: np.ndarray, grid: Grid, probability: np.ndarray, reach_mm: float
+    mask: np.ndarray, ct: np.ndarray, grid: Grid, probabilities: np.ndarray, reach_mm: float
 ) -> np.ndarray:
     """Rename lesions whose class contradicts where they lie.
 
     Primaries of the head and neck grow from the mucosa around the airway. One farther from all air
-    inside the body than ``reach_mm`` becomes a node; and where there is no primary, the likeliest
-    node that lies on the mucosa (most of it within ``MUCOSA_MM``) becomes one. Without an airway
-    in the region nothing is changed.
+    inside the body than ``reach_mm`` becomes a node, or nothing where the network gives a node no
+    chance (less than ``NODE_CHANCE`` on average; the brain's own uptake looks so). Where there is
+    no primary, the likeliest node that lies on the mucosa (most of it within ``MUCOSA_MM``)
+    becomes one. Without an airway in the region nothing is changed.
 
     Args:
         mask: uint8 ``[z, y, x]``.
         ct: ``[z, y, x]``, normalised so that air is 0.
-        probability: of GTVp, ``[z, y, x]``.
+        probabilities: ``[3, z, y, x]``.
     """
     coarse = ct[::AIR_STRIDE, ::AIR_STRIDE, ::AIR_STRIDE]
     air = _filled_body(coarse) & (coarse <= 0)
@@ -166,9 +175,10 @@ def correct_by_airway(
         for box, lesion in lesions_of(mask == kind):
             away = _distance_to_air(air, grid, box, lesion, max(reach_mm, MUCOSA_MM))
             if kind == GTVP and away.min() > reach_mm:
-                out[box][lesion] = GTVN
+                chance = float(probabilities[GTVN][box][lesion].mean())
+                out[box][lesion] = GTVN if chance >= NODE_CHANCE else 0
             elif kind == GTVN and np.median(away) <= MUCOSA_MM:
-                on_mucosa.append((float(probability[box][lesion].sum()), box, lesion))
+                on_mucosa.append((float(probabilities[GTVP][box][lesion].sum()), box, lesion))
     if on_mucosa and not (out == GTVP).any():
         _, box, lesion = max(on_mucosa, key=lambda entry: entry[0])
         out[box][lesion] = GTVP
