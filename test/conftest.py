@@ -127,7 +127,7 @@ def tiny_bundle(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     network = build_network("hmvnet", SMALL_NETWORK)
     with torch.no_grad():  # lean to the background, so that masks are sparse
-        network.scale_heads[-1].bias += torch.tensor([1.0, 0.0, 0.0])
+        network.scale_heads[0][-1].bias += torch.tensor([1.0, 0.0, 0.0])
     patients = described_patients()
     members = fit_members(make_fabric(folder / "run"), patients, FAST_PROGNOSIS, folder / "run")
     survival = {f"prognosis{i}.safetensors": m.tensors() for i, m in enumerate(members)}

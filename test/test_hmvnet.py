@@ -117,13 +117,26 @@ def test_padding_at_the_end_is_air():
 
 
 def test_far_air_does_not_change_what_is_seen():
-    """ChannelNorm: statistics of a voxel alone, so one pass over the region equals a patch."""
-    network = small_network(depths=(0, 0, 0, 0))
+    """BatchNorm in evaluation: one pass over the region equals a patch."""
     x = torch.rand(1, 2, 32, 32, 64)
-    with torch.inference_mode():
-        alone, wide = network(x[..., :32]), network(x)
-    # Convolutions reach some voxels past the cut; away from it the two agree.
-    torch.testing.assert_close(alone[..., 0, 0, 0], wide[..., 0, 0, 0], atol=2e-2, rtol=0)
+    apart = {}
+    for norm in ("batch", "group"):
+        network = small_network(depths=(0, 0), convs=(0, 0), mlp_ratios=(2, 2), norm=norm)
+        with torch.inference_mode():
+            alone, wide = network(x[..., :32]), network(x)
+        # Convolutions reach some voxels past the cut; away from it the two agree.
+        apart[norm] = float((alone[..., :8] - wide[..., :8]).abs().max())
+    assert apart["batch"] < 1e-5 < apart["group"]
+
+
+@pytest.mark.parametrize("stages", [2, 3, 5])
+def test_number_of_stages(stages):
+    network = small_network(
+        depths=(1,) * stages, convs=(1,) * stages, mlp_ratios=(2,) * stages, channels=4
+    )
+    logits, features = network.forward_with_features(torch.randn(1, 2, 32, 32, 20))
+    assert logits.shape == (1, 3, 32, 32, 20) and len(features) == stages
+    assert len(network(torch.randn(1, 2, 32, 32, 32), scales=True)) == min(3, stages) + 1
 
 
 def test_every_parameter_gets_a_gradient():
@@ -154,7 +167,7 @@ def test_left_right_learning_signal_reaches_the_loss():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"depths": (2, 2)}, {"head_channels": 5}, {"modality": "late"}],
+    [{"depths": (2, 2)}, {"head_channels": 5}, {"modality": "late"}, {"norm": "layer"}],
     ids=lambda w: next(iter(w)),
 )
 def test_impossible_settings(wrong):

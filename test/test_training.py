@@ -13,6 +13,7 @@ from hmvnet.config import NetworkSettings, Settings, TrainingSettings
 from hmvnet.dataset import Cache, find_patients
 from hmvnet.training.engine import LoopSettings, learning_rate, make_fabric
 from hmvnet.training.segmentation import (
+    SETTLING_PATCHES,
     PatchSampler,
     SegmentationLoss,
     _shrink,
@@ -20,6 +21,7 @@ from hmvnet.training.segmentation import (
     take_over,
     train_segmentation,
 )
+from hmvnet.weights import load_bundle
 
 PATCH = (32, 32, 32)
 
@@ -81,6 +83,32 @@ def test_loss_is_least_at_the_truth():
         assert best < 0.01 < worst
 
 
+def test_absent_classes_do_not_pull_towards_background():
+    """A patch without GTVn: its Dice says nothing, and the loss is that of GTVp alone."""
+    label = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
+    label[:, :3] = 1
+    logits = torch.zeros(1, 3, 8, 8, 8)
+    dice = SegmentationLoss()._dice(logits, label[:, None])
+    # Uniform probabilities of 1/3: GTVp (2 * 64 + 1) / (512 / 3 + 192 + 1), GTVn 1 / (512 / 3 + 1).
+    assert float(dice) == pytest.approx(1 - 129 / (512 / 3 + 193), abs=1e-4)
+    weighted = SegmentationLoss(absent_weight=0.5)._dice(logits, label[:, None])
+    assert float(weighted - dice) == pytest.approx(0.5 * (1 - 1 / (512 / 3 + 1)), abs=1e-4)
+    assert float(SegmentationLoss()._dice(logits, torch.zeros_like(label)[:, None])) == 0
+
+
+def test_settled_norms_are_of_the_averaged_weights(cases, tmp_path):
+    run = train_segmentation(make_fabric(tmp_path), settings(), cases, [], tmp_path)
+    sampler = PatchSampler(cases, settings())
+    run.network.eval()
+    seen = []
+    first = next(m for m in run.network.modules() if isinstance(m, torch.nn.BatchNorm3d))
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean((0, 2, 3, 4))))
+    with torch.no_grad():
+        for number in range(SETTLING_PATCHES):
+            run.network(sampler(number)[0][None])
+    torch.testing.assert_close(first.running_mean, torch.stack(seen).mean(0), atol=1e-5, rtol=1e-4)
+
+
 def test_learning_rate_warms_up_and_falls():
     loop = LoopSettings(100, 1.0, 0, 10, 1, 0.9, 1, 1)
     rates = [learning_rate(s, loop) for s in range(100)]
@@ -126,6 +154,22 @@ def test_initial_weights_are_taken_over(tiny_bundle):
     assert take_over(network, tiny_bundle) == len(network.state_dict())
     with pytest.raises(ValueError, match="nothing in bundle"):
         take_over(build_network("unet3d", {"width": 4}), tiny_bundle)
+
+
+def test_frozen_norms_keep_the_statistics_they_came_with(cases, tiny_bundle, tmp_path):
+    frozen = settings(steps=2, frozen_norms=True, initial_weights=str(tiny_bundle))
+    run = train_segmentation(make_fabric(tmp_path), frozen, cases, [], tmp_path)
+    bundle = load_bundle(tiny_bundle)
+    before = bundle.tensors(bundle.manifest.segmentation.files[0])
+    after = run.network.state_dict()
+    statistics = [k for k in before if k.endswith(("running_mean", "running_var"))]
+    assert statistics and all(torch.equal(before[k], after[k]) for k in statistics)
+    weight = "stem.1.conv1.weight"
+    assert not torch.equal(before[weight], after[weight])
+    with pytest.raises(ValueError, match="frozen_norms needs initial_weights"):
+        train_segmentation(
+            make_fabric(tmp_path), settings(frozen_norms=True), cases, [], tmp_path / "other"
+        )
 
 
 def test_mixed_precision_reaches_the_network(cases, tmp_path):

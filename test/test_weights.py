@@ -6,8 +6,9 @@ import torch
 
 from hmvnet.config import InferenceSettings
 from hmvnet.pipeline import load_ensemble
-from hmvnet.runtime import Ensemble, OnnxForward, pick_device
+from hmvnet.runtime import Ensemble, OnnxForward, TorchForward, load_network, pick_device
 from hmvnet.weights import (
+    Bundle,
     WeightsError,
     all_tensors,
     find_bundle,
@@ -179,3 +180,29 @@ def test_onnx_that_would_quietly_run_on_the_cpu_is_an_error(onnx_bundle):
     folder, _ = onnx_bundle
     with pytest.raises(RuntimeError, match="CUDAExecutionProvider was asked for"):
         OnnxForward((folder / "fold0.onnx").read_bytes(), torch.device("cuda"))
+
+
+def test_a_volume_smaller_than_a_window_is_padded_with_air():
+    """MONAI would pad with zeros: a SUV of 10 around the patient."""
+
+    class Largest(torch.nn.Module):
+        def forward(self, x):
+            return x.amax((2, 3, 4), keepdim=True).expand_as(x)[:, [0, 1, 1]]
+
+    forward = TorchForward(Largest(), torch.device("cpu"), (16, 16, 16))
+    volume = torch.full((1, 2, 10, 20, 7), -1.0)
+    volume[:, 0] = 0.0
+    probabilities, _ = forward(volume)
+    assert probabilities.shape == (1, 3, 10, 20, 7)
+    # Softmax of CT 0 and PET -1: nothing above air was seen.
+    expected = torch.softmax(torch.tensor([0.0, -1.0, -1.0]), 0)
+    torch.testing.assert_close(probabilities[0, :, 5, 5, 5], expected)
+
+
+def test_weights_of_another_network_are_refused_in_one_line(tiny_bundle):
+    bundle = load_bundle(tiny_bundle)
+    part = bundle.manifest.segmentation
+    wider = part.model_copy(update={"options": part.options | {"channels": 16}})
+    manifest = bundle.manifest.model_copy(update={"segmentation": wider})
+    with pytest.raises(WeightsError, match="not those of the network 'hmvnet'"):
+        load_network(Bundle(bundle.folder, manifest), part.files[0])

@@ -90,6 +90,8 @@ class TrainingSettings(_Section):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     tumour_fraction: Probability = 0.7
     focal_weight: float = Field(0.0, ge=0)
+    absent_weight: float = Field(0.0, ge=0)
+    frozen_norms: bool = False
     validate_every: int = Field(500, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     initial_weights: str = ""

@@ -12,21 +12,33 @@ import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from hmvnet.imaging.intensity import AIR
 from hmvnet.networks.hmvnet import HMVNet
 from hmvnet.networks.registry import build_network
-from hmvnet.weights import Bundle
+from hmvnet.weights import Bundle, WeightsError
 
 Log = Callable[[str], None]
 Precision = Literal["auto", "32", "bf16"]
 
 
 def load_network(bundle: Bundle, file: str) -> nn.Module:
-    """A bundle's segmentation network with the weights of one of its files."""
+    """A bundle's segmentation network with the weights of one of its files.
+
+    Raises:
+        WeightsError: they are not of this network, or of an earlier version of it.
+    """
     part = bundle.manifest.segmentation
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in part.options.items()}
     network = build_network(part.network, options)
-    network.load_state_dict(bundle.tensors(file))
+    try:
+        network.load_state_dict(bundle.tensors(file))
+    except RuntimeError as error:
+        raise WeightsError(
+            f"bundle '{bundle.manifest.name}': the weights in {file} are not those of the network "
+            f"'{part.network}' of this version; train them again"
+        ) from error
     return network
 
 
@@ -83,7 +95,8 @@ class TorchForward:
     ) -> None:
         self.device = device
         self.precision = precision
-        # channels_last_3d halves HM-VNet's time: its LayerNorms and its attention want it.
+        self.patch = patch
+        # channels_last_3d halves HM-VNet's time: its attention wants it.
         self.network = channels_last(network.to(device)).eval()
         self.sliding = SlidingWindowInferer(patch, overlap=0.5, mode="gaussian", sw_batch_size=1)
 
@@ -93,10 +106,22 @@ class TorchForward:
             if isinstance(self.network, HMVNet):
                 logits, features = self.network.forward_with_features(x)
             else:
-                found, features = self.sliding(x, self.network), []
-                assert isinstance(found, Tensor)
-                logits = found
+                logits, features = self._windows(x), []
         return torch.softmax(logits.float(), 1), features
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """Logits from sliding windows; a volume smaller than one is padded with air first.
+
+        The inferer would pad with zeros, which in the PET channel are a SUV of 10.
+        """
+        z, y, w = x.shape[2:]
+        short = [max(0, p - n) for p, n in zip(self.patch, (z, y, w), strict=True)]
+        if any(short):
+            air = x.new_tensor(AIR).view(1, 2, 1, 1, 1)
+            x = F.pad(x - air, (0, short[2], 0, short[1], 0, short[0])) + air
+        found = self.sliding(x, self.network)
+        assert isinstance(found, Tensor)
+        return found[:, :, :z, :y, :w]
 
 
 class OnnxForward:
@@ -132,8 +157,8 @@ class OnnxForward:
 def _autocast(device: torch.device, precision: Precision):
     """``auto``: fp16 on GPUs (a T4 has no bf16), full precision on CPUs.
 
-    The LayerNorms keep the logits far from fp16's limits. ``bf16`` halves the time of CPUs that
-    have it, at the price of probabilities that differ in the third digit.
+    The norms keep activations far from fp16's limit (at most 253 on a phantom). ``bf16`` halves
+    the time of CPUs that have it; probabilities then differ in the third digit.
     """
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hmvnet.config import AugmentationSettings
+from hmvnet.imaging.intensity import AIR
 
 MARGIN = 12  # voxels read around a patch so that rotation and scaling find content there
-AIR = (0.0, -1.0)  # CT and PET values outside the body
 
 
 def draw_patch(

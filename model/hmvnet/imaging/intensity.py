@@ -7,6 +7,7 @@ import numpy as np
 from hmvnet.config import PreprocessingSettings
 
 CT_RANGE, PET_RANGE = (0.0, 1.0), (-1.0, 1.0)
+AIR = (CT_RANGE[0], PET_RANGE[0])  # CT and PET outside the body, normalised
 
 
 def _windows(settings: PreprocessingSettings):

@@ -2,14 +2,16 @@
 
 A convolutional stem, four Swin-Transformer stages (Liu et al., ICCV 2021, in 3D), and four
 transposed-convolution stages with skip connections. Attention is paid where it is cheap, from a
-quarter of the resolution downwards; the full resolution sees only a thin head.
+quarter of the resolution downwards; the full resolution sees only a thin head. Convolutions come
+in residual pairs with the norm before them (He et al., "Identity mappings in deep residual
+networks", ECCV 2016).
 
 Two choices differ from the usual Swin U-Nets, and both serve inference on the whole head-and-neck
 region in one pass after training on patches:
 
-* every normalisation is a LayerNorm over channels, so that what the network computes at a voxel
-  does not depend on how much air the field of view holds around it (an InstanceNorm's statistics
-  differ between a patch and the whole region);
+* convolutions are normalised by BatchNorm, tokens by LayerNorm, so that what the network computes
+  at a voxel does not depend on how much air the field of view holds around it (the statistics of
+  an InstanceNorm or GroupNorm differ between a patch and the whole region);
 * sizes that no window divides are padded, and the padding is masked in the attention.
 
 Shapes in comments: b batch, c channels, z y x voxels, n windows, h heads, t tokens of a window.
@@ -17,13 +19,16 @@ Shapes in comments: b batch, c channels, z y x voxels, n windows, h heads, t tok
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+
+from hmvnet.imaging.intensity import AIR
 
 
 @dataclass(frozen=True)
@@ -33,51 +38,111 @@ class HMVNetConfig:
     Attributes:
         in_channels: CT and PET.
         classes: background, GTVp, GTVn.
-        channels: C; the stages have 2C, 4C, 8C and 16C channels.
-        depths: Swin blocks of each stage, shifted ones in second place.
+        channels: C; the stages have 2C, 4C, 8C ... channels.
+        depths: Swin blocks of each stage, every second one shifted. As many stages as numbers
+            here, two to five; the design has four.
+        convs: residual pairs of convolutions before each stage's Swin blocks.
         window: edge of an attention window in tokens (shrunk to the map where that is smaller).
         head_channels: channels of one attention head.
         mlp_ratios: expansion of the MLP in each stage.
         modality: how PET and CT meet: ``early`` (both into one stem) or ``gated`` (a stem each,
             and at every stage each modality gates the joint features).
+        norm: of the convolutions: ``batch``, or ``group`` (about 8 channels a group) where a patch
+            is about as large as what inference sees.
         head_channels_full: channels of the head's full-resolution layer.
-        stem_norm: ChannelNorm in the stem; without, the stem keeps the size of HU and SUV.
     """
 
     in_channels: int = 2
     classes: int = 3
     channels: int = 16
     depths: tuple[int, ...] = (2, 2, 2, 2)
+    convs: tuple[int, ...] = (1, 1, 1, 0)
     window: int = 6
     head_channels: int = 16
-    mlp_ratios: tuple[float, ...] = (2.0, 2.0, 4.0, 4.0)
+    mlp_ratios: tuple[float, ...] = (2.0, 2.0, 2.0, 4.0)
     modality: Literal["early", "gated"] = "early"
+    norm: Literal["batch", "group"] = "batch"
     head_channels_full: int = 8
-    stem_norm: bool = True
 
     def __post_init__(self) -> None:
-        if len(self.depths) != 4 or len(self.mlp_ratios) != 4:
-            raise ValueError("HM-VNet has four stages: give four depths and four mlp_ratios")
+        stages = len(self.depths)
+        if not 2 <= stages <= 5 or {len(self.convs), len(self.mlp_ratios)} != {stages}:
+            raise ValueError(
+                "HM-VNet has two to five stages: give depths, convs and mlp_ratios a number each"
+            )
         if (2 * self.channels) % self.head_channels:
             raise ValueError("2 * channels must be a multiple of head_channels")
         if self.modality not in ("early", "gated"):
             raise ValueError(f"modality '{self.modality}': expected early or gated")
+        if self.norm not in ("batch", "group"):
+            raise ValueError(f"norm '{self.norm}': expected batch or group")
 
 
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of ``[b, c, z, y, x]``; free of copies in channels_last_3d."""
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduced sum; so is the gradient, for what every process adds to the shared loss."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+
+class SharedBatchNorm(nn.BatchNorm3d):
+    """BatchNorm whose statistics are of the whole batch where processes share it.
+
+    torch's SyncBatchNorm does the same, on GPUs only.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        shared = distributed.is_available() and distributed.is_initialized()
+        if not self.training or not shared or distributed.get_world_size() == 1:
+            return super().forward(x)
+        values, axes, view = x.float(), (0, 2, 3, 4), (1, -1, 1, 1, 1)
+        count = values.numel() / values.shape[1] * distributed.get_world_size()
+        mean = _SumOverProcesses.apply(values.sum(axes)) / count
+        centred = values - mean.view(view)
+        variance = _SumOverProcesses.apply(centred.square().sum(axes)) / count
+        self._remember(mean.detach(), variance.detach() * count / max(count - 1, 1))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale.view(view) + self.bias.view(view)).to(x.dtype)
+
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        """As ``nn.BatchNorm3d``: a moving average, or without momentum the mean of all."""
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None and self.running_var is not None
+        self.num_batches_tracked.add_(1)
+        share = self.momentum or 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
 
 
-def conv_block(inputs: int, outputs: int, stride: int = 1, norm: bool = True) -> nn.Sequential:
-    """3 x 3 x 3 convolution, ChannelNorm (or none), GELU."""
-    return nn.Sequential(
-        nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1),
-        ChannelNorm(outputs) if norm else nn.Identity(),
-        nn.GELU(),
-    )
+def make_norm(channels: int, norm: str) -> nn.Module:
+    """The norm of convolution features ``[b, c, z, y, x]``."""
+    if norm == "group":
+        return nn.GroupNorm(math.gcd(channels, max(1, channels // 8)), channels)
+    return SharedBatchNorm(channels)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, GELU, 3 x 3 x 3 convolution, twice, added to the input."""
+
+    def __init__(self, channels: int, norm: str) -> None:
+        super().__init__()
+        self.norm1 = make_norm(channels, norm)
+        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.norm2 = make_norm(channels, norm)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.gelu(self.norm1(x)))
+        return x + self.conv2(F.gelu(self.norm2(y)))
 
 
 class WindowAttention(nn.Module):
@@ -240,43 +305,37 @@ class SwinBlock(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Patch merging (2 x 2 x 2 convolution of stride 2), a convolution, then Swin blocks.
+    """Patch merging (2 x 2 x 2 convolution of stride 2), residual convolutions, Swin blocks.
 
-    The residual 3 x 3 x 3 convolution before the blocks (He et al., "SwinUNETR-V2: stronger Swin
-    Transformers with stagewise convolutions", MICCAI 2023) gives attention local features to work
-    on; it starts as the identity.
+    The convolutions before the blocks (He et al., "SwinUNETR-V2: stronger Swin Transformers with
+    stagewise convolutions", MICCAI 2023) give attention local features to work on.
 
     ``[b, c, z, y, x]`` to ``[b, 2c, z/2, y/2, x/2]``.
     """
 
-    def __init__(self, inputs: int, depth: int, config: HMVNetConfig, mlp_ratio: float) -> None:
+    def __init__(self, inputs: int, config: HMVNetConfig, stage: int) -> None:
         super().__init__()
         channels = 2 * inputs
         self.merge = nn.Conv3d(inputs, channels, 2, stride=2)
-        self.merge_norm = ChannelNorm(channels)
-        self.conv = conv_block(channels, channels)
-        norm = self.conv[1]
-        assert isinstance(norm, ChannelNorm)
-        nn.init.zeros_(norm.weight)
+        self.convs = nn.Sequential(
+            *(ResidualBlock(channels, config.norm) for _ in range(config.convs[stage]))
+        )
         self.blocks = nn.Sequential(
             *(
                 SwinBlock(
                     channels,
                     channels // config.head_channels,
                     config.window,
-                    mlp_ratio,
+                    config.mlp_ratios[stage],
                     shift=i % 2 == 1,
                 )
-                for i in range(depth)
+                for i in range(config.depths[stage])
             )
         )
-        self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.merge_norm(self.merge(x))
-        x = x + self.conv(x)
-        x = self.norm(self.blocks(x.movedim(1, -1)))
-        return x.movedim(-1, 1)
+        x = self.convs(self.merge(x))
+        return self.blocks(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class CrossModalGate(nn.Module):
@@ -298,53 +357,58 @@ class CrossModalGate(nn.Module):
 
 
 class UpStage(nn.Module):
-    """Transposed convolution of stride 2, the skip beside it, a residual pair of convolutions."""
+    """Transposed convolution of stride 2, the skip added, a residual pair of convolutions."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: str) -> None:
         super().__init__()
         self.up = nn.ConvTranspose3d(inputs, outputs, 2, stride=2)
-        self.conv1 = conv_block(2 * outputs, outputs)
-        self.conv2 = conv_block(outputs, outputs)
+        self.block = ResidualBlock(outputs, norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = self.conv1(torch.cat([self.up(x), skip], 1))
-        return x + self.conv2(x)
+        return self.block(self.up(x) + skip)
 
 
 class HMVNet(nn.Module):
     """PET/CT ``[b, 2, z, y, x]`` to logits ``[b, classes, z, y, x]``; any size of 2 voxels or more.
 
-    ``forward_features`` gives the encoder's maps, ``network(x, scales=True)`` the logits at
-    several resolutions for deep supervision.
+    ``network(x, scales=True)`` gives the logits at several resolutions for deep supervision.
     """
 
-    stride = 32
     multi_scale = True
 
     def __init__(self, config: HMVNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or HMVNetConfig()
-        c = config.channels
+        c, stages = config.channels, len(config.depths)
+        self.stride = 2 ** (stages + 1)
         if config.modality == "gated":
             self.stems = nn.ModuleList(
-                nn.Sequential(conv_block(1, c // 2, stride=2), conv_block(c // 2, c // 2))
+                nn.Sequential(
+                    nn.Conv3d(1, c // 2, 3, stride=2, padding=1),
+                    ResidualBlock(c // 2, config.norm),
+                )
                 for _ in range(config.in_channels)
             )
-            self.join = conv_block(c // 2 * config.in_channels, c)
+            self.join = nn.Conv3d(c // 2 * config.in_channels, c, 1)
             self.gates = nn.ModuleList(
-                CrossModalGate(c // 2 * config.in_channels, c << i) for i in range(1, 5)
+                CrossModalGate(c // 2 * config.in_channels, c << i) for i in range(1, stages + 1)
             )
         else:
             self.stem = nn.Sequential(
-                conv_block(config.in_channels, c, stride=2, norm=config.stem_norm),
-                conv_block(c, c, norm=config.stem_norm),
+                nn.Conv3d(config.in_channels, c, 3, stride=2, padding=1),
+                ResidualBlock(c, config.norm),
             )
-        self.stages = nn.ModuleList(
-            SwinStage(c << i, depth, config, ratio)
-            for i, (depth, ratio) in enumerate(zip(config.depths, config.mlp_ratios))
+        self.stages = nn.ModuleList(SwinStage(c << i, config, i) for i in range(stages))
+        self.ups = nn.ModuleList(
+            UpStage(c << (i + 1), c << i, config.norm) for i in reversed(range(stages))
         )
-        self.ups = nn.ModuleList(UpStage(c << (i + 1), c << i) for i in reversed(range(4)))
-        self.scale_heads = nn.ModuleList(nn.Conv3d(c << i, config.classes, 1) for i in (2, 1, 0))
+        scales = range(min(3, stages))  # 1/2, 1/4, 1/8
+        self.scale_heads = nn.ModuleList(
+            nn.Sequential(
+                make_norm(c << i, config.norm), nn.GELU(), nn.Conv3d(c << i, config.classes, 1)
+            )
+            for i in scales
+        )
         self.refine = nn.Sequential(
             nn.Conv3d(config.in_channels + config.classes, config.head_channels_full, 3, padding=1),
             nn.GELU(),
@@ -367,22 +431,17 @@ class HMVNet(nn.Module):
         return logits if scales else logits[0]
 
     def forward_with_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and the four encoder maps (2C ... 16C channels at 1/4 ... 1/32)."""
+        """Logits, and the encoder map of each stage (2C, 4C ... channels at 1/4, 1/8 ...)."""
         padded = self._pad(x)
         features = self._encode(padded)
         logits = self._decode(padded, features, coarse=False)[0]
         return logits[..., : x.shape[2], : x.shape[3], : x.shape[4]], features[1:]
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
-        """The encoder's maps: stem (C, 1/2) and stages (2C ... 16C, 1/4 ... 1/32)."""
-        return self._encode(self._pad(x))
-
     def _pad(self, x: Tensor) -> Tensor:
         pad = [-n % self.stride for n in x.shape[2:]]
         if not any(pad):
             return x
-        # The value of air in CT and of no uptake in PET is each channel's minimum.
-        fill = x.new_tensor([0.0, -1.0]).repeat(x.shape[1])[: x.shape[1]].view(1, -1, 1, 1, 1)
+        fill = x.new_tensor(AIR).repeat(x.shape[1])[: x.shape[1]].view(1, -1, 1, 1, 1)
         padded = F.pad(x - fill, (0, pad[2], 0, pad[1], 0, pad[0]))
         return padded + fill
 
@@ -401,13 +460,14 @@ class HMVNet(nn.Module):
 
     def _decode(self, x: Tensor, features: list[Tensor], coarse: bool) -> list[Tensor]:
         d = features[-1]
-        maps = []
+        maps: list[Tensor] = []
         for up, skip in zip(self.ups, reversed(features[:-1])):
             d = up(d, skip)
-            maps.append(d)  # 1/16, 1/8, 1/4, 1/2
-        half = self.scale_heads[-1](maps[-1])
+            maps.insert(0, d)  # 1/2, 1/4, 1/8 ...
+        half = self.scale_heads[0](maps[0])
         up_half = F.interpolate(half, scale_factor=2.0, mode="trilinear", align_corners=False)
         full = up_half + self.refine(torch.cat([x, up_half], 1))
         if not coarse:
             return [full]
-        return [full, half, self.scale_heads[1](maps[2]), self.scale_heads[0](maps[1])]
+        coarser = [head(m) for head, m in zip(self.scale_heads[1:], maps[1:])]
+        return [full, half, *coarser]

@@ -9,22 +9,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from monai.losses import DiceCELoss, FocalLoss
+from monai.losses import DiceLoss, FocalLoss
 from monai.networks.utils import one_hot
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
 from hmvnet import metrics
 from hmvnet.case import CLASSES, GTVN, GTVP
 from hmvnet.config import Settings
 from hmvnet.dataset import Prepared
 from hmvnet.imaging.augment import MARGIN, draw_patch
+from hmvnet.imaging.intensity import AIR
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.networks.registry import build_network
 from hmvnet.runtime import Ensemble, TorchForward, channels_last
 from hmvnet.training.engine import History, LoopSettings, bare, digest, train
 from hmvnet.weights import load_bundle
 
+SETTLING_PATCHES = 64
 SCALE_WEIGHTS = (1.0, 0.5, 0.25, 0.125)
 
 
@@ -53,9 +56,7 @@ class PatchSampler:
         case = self.cases[order[place]]
         start = self._start(case, rng)
         size = [n + 2 * MARGIN for n in self.patch]
-        volume = np.stack(
-            [_crop(case.volume, c, start, size, fill) for c, fill in ((0, 0.0), (1, -1.0))]
-        )
+        volume = np.stack([_crop(case.volume, c, start, size, fill) for c, fill in enumerate(AIR)])
         label = _crop(case.label, None, start, size, 0)
         return draw_patch(volume, label, self.patch, self.settings.augmentation, rng, device)
 
@@ -87,22 +88,29 @@ def _crop(array, channel: int | None, start: np.ndarray, size: Sequence[int], fi
 
 
 class SegmentationLoss(nn.Module):
-    """Dice + cross-entropy (+ focal), over the scales of deep supervision."""
+    """Dice of the lesion classes + cross-entropy (+ focal), over all scales.
 
-    def __init__(self, focal_weight: float = 0.0) -> None:
+    Classes that a patch has no voxel of count with ``absent_weight``. Their Dice loss is
+    ``sum / (sum + 1)`` of the predicted probabilities: it presses on false positives, but an empty
+    prediction earns 0 there, at which networks that start from nothing can collapse to background.
+    Cross-entropy sees every voxel either way.
+    """
+
+    def __init__(self, focal_weight: float = 0.0, absent_weight: float = 0.0) -> None:
         super().__init__()
-        self.dice_ce = DiceCELoss(
+        # Sample by sample and class by class: the mean over a batch is then the mean over the
+        # processes that share it, so that several GPUs compute what one does.
+        self.dice = DiceLoss(
             include_background=False,
             to_onehot_y=True,
             softmax=True,
-            # Sample by sample: the mean over a batch is then the mean over the processes that
-            # share it, so that several GPUs compute what one does.
-            batch=False,
+            reduction="none",
             smooth_nr=1.0,
             smooth_dr=1.0,
         )
         self.focal = FocalLoss(to_onehot_y=True, use_softmax=True) if focal_weight else None
         self.focal_weight = focal_weight
+        self.absent_weight = absent_weight
 
     def forward(self, scales: Sequence[Tensor], label: Tensor) -> Tensor:
         """Logits ``[b, c, z, y, x]`` at falling resolutions; label ``[b, z, y, x]``."""
@@ -111,11 +119,19 @@ class SegmentationLoss(nn.Module):
         for logits, weight in zip(scales, SCALE_WEIGHTS):
             target = _shrink(label, logits.shape[2:])[:, None]
             logits = logits.float()
-            loss = self.dice_ce(logits, target)
+            loss = self._dice(logits, target) + F.cross_entropy(logits, target[:, 0].long())
             if self.focal is not None:
                 loss = loss + self.focal_weight * self.focal(logits, target)
             total, weight_sum = total + weight * loss, weight_sum + weight
         return total / weight_sum
+
+    def _dice(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean over the samples: of the classes held, and weighted, of those that are not."""
+        losses = self.dice(logits, target).flatten(1)  # (b, c)
+        classes = torch.arange(1, losses.shape[1] + 1, device=target.device)
+        held = (target.flatten(2) == classes[:, None]).any(-1).float()  # (b, c)
+        mean = lambda share: (losses * share).sum(1) / share.sum(1).clamp(min=1)  # noqa: E731
+        return (mean(held) + self.absent_weight * mean(1 - held)).mean()
 
 
 def _shrink(label: Tensor, size: Sequence[int]) -> Tensor:
@@ -158,29 +174,46 @@ def train_segmentation(
     """Train the network named in the settings on preprocessed cases.
 
     Raises:
-        ValueError: the network is unknown, or the batch does not divide over the processes.
+        ValueError: the network is unknown, the batch does not divide over the processes, or norms
+            are to be frozen without weights to start from.
     """
     options = settings.training
     if options.batch_size % fabric.world_size:
         raise ValueError(
             f"batch_size {options.batch_size} does not divide over {fabric.world_size} processes"
         )
+    if options.frozen_norms and not options.initial_weights:
+        raise ValueError("frozen_norms needs initial_weights, whose statistics are kept")
     share = options.batch_size // fabric.world_size
     fabric.seed_everything(options.seed, verbose=False)
     network = channels_last(build_network(settings.network.name, settings.network.options))
     if options.initial_weights:
         take_over(network, Path(options.initial_weights))
-    sampler, loss = PatchSampler(cases, settings), SegmentationLoss(options.focal_weight)
+    sampler, loss = (
+        PatchSampler(cases, settings),
+        SegmentationLoss(options.focal_weight, options.absent_weight),
+    )
 
-    def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
-        first = step * options.batch_size + fabric.global_rank * share
+    def batch(number: int) -> tuple[Tensor, Tensor]:
+        """This process's share."""
+        first = number * options.batch_size + fabric.global_rank * share
         samples = [sampler(first + i, fabric.device) for i in range(share)]
         images = torch.stack([image for image, _ in samples])
         labels = torch.stack([label for _, label in samples])
-        images = images.contiguous(memory_format=torch.channels_last_3d)
+        return images.contiguous(memory_format=torch.channels_last_3d), labels
+
+    def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
+        if options.frozen_norms:
+            freeze_norms(bare(model))
+        images, labels = batch(step)
         return {"total": loss(forward_scales(model, images), labels)}
 
+    def settle(model: nn.Module) -> None:
+        if not options.frozen_norms:
+            settle_norms(model, batch, max(1, SETTLING_PATCHES // options.batch_size), fabric)
+
     def validate(model: nn.Module) -> Mapping[str, float]:
+        settle(model)
         return figures_of(evaluate(model, validation, settings, fabric.device))
 
     loop = LoopSettings(**{k: getattr(options, k) for k in LoopSettings.__dataclass_fields__})
@@ -195,8 +228,38 @@ def train_segmentation(
         title=settings.network.name,
         stop=stop,
     )
+    if not validation and len(history.losses) == options.steps:
+        settle(network)  # the last validation has done it otherwise
     figures = dict(history.validations[-1]) if history.validations else {}
     return SegmentationRun(network, history, figures)
+
+
+def settle_norms(
+    network: nn.Module, batch: Callable[[int], tuple[Tensor, Tensor]], batches: int, fabric: Fabric
+) -> None:
+    """Give the BatchNorms of averaged weights the statistics those weights have, on batches.
+
+    The averages kept during training are of the weights of the last few steps, not of their
+    exponential moving average. Networks without BatchNorm are left alone.
+
+    Args:
+        batch: this process's images and labels of the batch of that number.
+    """
+    mode = network.training
+    with fabric.autocast():
+        update_bn((batch(number)[0] for number in range(batches)), network)
+    network.train(mode)
+
+
+def freeze_norms(network: nn.Module) -> None:
+    """Let the BatchNorms use their kept statistics, as inference does, until ``train()`` is called.
+
+    A batch of one patch is normalised by its own statistics in training; the brain, say, then looks
+    no brighter than a muscle does. A last part of the training without that closes the gap.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eval()
 
 
 def _run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
