@@ -10,6 +10,7 @@ from hmvnet.imaging.augment import MARGIN, draw_patch
 from hmvnet.imaging.intensity import denormalise, normalise_
 from hmvnet.imaging.morphology import bounding_box, fill_slices, lesions_of
 from hmvnet.imaging.postprocess import (
+    _any_of_block,
     _distance_to_air,
     apply_thresholds,
     correct_by_airway,
@@ -248,6 +249,12 @@ def test_a_node_on_the_mucosa_becomes_the_primary_where_there_is_none():
 def test_without_an_airway_nothing_is_renamed():
     mask = FAR_AWAY * GTVP
     np.testing.assert_array_equal(correct(mask, np.full_like(NECK_CT, 0.5)), mask)
+
+
+def test_blocks_that_hold_a_voxel():
+    voxels = np.random.default_rng(0).random((9, 12, 10)) > 0.97
+    blocks = voxels[:8, :, :8].reshape(2, 4, 3, 4, 2, 4).any((1, 3, 5))
+    np.testing.assert_array_equal(_any_of_block(voxels, 4), blocks)
 
 
 def test_uptake_inside_the_skull_is_the_brains():

@@ -6,6 +6,8 @@ only ever look at the boxes around lesions.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import cc3d
 import numpy as np
 from scipy import ndimage
@@ -100,12 +102,7 @@ def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarra
     brain; where there is no such piece (the scan starts below it) nothing is cleared.
     """
     stride = BODY_STRIDE
-    shape = [n // stride * stride for n in ct.shape]
-    blocks = ct[: shape[0], : shape[1], : shape[2]] >= BONE
-    blocks = blocks.reshape(
-        shape[0] // stride, stride, shape[1] // stride, stride, shape[2] // stride, stride
-    )
-    bone = np.asarray(blocks.any((1, 3, 5)))  # thin bone still closes at the coarse step
+    bone = _any_of_block(ct >= BONE, stride)  # thin bone still closes at the coarse step
     bone = ndimage.binary_closing(np.pad(bone, ((0, 0), (2, 2), (2, 2))), IN_PLANE, iterations=2)
     bone = bone[:, 2:-2, 2:-2]
     inside = fill_slices(bone) & ~bone
@@ -125,6 +122,19 @@ def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarra
         elif share > LEAST_BRAIN_SHARE:  # the brain with something below it: keep what is below
             out[box][lesion] *= ~_at_lesion(near_brain, stride, box, lesion)
     return out
+
+
+def _any_of_block(voxels: np.ndarray, stride: int) -> np.ndarray:
+    """Whether any voxel of a cube of ``stride`` voxels is set; what fills no cube is left out.
+
+    Axis by axis on strided views, several times faster than numpy's reduction over three axes.
+    """
+    for axis in range(3):
+        stop = voxels.shape[axis] // stride * stride
+        whole = (slice(None),) * axis
+        parts = (voxels[whole + (slice(k, stop, stride),)] for k in range(stride))
+        voxels = reduce(np.logical_or, parts)
+    return voxels
 
 
 def _at_lesion(
