@@ -7,7 +7,7 @@ from scipy import ndimage
 from hmvnet.case import GTVN, GTVP, Case, Grid
 from hmvnet.config import AugmentationSettings, PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.augment import MARGIN, draw_patch
-from hmvnet.imaging.intensity import denormalise, normalise_
+from hmvnet.imaging.intensity import denormalise, normalise
 from hmvnet.imaging.morphology import bounding_box, fill_slices, lesions_of
 from hmvnet.imaging.postprocess import (
     _any_of_block,
@@ -44,7 +44,11 @@ def test_intensity_windows_and_back():
     settings = PreprocessingSettings()
     volume = np.array([[-3000, -200, 50, 300, 3000], [-1, 0, 10, 20, 90]], np.float32)
     volume = volume.reshape(2, 1, 1, 5)
-    scaled = normalise_(volume.copy(), settings)
+    scaled = normalise(volume, settings)
+    assert volume.min() == -3000  # left alone
+    in_place = volume.copy()
+    assert normalise(in_place, settings, out=in_place) is in_place
+    np.testing.assert_array_equal(in_place, scaled)
     np.testing.assert_allclose(scaled[0, 0, 0], [0, 0, 0.5, 1, 1], atol=1e-6)
     np.testing.assert_allclose(scaled[1, 0, 0], [-1, -1, 0, 1, 1], atol=1e-6)
     np.testing.assert_allclose(

@@ -25,7 +25,7 @@ from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Grid, Outco
 from hmvnet.challenge import write_text
 from hmvnet.config import DataSettings, PreprocessingSettings
 from hmvnet.images import read_image
-from hmvnet.imaging.intensity import normalise_
+from hmvnet.imaging.intensity import normalise
 from hmvnet.imaging.resample import labels_onto, resample_pet_ct
 from hmvnet.imaging.roi import centre_region, find_region
 
@@ -250,7 +250,8 @@ def prepare_case(
     """
     find = find_region if region == "head-neck" else centre_region
     grid = find(case, settings).grid
-    return normalise_(resample_pet_ct(case, grid), settings), grid
+    raw = resample_pet_ct(case, grid)
+    return normalise(raw, settings, out=raw), grid
 
 
 class Cache:

@@ -14,7 +14,7 @@ import torch
 
 from hmvnet.case import CLASSES, Case, Grid
 from hmvnet.config import InferenceSettings, PostprocessingSettings, PreprocessingSettings
-from hmvnet.imaging.intensity import normalise_
+from hmvnet.imaging.intensity import normalise
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.imaging.resample import labels_onto, resample_pet_ct
 from hmvnet.imaging.roi import Region, centre_region, find_region
@@ -104,7 +104,7 @@ def segment(
     with stages("resample"):
         raw = resample_pet_ct(case, found.grid)
     with stages("normalise"):
-        volume = normalise_(raw.copy(), preprocessing)
+        volume = normalise(raw, preprocessing)
     with stages("network"):
         output = ensemble(volume)
     with stages("postprocess"):

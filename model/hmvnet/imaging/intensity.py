@@ -14,25 +14,29 @@ def _windows(settings: PreprocessingSettings):
     return zip((settings.hu_window, settings.suv_window), (CT_RANGE, PET_RANGE))
 
 
-def normalise_(volume: np.ndarray, settings: PreprocessingSettings) -> np.ndarray:
-    """Clip and scale CT and PET, in place.
+def normalise(
+    volume: np.ndarray, settings: PreprocessingSettings, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Clip and scale CT and PET.
 
     Args:
         volume: float32 ``[2, z, y, x]``, CT in HU and PET in SUV.
+        out: where the result goes, perhaps ``volume`` itself; None: a new array.
 
     Returns:
-        The same array: CT in [0, 1], PET in [-1, 1].
+        CT in [0, 1], PET in [-1, 1].
     """
-    for channel, (window, target) in zip(volume, _windows(settings)):
-        np.clip(channel, *window, out=channel)
+    out = np.empty_like(volume) if out is None else out
+    for channel, result, (window, target) in zip(volume, out, _windows(settings)):
+        np.clip(channel, *window, out=result)
         scale = (target[1] - target[0]) / (window[1] - window[0])
-        channel *= np.float32(scale)
-        channel += np.float32(target[0] - scale * window[0])
-    return volume
+        result *= np.float32(scale)
+        result += np.float32(target[0] - scale * window[0])
+    return out
 
 
 def denormalise(volume: np.ndarray, settings: PreprocessingSettings) -> np.ndarray:
-    """The inverse of :func:`normalise_` (of the clipped values), as a new array."""
+    """The inverse of :func:`normalise` (of the clipped values), as a new array."""
     out = np.empty_like(volume)
     for channel, result, (window, target) in zip(volume, out, _windows(settings)):
         scale = (window[1] - window[0]) / (target[1] - target[0])
