@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from hmvnet.imaging.intensity import AIR
-from hmvnet.networks.hmvnet import HMVNet
+from hmvnet.networks.hmvnet import HMVNet, pad_with_air
 from hmvnet.networks.registry import build_network
 from hmvnet.weights import Bundle, WeightsError
 
@@ -116,10 +114,7 @@ class TorchForward:
         """
         z, y, w = x.shape[2:]
         short = [max(0, p - n) for p, n in zip(self.patch, (z, y, w), strict=True)]
-        if any(short):
-            air = x.new_tensor(AIR).view(1, 2, 1, 1, 1)
-            x = F.pad(x - air, (0, short[2], 0, short[1], 0, short[0])) + air
-        found = self.sliding(x, self.network)
+        found = self.sliding(pad_with_air(x, short), self.network)
         assert isinstance(found, Tensor)
         return found[:, :, :z, :y, :w]
 

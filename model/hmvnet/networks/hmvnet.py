@@ -94,6 +94,14 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
 
+def pad_with_air(x: Tensor, more: Sequence[int]) -> Tensor:
+    """``[b, c, z, y, x]`` (CT, PET) with that many voxels of air after the end of each axis."""
+    if not any(more):
+        return x
+    fill = x.new_tensor(AIR).repeat(x.shape[1])[: x.shape[1]].view(1, -1, 1, 1, 1)
+    return F.pad(x - fill, (0, more[2], 0, more[1], 0, more[0])) + fill
+
+
 class SharedBatchNorm(nn.BatchNorm3d):
     """BatchNorm whose statistics are of the whole batch where processes share it.
 
@@ -438,12 +446,7 @@ class HMVNet(nn.Module):
         return logits[..., : x.shape[2], : x.shape[3], : x.shape[4]], features[1:]
 
     def _pad(self, x: Tensor) -> Tensor:
-        pad = [-n % self.stride for n in x.shape[2:]]
-        if not any(pad):
-            return x
-        fill = x.new_tensor(AIR).repeat(x.shape[1])[: x.shape[1]].view(1, -1, 1, 1, 1)
-        padded = F.pad(x - fill, (0, pad[2], 0, pad[1], 0, pad[0]))
-        return padded + fill
+        return pad_with_air(x, [-n % self.stride for n in x.shape[2:]])
 
     def _encode(self, x: Tensor) -> list[Tensor]:
         if self.config.modality == "gated":

@@ -189,10 +189,8 @@ def train_segmentation(
     network = channels_last(build_network(settings.network.name, settings.network.options))
     if options.initial_weights:
         take_over(network, Path(options.initial_weights))
-    sampler, loss = (
-        PatchSampler(cases, settings),
-        SegmentationLoss(options.focal_weight, options.absent_weight),
-    )
+    sampler = PatchSampler(cases, settings)
+    loss = SegmentationLoss(options.focal_weight, options.absent_weight)
 
     def batch(number: int) -> tuple[Tensor, Tensor]:
         """This process's share."""
