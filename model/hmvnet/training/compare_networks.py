@@ -35,7 +35,14 @@ from hmvnet.runtime import pick_device
 from hmvnet.training.engine import digest, make_fabric
 from hmvnet.training.evaluation import score_patient
 from hmvnet.training.segmentation import train_segmentation
-from hmvnet.training.task1 import BUNDLE, Fold, plan_folds, prepare, task_key, train_task1
+from hmvnet.training.task1 import (
+    BUNDLE,
+    Fold,
+    plan_folds,
+    prepare_together,
+    task_key,
+    train_task1,
+)
 from hmvnet.weights import MANIFEST, Bundle, load_bundle
 
 PACE_STEPS = 8
@@ -179,10 +186,7 @@ def _seconds_a_step(settings: Settings, fold: Fold, folder: Path, fabric: Fabric
     """Median of some steps, after two that warm up. The machine should do nothing else."""
     training = settings.training.model_copy(update={"steps": 2 * PACE_STEPS})
     short = settings.model_copy(update={"training": training})
-    if fabric.global_rank == 0:  # others find the cache filled
-        prepare(short, fold.train, folder)
-    fabric.barrier()
-    cases = prepare(short, fold.train, folder, quiet=True)
+    cases = prepare_together(fabric, short, fold.train, folder)
     ends: list[float] = []
 
     def watch(step: int) -> bool:

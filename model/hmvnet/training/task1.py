@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import track
 
@@ -95,6 +96,16 @@ def prepare(
     ]
 
 
+def prepare_together(
+    fabric: Fabric, settings: Settings, patients: Sequence[Patient], run: Path
+) -> list[Prepared]:
+    """As :func:`prepare`, on every process; the first fills the cache, the others find it so."""
+    if fabric.global_rank == 0:
+        prepare(settings, patients, run)
+    fabric.barrier()
+    return prepare(settings, patients, run, quiet=True)
+
+
 def task_key(settings: Settings, plan: Sequence[Fold]) -> str:
     """What a bundle hangs on: settings, patients, and the state of their files."""
     dumped = settings.model_dump(mode="json", exclude={"prognosis", "clinical", "inference"})
@@ -122,11 +133,8 @@ def train_task1(
     for fold in plan:
         folder = run / f"fold{fold.number}"
         fabric = make_fabric(folder, settings.training.precision)
-        if fabric.global_rank == 0:  # others find the cache filled
-            prepare(settings, [*fold.train, *fold.validation], run)
-        fabric.barrier()
-        train = prepare(settings, fold.train, run, quiet=True)
-        validation = prepare(settings, fold.validation, run, quiet=True)
+        cases = prepare_together(fabric, settings, [*fold.train, *fold.validation], run)
+        train, validation = cases[: len(fold.train)], cases[len(fold.train) :]
         result = train_segmentation(fabric, settings, train, validation, folder, stop=stop)
         done = len(result.history.losses)
         if done < settings.training.steps:
