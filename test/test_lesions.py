@@ -297,6 +297,41 @@ def test_primary_and_two_nodes() -> None:
     assert found["nodes_pet_mean"] == pytest.approx(6, abs=0.2)
 
 
+@pytest.mark.parametrize("hu, counted", [(18.0, True), (60.0, False), (-90.0, False)])
+def test_necrosis_is_a_core_of_low_attenuation(hu: float, counted: bool) -> None:
+    mask, ct, pet = patient((1, (45, 30, 45), 14))
+    grid = np.indices(mask.shape) - np.array((45, 30, 45))[:, None, None, None]
+    core = np.linalg.norm(grid, axis=0) <= 7
+    ct[mask > 0] = 60
+    ct[core] = hu
+    found = features(mask, ct, pet)
+    ml = core.sum() / 1000 if counted else 0
+    # The Gaussian takes half a millimetre of the edge: 30 HU is nearer to 18 than to 60.
+    assert found["primary_necrosis_ml"] == pytest.approx(ml, rel=0.35)
+    fraction = found["primary_necrosis_ml"] / found["primary_volume_ml"]
+    assert found["primary_necrosis_fraction"] == pytest.approx(fraction)
+    assert found["total_necrosis_ml"] == found["primary_necrosis_ml"]
+    assert found["nodes_necrosis_ml"] == 0
+    assert math.isnan(found["nodes_necrosis_fraction"])
+
+
+def test_low_attenuation_at_the_surface_is_no_necrosis() -> None:
+    mask, ct, pet = patient((2, (45, 30, 45), 9))
+    grid = np.indices(mask.shape) - np.array((45, 30, 45))[:, None, None, None]
+    ct[mask > 0] = 60
+    ct[(mask > 0) & (np.linalg.norm(grid, axis=0) > 7)] = 10
+    assert features(mask, ct, pet)["nodes_necrosis_ml"] == 0
+
+
+def test_features_are_selected_by_name() -> None:
+    found = lesion_features(*patient((1, (60, 30, 65), 8)), MM)
+    some = found.select(["nodes_count", "primary_volume_ml"])
+    assert some.names == ("nodes_count", "primary_volume_ml")
+    assert some.to_dict() == {name: found.to_dict()[name] for name in some.names}
+    with pytest.raises(ValueError, match="1 of 2 lesion features"):
+        found.select(["nodes_count", "primary_colour"])
+
+
 def test_mirrored_patient_has_the_same_features() -> None:
     case = patient((1, (60, 30, 65), 8), (2, (40, 30, 70), 5), (2, (14, 34, 22), 7))
     mirrored = [np.ascontiguousarray(a[:, :, ::-1]) for a in case]
@@ -320,6 +355,7 @@ def test_lesion_on_the_border_is_measured_as_the_same_voxels_inside() -> None:
 
 AMOUNTS = (
     "volume_ml", "mtv41_ml", "mtv4_ml", "tlg", "surface_mm2", "diameter_sum_mm", "diameter_max_mm",
+    "necrosis_ml",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -240,13 +240,11 @@ class Prognosis:
         """The risk of one patient; any field missing, with or without a lesion.
 
         Raises:
-            ValueError: the lesion features are not those the model was trained on.
+            ValueError: a lesion feature that the model was trained on is not there.
         """
-        if list(description.features.names) != self.part.lesion_features:
-            raise ValueError(
-                f"{len(description.features.names)} lesion features, but the survival model was "
-                f"trained on {len(self.part.lesion_features)}: the bundle's parts do not fit"
-            )
+        description = replace(
+            description, features=description.features.select(self.part.lesion_features)
+        )
         values, effects, named = [], [], []
         notes: tuple[str, ...] = ()
         for member in self.members:
