@@ -9,7 +9,7 @@ import torch
 from conftest import COARSE, SMALL_NETWORK
 from test_dataset import write_patient
 
-from hmvnet.config import NetworkSettings, Settings, TrainingSettings
+from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings
 from hmvnet.dataset import Cache, find_patients
 from hmvnet.training.engine import LoopSettings, learning_rate, make_fabric
 from hmvnet.training.segmentation import (
@@ -21,6 +21,7 @@ from hmvnet.training.segmentation import (
     take_over,
     train_segmentation,
 )
+from hmvnet.training.task1 import plan_folds, train_task1
 from hmvnet.weights import load_bundle
 
 PATCH = (32, 32, 32)
@@ -266,3 +267,58 @@ def test_tuning_finds_the_threshold_that_fits():
     kept = [Kept("A", CT_GRID, probabilities, ct, lesion.astype(np.uint8))]
     found = search(PostprocessingSettings(), kept, Console(quiet=True))
     assert found.threshold_gtvp < 0.35
+
+
+def test_norms_are_settled_once_and_then_kept(cases, tmp_path):
+    """Under kept statistics the last steps train what inference runs; also when resumed."""
+    options = settings(steps=6, freeze_norms_at=0.5)
+
+    def train_until(folder: str, step: int) -> tuple[dict, dict]:
+        run = tmp_path / folder
+        found = train_segmentation(
+            make_fabric(run), options, cases, [], run, stop=lambda done: done == step
+        )
+        state = torch.load(run / "checkpoint.pt", weights_only=True)["network"]
+        live = {k: v for k, v in state.items() if "running" in k}
+        return live, weights_of(found.network)
+
+    moving, kept, last = (train_until("parts", step)[0] for step in (3, 4, 6))
+    assert not all(torch.equal(moving[k], kept[k]) for k in kept)
+    assert all(torch.equal(last[k], kept[k]) for k in kept)
+    whole = train_until("whole", 6)[1]
+    assert all(torch.equal(whole[k], kept[k]) for k in kept)
+    for key, value in train_until("parts", 6)[1].items():
+        assert torch.equal(value, whole[key]), key
+
+
+def test_extra_patients_are_trained_on_and_remembered(tmp_path):
+    for folder, names in (("own", ("A-0", "A-1", "A-2", "A-3")), ("more", ("B-0", "B-1"))):
+        for name in names:
+            write_patient(tmp_path / folder, name, "plain")
+    options = settings(steps=1, validate_every=1).model_copy(
+        update={
+            "data": DataSettings(
+                root=str(tmp_path / "own"),
+                region="centre",
+                extra_root=str(tmp_path / "more"),
+                folds=2,
+            )
+        }
+    )
+    fold = plan_folds(options, [1])[0]
+    assert [p.patient_id for p in fold.extra] == ["B-0", "B-1"]
+    bundle = load_bundle(train_task1(options, tmp_path / "run", [1]))
+    assert bundle.manifest.trained_on["patients"] == len(fold.train) + 2
+    everyone = [f"A-{i}" for i in range(4)] + ["B-0", "B-1"]
+    trained = {p.patient_id for p in fold.seen}
+    assert set(bundle.seen_among(everyone)) == trained
+    assert not trained & {p.patient_id for p in fold.validation}
+
+
+def test_a_patient_in_both_folders_is_refused(tmp_path):
+    for folder in ("own", "more"):
+        for name in ("A-0", "A-1"):
+            write_patient(tmp_path / folder, name, "plain")
+    data = DataSettings(root=str(tmp_path / "own"), extra_root=str(tmp_path / "more"), folds=2)
+    with pytest.raises(ValueError, match=r"A-0 is both in data\.root and in data\.extra_root"):
+        plan_folds(Settings(data=data), None)

@@ -62,6 +62,8 @@ class DataSettings(_Section):
     folds: int = Field(5, ge=2)
     fold_by: Literal["stratified", "leave-one-centre-out"] = "stratified"
     region: Literal["head-neck", "centre"] = "head-neck"
+    extra_root: str = ""
+    extra_region: Literal["head-neck", "centre"] = "centre"
     note: str = ""
     seed: int = 0
 
@@ -92,6 +94,7 @@ class TrainingSettings(_Section):
     focal_weight: float = Field(0.0, ge=0)
     absent_weight: float = Field(0.0, ge=0)
     frozen_norms: bool = False
+    freeze_norms_at: Probability = 1.0
     validate_every: int = Field(500, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     initial_weights: str = ""
@@ -152,7 +155,7 @@ class ClinicalSettings(_Section):
 
 
 # Lesion features known to be prognostic: metabolic volume, lesion glycolysis and uptake, number and
-# spread of the lesions, and what necrosis does to their CT. Selecting among some two hundred by
+# spread of the lesions, and necrosis. Selecting among some two hundred by
 # univariate concordance in a few hundred patients finds chance.
 ESTABLISHED_FEATURES = (
     "primary_volume_ml",
@@ -163,12 +166,7 @@ ESTABLISHED_FEATURES = (
     "total_suv_max",
     "nodes_count",
     "total_dissemination_mm",
-    "primary_ct_minimum",
-    "primary_ct_p10",
-    "primary_ct_variance",
-    "nodes_ct_minimum",
-    "nodes_ct_p10",
-    "nodes_ct_variance",
+    "total_necrosis_fraction",
 )
 
 

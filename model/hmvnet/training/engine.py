@@ -114,7 +114,7 @@ def train(
     run: Path,
     *,
     key: str,
-    validate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    validate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     title: str = "train",
     quiet: bool = False,
     stop: Callable[[int], bool] = lambda step: False,
@@ -125,8 +125,8 @@ def train(
         loss_of_step: the losses of a step, ``total`` among them; gets the network and the step.
         run: folder of the checkpoint and the logs; a checkpoint found there is resumed.
         key: :func:`digest` of the data and settings that the losses hang on.
-        validate: figures of the averaged network; called on every process, since the networks
-            are equal on all of them.
+        validate: figures of the averaged network after so many steps; called on every process,
+            since the networks are equal on all of them.
         quiet: no progress bar.
         stop: asked after every step; true ends the run early, with a checkpoint.
 
@@ -176,7 +176,7 @@ def train(
             progress.update(task, advance=1, note=_note(history))
             done = step + 1
             if validate and (done % settings.validate_every == 0 or done == settings.steps):
-                figures = dict(validate(average.module))
+                figures = dict(validate(average.module, done))
                 history.validations.append({"step": done, **figures})
                 fabric.log_dict({f"validation/{k}": v for k, v in figures.items()}, step)
                 progress.console.print(f"step {done}: " + _text(figures))

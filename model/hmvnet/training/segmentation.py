@@ -200,18 +200,22 @@ def train_segmentation(
         labels = torch.stack([label for _, label in samples])
         return images.contiguous(memory_format=torch.channels_last_3d), labels
 
+    frozen_from = 0 if options.frozen_norms else round(options.freeze_norms_at * options.steps)
+
+    def settle(model: nn.Module) -> None:
+        settle_norms(model, batch, max(1, SETTLING_PATCHES // options.batch_size), fabric)
+
     def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
-        if options.frozen_norms:
+        if step >= frozen_from:
+            if step == frozen_from and not options.frozen_norms:
+                settle(model)
             freeze_norms(bare(model))
         images, labels = batch(step)
         return {"total": loss(forward_scales(model, images), labels)}
 
-    def settle(model: nn.Module) -> None:
-        if not options.frozen_norms:
-            settle_norms(model, batch, max(1, SETTLING_PATCHES // options.batch_size), fabric)
-
-    def validate(model: nn.Module) -> Mapping[str, float]:
-        settle(model)
+    def validate(model: nn.Module, step: int) -> Mapping[str, float]:
+        if step <= frozen_from:
+            settle(model)
         return figures_of(evaluate(model, validation, settings, fabric.device))
 
     loop = LoopSettings(**{k: getattr(options, k) for k in LoopSettings.__dataclass_fields__})
@@ -226,7 +230,7 @@ def train_segmentation(
         title=settings.network.name,
         stop=stop,
     )
-    if not validation and len(history.losses) == options.steps:
+    if not validation and len(history.losses) == options.steps <= frozen_from:
         settle(network)  # the last validation has done it otherwise
     figures = dict(history.validations[-1]) if history.validations else {}
     return SegmentationRun(network, history, figures)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +35,17 @@ class UnfinishedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold's patients."""
+    """One fold's patients; ``extra``: of ``data.extra_root``, trained on in every fold."""
 
     number: int
     train: list[Patient]
     validation: list[Patient]
+    extra: list[Patient] = field(default_factory=list)
+
+    @property
+    def seen(self) -> list[Patient]:
+        """Everyone whom the fold's network is trained on."""
+        return [*self.train, *self.extra]
 
 
 def plan_folds(settings: Settings, folds: Sequence[int] | None) -> list[Fold]:
@@ -51,14 +57,17 @@ def plan_folds(settings: Settings, folds: Sequence[int] | None) -> list[Fold]:
     if not settings.data.root:
         raise ValueError("no data folder: set data.root in config.xml or on the command line")
     patients = find_patients(settings.data.root)
-    check_label_grids(patients)
+    extra = find_patients(settings.data.extra_root) if settings.data.extra_root else []
+    if twice := {p.patient_id for p in patients} & {p.patient_id for p in extra}:
+        raise ValueError(f"patient {min(twice)} is both in data.root and in data.extra_root")
+    check_label_grids([*patients, *extra])
     parts = split_folds(patients, settings.data)
     chosen = range(len(parts)) if folds is None else list(dict.fromkeys(folds))
     bad = [n for n in chosen if not 0 <= n < len(parts)]
     if bad:
         raise ValueError(f"fold {bad[0]} asked for, but there are folds 0 to {len(parts) - 1}")
     pick = lambda indices: [patients[i] for i in indices]  # noqa: E731
-    return [Fold(n, pick(parts[n][0]), pick(parts[n][1])) for n in chosen]
+    return [Fold(n, pick(parts[n][0]), pick(parts[n][1]), extra) for n in chosen]
 
 
 def check_label_grids(patients: Sequence[Patient]) -> None:
@@ -84,12 +93,10 @@ def check_label_grids(patients: Sequence[Patient]) -> None:
 
 
 def prepare(
-    settings: Settings, patients: Sequence[Patient], run: Path, quiet: bool = False
+    settings: Settings, patients: Sequence[Patient], run: Path, region: str, quiet: bool = False
 ) -> list[Prepared]:
     """Every patient preprocessed, from the cache where it is there, with a progress bar."""
-    cache = Cache(
-        Path(settings.data.cache or run / "cache"), settings.preprocessing, settings.data.region
-    )
+    cache = Cache(Path(settings.data.cache or run / "cache"), settings.preprocessing, region)
     return [
         cache.get(p)
         for p in track(patients, "preprocess", console=Console(stderr=True), disable=quiet)
@@ -97,20 +104,25 @@ def prepare(
 
 
 def prepare_together(
-    fabric: Fabric, settings: Settings, patients: Sequence[Patient], run: Path
+    fabric: Fabric, settings: Settings, patients: Sequence[Patient], run: Path, region: str = ""
 ) -> list[Prepared]:
-    """As :func:`prepare`, on every process; the first fills the cache, the others find it so."""
+    """As :func:`prepare`, on every process; the first fills the cache, the others find it so.
+
+    Args:
+        region: None given: ``data.region``.
+    """
+    region = region or settings.data.region
     if fabric.global_rank == 0:
-        prepare(settings, patients, run)
+        prepare(settings, patients, run, region)
     fabric.barrier()
-    return prepare(settings, patients, run, quiet=True)
+    return prepare(settings, patients, run, region, quiet=True)
 
 
 def task_key(settings: Settings, plan: Sequence[Fold]) -> str:
     """What a bundle hangs on: settings, patients, and the state of their files."""
     dumped = settings.model_dump(mode="json", exclude={"prognosis", "clinical", "inference"})
-    dumped["data"] = {"region": settings.data.region, "note": settings.data.note}
-    return digest(dumped, [p.state() for f in plan for p in [*f.train, *f.validation]])
+    dumped["data"] = settings.data.model_dump(include={"region", "extra_region", "note"})
+    return digest(dumped, [p.state() for f in plan for p in [*f.seen, *f.validation]])
 
 
 def train_task1(
@@ -135,6 +147,7 @@ def train_task1(
         fabric = make_fabric(folder, settings.training.precision)
         cases = prepare_together(fabric, settings, [*fold.train, *fold.validation], run)
         train, validation = cases[: len(fold.train)], cases[len(fold.train) :]
+        train += prepare_together(fabric, settings, fold.extra, run, settings.data.extra_region)
         result = train_segmentation(fabric, settings, train, validation, folder, stop=stop)
         done = len(result.history.losses)
         if done < settings.training.steps:
@@ -159,12 +172,12 @@ def train_task1(
             options=dict(settings.network.options),
             patch_size=settings.training.patch_size,
             files=list(networks),
-            seen=[sorted({*earlier, *(fingerprint(p.patient_id) for p in f.train)}) for f in plan],
+            seen=[sorted({*earlier, *(fingerprint(p.patient_id) for p in f.seen)}) for f in plan],
         ),
         trained_on={
             "data": settings.data.note or Path(settings.data.root).name,
             "initial_weights": Path(settings.training.initial_weights).parent.name,
-            "patients": len({p.patient_id for f in plan for p in f.train}),
+            "patients": len({p.patient_id for f in plan for p in f.seen}),
             "steps": settings.training.steps,
             "batch_size": settings.training.batch_size,
             "minutes": round(minutes, 1),
