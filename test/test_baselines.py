@@ -17,7 +17,9 @@ from hmvnet.survival.baselines import (
     Tuned,
     available,
     create,
+    fit_linear_risk,
 )
+from hmvnet.survival.linear import LinearRisk
 
 QUICK = ("coxph", "icare", "deephit", "mtlr", "gbm")
 
@@ -195,3 +197,24 @@ def test_interface_takes_survival_arrays_of_the_library() -> None:
     np.testing.assert_array_equal(
         model.predict_risk(x), fit("coxph", x, time, event).predict_risk(x)
     )
+
+
+def test_a_linear_risk_is_cox_as_plain_arrays() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(120, 4))
+    x[rng.random(x.shape) < 0.1] = np.nan
+    time = np.exp(-np.nan_to_num(x[:, 0]) + 0.3 * rng.normal(size=120))
+    event = rng.random(120) < 0.7
+    cox = create("coxph").fit(x, time, event, np.random.default_rng(1))
+    linear = fit_linear_risk(x, time, event, np.random.default_rng(1))
+    risk = linear.predict_risk(x)
+    assert np.corrcoef(risk, cox.predict_risk(x))[0, 1] == pytest.approx(1)
+    assert risk.std() == pytest.approx(1)
+    np.testing.assert_allclose(linear.contributions(x).sum(1), risk)
+    again = LinearRisk.from_state(linear.state())
+    np.testing.assert_array_equal(again.predict_risk(x), risk)
+    state = linear.state()
+    with pytest.raises(ValueError, match="linear risk has shapes"):
+        LinearRisk.from_state(state | {"mean": state["mean"][:2]})
+    with pytest.raises(ValueError, match="linear risk lacks fill"):
+        LinearRisk.from_state({k: v for k, v in state.items() if k != "fill"})

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from conftest import FAST_PROGNOSIS, described_patients
 from test_dataset import write_patient
 
-from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, Settings
+from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
 from hmvnet.dataset import find_patients
 from hmvnet.networks.fusion import (
     FusionConfig,
@@ -100,7 +102,7 @@ def test_branch_effects_are_those_of_the_branches_in_use(tmp_path):
 def test_contributions_sum_to_the_named_part_of_the_risk(tmp_path):
     """With no weight on the network, a patient's risk is the sum of what the variables add."""
     patients = described_patients()
-    member = fit(tmp_path, patients, direct_weight=1.0)
+    member = fit(tmp_path, patients, direct_weight=0.4, linear_weight=0.6)
     names = patients[0].description.features.names
     for patient, risk in zip(patients[:5], predict([member], patients)):
         parts = member.contributions(inputs_of([patient], member.encoder), names)
@@ -110,9 +112,25 @@ def test_contributions_sum_to_the_named_part_of_the_risk(tmp_path):
 
 
 def test_networks_alone(tmp_path):
-    member = fit(tmp_path, described_patients(), direct_weight=0.0)
-    assert member.direct is None
+    member = fit(tmp_path, described_patients(), direct_weight=0.0, linear_weight=0.0)
+    assert member.direct is None and member.linear is None
     assert not member.contributions(inputs_of(described_patients(1), member.encoder), ())
+
+
+@pytest.mark.parametrize("kept", ["direct", "linear"])
+def test_each_model_on_named_variables_has_its_share(tmp_path, kept):
+    shares = {f"{name}_weight": 0.5 if name == kept else 0.0 for name in ("direct", "linear")}
+    patients = described_patients()
+    member = fit(tmp_path, patients, **shares)
+    inputs = inputs_of(patients, member.encoder)
+    named = getattr(member, kept).predict_risk(member.direct_variables(inputs))
+    alone = replace(member, direct=None, linear=None, direct_weight=0.0, linear_weight=0.0)
+    np.testing.assert_allclose(member.risk(inputs), 0.5 * alone.risk(inputs) + 0.5 * named)
+
+
+def test_shares_beyond_the_whole_are_refused():
+    with pytest.raises(ValueError, match=r"sum to 1\.2"):
+        PrognosisSettings(direct_weight=0.7, linear_weight=0.5)
 
 
 def test_without_task_1_the_image_branch_sees_no_mask(tmp_path):

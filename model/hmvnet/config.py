@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from hmvnet.clinical import HECKTOR, ClinicalSchema
@@ -172,7 +173,8 @@ ESTABLISHED_FEATURES = (
 
 class PrognosisSettings(_Section):
     members: int = Field(5, ge=1)
-    direct_weight: Probability = 0.5
+    direct_weight: Probability = 0.25
+    linear_weight: Probability = 0.5
     direct_features: Words = ESTABLISHED_FEATURES
     steps: int = Field(150, ge=1)
     batch_size: int = Field(64, ge=2)
@@ -186,6 +188,12 @@ class PrognosisSettings(_Section):
     max_correlation: float = Field(0.9, gt=0, le=1)
     min_concordance: float = Field(0.57, ge=0.5, lt=1)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares(self) -> PrognosisSettings:
+        if (named := self.direct_weight + self.linear_weight) > 1:
+            raise ValueError(f"direct_weight and linear_weight are shares, and sum to {named:g}")
+        return self
 
 
 class InferenceSettings(_Section):

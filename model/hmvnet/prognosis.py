@@ -22,9 +22,11 @@ from hmvnet.networks.fusion import (
     signed_log,
 )
 from hmvnet.survival.icare import BaggedIcare
+from hmvnet.survival.linear import LinearRisk
 from hmvnet.weights import Bundle
 
-ICARE_PREFIX, DIRECT_PREFIX, NETWORK_PREFIX = "icare.", "direct.", "fusion."
+ICARE_PREFIX, DIRECT_PREFIX, LINEAR_PREFIX = "icare.", "direct.", "linear."
+NETWORK_PREFIX = "fusion."
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class LesionDescription:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one named variable adds to the risk (exact: ICARE is a mean of signed z-scores)."""
+    """What one named variable adds to the risk, exactly: both its models are sums of parts."""
 
     name: str
     value: float
@@ -58,7 +60,7 @@ class Risk:
         expected_days: recurrence-free days expected at this risk, where the bundle knows.
         branches: how much of the risk hangs on each branch of the fusion network: its change when
             the branch's output is replaced by its training mean.
-        contributions: what each named variable adds by ICARE, the strongest first.
+        contributions: what each named variable adds by ICARE and Cox, the strongest first.
         notes: what was repaired in the health record.
     """
 
@@ -101,7 +103,7 @@ def describe(
 
 @dataclass
 class PrognosisMember:
-    """One fusion network with its ICARE head, and ICARE on the named variables beside it.
+    """One fusion network with its ICARE head, and ICARE and Cox on the named variables beside it.
 
     Attributes:
         encoder: of the health record.
@@ -110,7 +112,8 @@ class PrognosisMember:
         branch_means: mean output of each branch over the training patients.
         direct: ICARE on the encoded health record and established lesion features themselves; None
             where neither is in use.
-        direct_weight: its share of the risk.
+        linear: ridge Cox on the same; None likewise.
+        direct_weight, linear_weight: their shares of the risk; the network has the rest.
         direct_columns: which of the lesion features it sees, counted from 0.
     """
 
@@ -119,13 +122,16 @@ class PrognosisMember:
     head: BaggedIcare
     branch_means: dict[str, Tensor]
     direct: BaggedIcare | None = None
+    linear: LinearRisk | None = None
     direct_weight: float = 0.0
+    linear_weight: float = 0.0
     direct_columns: tuple[int, ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that was learnt, but the encoder (JSON), for a safetensors file."""
         state = {NETWORK_PREFIX + k: v for k, v in self.network.state_dict().items()}
-        for prefix, head in ((ICARE_PREFIX, self.head), (DIRECT_PREFIX, self.direct)):
+        heads = {ICARE_PREFIX: self.head, DIRECT_PREFIX: self.direct, LINEAR_PREFIX: self.linear}
+        for prefix, head in heads.items():
             if head is not None:
                 state |= {prefix + k: torch.from_numpy(v) for k, v in head.state().items()}
         return state | {f"mean.{k}": v for k, v in self.branch_means.items()}
@@ -134,6 +140,7 @@ class PrognosisMember:
         """Sizes and weights, as ``weights/`` manifests store them."""
         return self.network.settings() | {
             "direct_weight": self.direct_weight,
+            "linear_weight": self.linear_weight,
             "direct_columns": list(self.direct_columns),
         }
 
@@ -146,16 +153,27 @@ class PrognosisMember:
         sizes: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
         }
-        weight, columns = sizes.pop("direct_weight", 0.0), sizes.pop("direct_columns", ())
+        columns = sizes.pop("direct_columns", ())
+        weights = {name: sizes.pop(name, 0.0) for name in ("direct_weight", "linear_weight")}
         network = FusionNetwork(FusionConfig(**sizes)).eval()
         network.load_state_dict(part(NETWORK_PREFIX))
-        heads = [
-            BaggedIcare.from_state({k: v.numpy() for k, v in found.items()}) if found else None
-            for found in (part(ICARE_PREFIX), part(DIRECT_PREFIX))
-        ]
-        if heads[0] is None:
+        arrays = {
+            prefix: {k: v.numpy() for k, v in part(prefix).items()}
+            for prefix in (ICARE_PREFIX, DIRECT_PREFIX, LINEAR_PREFIX)
+        }
+        if not arrays[ICARE_PREFIX]:
             raise ValueError("the survival model's file holds no ICARE head")
-        return cls(encoder, network, heads[0], part("mean."), heads[1], weight, columns)
+        direct, linear = arrays[DIRECT_PREFIX], arrays[LINEAR_PREFIX]
+        return cls(
+            encoder,
+            network,
+            BaggedIcare.from_state(arrays[ICARE_PREFIX]),
+            part("mean."),
+            BaggedIcare.from_state(direct) if direct else None,
+            LinearRisk.from_state(linear) if linear else None,
+            **weights,
+            direct_columns=columns,
+        )
 
     def inputs(
         self, description: LesionDescription, record: ClinicalRecord
@@ -168,14 +186,23 @@ class PrognosisMember:
     @torch.inference_mode()
     def risk(self, inputs: PatientInputs) -> np.ndarray:
         """Risk ``[b]`` of ``b`` patients."""
-        risk = self._head_risk(self.network.branch_outputs(inputs))
-        if self.direct is not None:
-            named = self.direct.predict_risk(self.direct_variables(inputs))
-            risk = (1 - self.direct_weight) * risk + self.direct_weight * named
+        risk = self.network_weight * self._head_risk(self.network.branch_outputs(inputs))
+        for weight, model in self._named_models():
+            risk = risk + weight * model.predict_risk(self.direct_variables(inputs))
         return risk
 
+    @property
+    def network_weight(self) -> float:
+        """The share of the risk that the fusion network and its head have."""
+        return 1.0 - self.direct_weight - self.linear_weight
+
+    def _named_models(self) -> list[tuple[float, BaggedIcare | LinearRisk]]:
+        """The models on the named variables, with their shares of the risk."""
+        both = ((self.direct_weight, self.direct), (self.linear_weight, self.linear))
+        return [(weight, model) for weight, model in both if model is not None]
+
     def direct_variables(self, inputs: PatientInputs) -> np.ndarray:
-        """What the direct ICARE sees, ``[b, p]``: the health record, then lesion features."""
+        """The named variables, ``[b, p]``: the health record, then some lesion features."""
         parts = []
         if "table" in self.network.config.branches:
             parts.append(inputs.table)
@@ -191,11 +218,10 @@ class PrognosisMember:
         """
         outputs = self.network.branch_outputs(inputs)
         whole = self._head_risk(outputs)[0]
-        share = 1.0 if self.direct is None else 1 - self.direct_weight
         effects = {}
         for name in outputs:
             replaced = outputs | {name: self.branch_means[name][None].expand_as(outputs[name])}
-            effects[name] = share * float(whole - self._head_risk(replaced)[0])
+            effects[name] = self.network_weight * float(whole - self._head_risk(replaced)[0])
         return effects
 
     def contributions(
@@ -203,16 +229,18 @@ class PrognosisMember:
     ) -> list[Contribution]:
         """For one patient: what each named variable adds to the risk, none left out.
 
-        They sum to the direct ICARE's part of the risk.
+        They sum to the part of the risk that is not the network's.
         """
-        if self.direct is None:
+        models = self._named_models()
+        if not models:
             return []
         names: list[str] = []
         if "table" in self.network.config.branches:
             names += self.encoder.feature_names_
         if "lesions" in self.network.config.branches:
             names += [lesion_names[i] for i in self.direct_columns]
-        values = self.direct_weight * self.direct.contributions(self.direct_variables(inputs))[0]
+        variables = self.direct_variables(inputs)
+        values = np.sum([weight * m.contributions(variables)[0] for weight, m in models], axis=0)
         return [Contribution(n, v) for n, v in zip(names, values.tolist(), strict=True)]
 
     def _head_risk(self, outputs: dict[str, Tensor]) -> np.ndarray:

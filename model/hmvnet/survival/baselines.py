@@ -13,6 +13,7 @@ standardises by the training patients.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from sksurv.util import Surv
 from torch import Tensor, nn
 
 from hmvnet.survival.icare import BaggedIcare, has_comparable_pair
+from hmvnet.survival.linear import LinearRisk
 from hmvnet.survival.losses import deephit_ranking_loss, discrete_loss
 
 
@@ -342,11 +344,26 @@ def _boosting(seed: int) -> GradientBoostingSurvivalAnalysis:
     )
 
 
+def fit_linear_risk(
+    x: np.ndarray, time: np.ndarray, event: np.ndarray, rng: np.random.Generator
+) -> LinearRisk:
+    """The registry's ``coxph``, ridge chosen by inner cross-validation, as plain arrays."""
+    cox = _tuned_coxph().fit(x, time, event, rng).model_
+    assert isinstance(cox, SksurvModel)
+    imputer, scaler = (step for _, step in cox.scaler_.steps)
+    risk = LinearRisk(imputer.statistics_, scaler.mean_, scaler.scale_, cox.model_.coef_, 1.0)
+    return replace(risk, spread=float(risk.predict_risk(x).std()) or 1.0)
+
+
+def _tuned_coxph() -> Tuned:
+    return Tuned([partial(_coxph, ridge) for ridge in PENALTIES])
+
+
 # From hardly any shrinkage to one that leaves the single variables' directions.
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 
 REGISTRY: dict[str, Callable[[], SurvivalModel]] = {
-    "coxph": lambda: Tuned([partial(_coxph, ridge) for ridge in PENALTIES]),
+    "coxph": _tuned_coxph,
     "icare": IcareModel,
     "deephit": DeepHit,
     "mtlr": lambda: Tuned([partial(Mtlr, penalty) for penalty in PENALTIES]),

@@ -22,6 +22,7 @@ from hmvnet.lesions import LesionFeatures
 from hmvnet.networks.fusion import FusionConfig, FusionNetwork, PatientInputs, signed_log
 from hmvnet.pipeline import Stages, load_ensemble, segment
 from hmvnet.prognosis import LesionDescription, PrognosisMember, describe
+from hmvnet.survival.baselines import fit_linear_risk
 from hmvnet.survival.icare import BaggedIcare
 from hmvnet.survival.losses import cox_loss, ranking_loss
 from hmvnet.training.engine import LoopSettings, digest, train, write_arrays
@@ -226,13 +227,16 @@ def fit_member(
     assert isinstance(trained, FusionNetwork)
     inputs = inputs.to(torch.device("cpu"))
     member = _with_head(trained.cpu().eval(), encoder, inputs, days, event, settings)
-    if settings.direct_weight and set(settings.branches) & {"table", "lesions"}:
+    if set(settings.branches) & {"table", "lesions"}:
         member.direct_columns = _direct_columns(patients, settings)
-        member.direct_weight = settings.direct_weight
         variables = member.direct_variables(inputs)
-        member.direct = _icare(settings).fit(
-            variables, days, event, np.random.default_rng(settings.seed)
-        )
+        seed = np.random.default_rng(settings.seed)
+        if settings.direct_weight:
+            member.direct = _icare(settings).fit(variables, days, event, seed)
+            member.direct_weight = settings.direct_weight
+        if settings.linear_weight:
+            member.linear = fit_linear_risk(variables, days, event, seed)
+            member.linear_weight = settings.linear_weight
     return member
 
 
