@@ -215,3 +215,20 @@ def test_the_direct_part_sees_established_features_only(tmp_path):
 def test_an_unknown_direct_feature_is_named(tmp_path):
     with pytest.raises(ValueError, match="no lesion feature \\['primary_colour'\\]"):
         fit(tmp_path, described_patients(), direct_features=("primary_colour",))
+
+
+def test_evaluation_refuses_patients_the_survival_model_was_fitted_to(tiny_bundle, tmp_path):
+    from rich.console import Console
+
+    from hmvnet.training.evaluation import evaluate_task2
+
+    for name in ("A-1", "A-2"):
+        write_patient(tmp_path / "data", name, "plain")
+    bundle = load_bundle(tiny_bundle)
+    part = bundle.manifest.prognosis.model_copy(update={"seen": [fingerprint("A-2")]})
+    manifest = bundle.manifest.model_copy(update={"prognosis": part})
+    folder = write_bundle(tmp_path / "fitted", manifest, all_tensors(bundle))
+    settings = Settings(data=DataSettings(root=str(tmp_path / "data")))
+    with pytest.raises(ValueError, match="1 patients, A-2"):
+        evaluate_task2(settings, folder, tmp_path / "run", 0, Console(quiet=True))
+    assert not (tmp_path / "run").exists()

@@ -55,13 +55,17 @@ class SegmentationPart(_Part):
 
 
 class PrognosisPart(_Part):
-    """The survival model: tensors of the fusion network and of the ICARE head, a file a fold."""
+    """The survival model: tensors of the fusion network and of the ICARE head, a file a fold.
+
+    ``seen`` are fingerprints of the patients it was fitted to.
+    """
 
     settings: dict[str, Any]
     clinical: list[dict[str, Any]]
     lesion_features: list[str]
     risk_quantiles: list[float]
     expected_days: list[list[float]] = []
+    seen: list[str] = []
     files: list[str]
 
 
@@ -96,6 +100,12 @@ class Bundle:
     def seen_among(self, patient_ids: Iterable[str]) -> list[str]:
         """Those of the patients that any of the segmentation networks was trained on."""
         seen = {mark for marks in self.manifest.segmentation.seen for mark in marks}
+        return [name for name in patient_ids if fingerprint(name) in seen]
+
+    def fitted_among(self, patient_ids: Iterable[str]) -> list[str]:
+        """Those of the patients that the survival model was fitted to."""
+        part = self.manifest.prognosis
+        seen = set(part.seen) if part else set()
         return [name for name in patient_ids if fingerprint(name) in seen]
 
     def tensors(self, name: str) -> dict[str, Tensor]:

@@ -34,6 +34,11 @@ def evaluate_task1(
     """
     patients = find_patients(settings.data.root)[: limit or None]
     bundle = load_bundle(weights)
+    if known := bundle.seen_among(p.patient_id for p in patients):
+        console.print(
+            f"[yellow]note[/] trained on {len(known)} of these {len(patients)} patients: their "
+            "scores say nothing about new ones"
+        )
     pipeline = Pipeline(bundle, pick_device(), settings.inference, needs_risk=False)
     scores = []
     for patient in track(patients, "segment", console=Console(stderr=True)):
@@ -79,9 +84,21 @@ def score_table(rows: dict[str, metrics.Table1Scores]) -> Table:
 def evaluate_task2(
     settings: Settings, weights: Path, run: Path, limit: int, console: Console
 ) -> float:
-    """Harrell's C-index of a bundle on patients that none of its networks saw."""
+    """Harrell's C-index of a bundle on patients that none of its networks saw.
+
+    Raises:
+        ValueError: the bundle holds no survival model, or it was fitted to some of the patients; or
+            as :func:`load_described`.
+    """
+    bundle = load_bundle(weights)
+    prognosis = Prognosis(bundle)
+    patients = find_patients(settings.data.root, need_labels=False)
+    if known := bundle.fitted_among(p.patient_id for p in patients):
+        raise ValueError(
+            f"{len(known)} patients, {', '.join(known[:3])}, ...: the survival model was fitted to "
+            "them, and is not to be scored on them (hmvnet compare --task 2 cross-validates)"
+        )
     described: Sequence = load_described(settings, weights, run)[: limit or None]
-    prognosis = Prognosis(load_bundle(weights))
     days, event = outcomes_of(described)
     risk = predict(prognosis.members, described)
     concordance = harrell_c(Outcomes(days, event), risk)

@@ -25,7 +25,7 @@ from hmvnet.training.prognosis import (
     predict,
 )
 from hmvnet.training.task1 import BUNDLE
-from hmvnet.weights import PrognosisPart, load_bundle, write_bundle
+from hmvnet.weights import PrognosisPart, fingerprint, load_bundle, write_bundle
 
 RISK_QUANTILES = 21
 
@@ -94,6 +94,7 @@ def train_task2(settings: Settings, weights: Path, run: Path) -> Path:
             predict(members, described), np.linspace(0, 1, RISK_QUANTILES)
         ).tolist(),
         expected_days=_expected_days(out_of_fold, days, event),
+        seen=sorted(fingerprint(p.patient_id) for p in described),
         files=list(tensors),
     )
     metrics = bundle.manifest.metrics | {
