@@ -196,9 +196,19 @@ def test_specks_have_a_limit_per_class():
 def test_one_primary_is_kept_and_the_second_becomes_a_node():
     big, small = ball(ONE_MM, (12, 12, 12), 8), ball(ONE_MM, (32, 32, 32), 5)
     mask = (big | small).astype(np.uint8)
-    p = probabilities((GTVP, big, 0.6), (GTVP, small, 0.9))
-    out = keep_one_primary(mask, p[GTVP], ONE_MM.voxel_ml, SETTINGS)
+    p = probabilities((GTVP, big, 0.6), (GTVP, small, 0.8))
+    p[GTVN][small] = 0.1
+    out = keep_one_primary(mask, p, ONE_MM.voxel_ml, SETTINGS)
     assert (out[big] == GTVP).all() and (out[small] == GTVN).all()
+
+
+def test_a_second_primary_that_can_be_no_node_vanishes():
+    big, small = ball(ONE_MM, (12, 12, 12), 8), ball(ONE_MM, (32, 32, 32), 5)
+    mask = (big | small).astype(np.uint8)
+    p = probabilities((GTVP, big, 0.6), (GTVP, small, 0.9))
+    p[GTVN][small] = 0.01
+    out = keep_one_primary(mask, p, ONE_MM.voxel_ml, SETTINGS)
+    assert (out[big] == GTVP).all() and not out[small].any()
 
 
 def test_fragment_takes_the_lesions_name():

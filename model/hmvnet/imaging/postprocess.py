@@ -58,7 +58,7 @@ def postprocess(
         mask = placed
         mask = remove_specks(mask, grid.voxel_ml, settings)  # the other class has its own limit
     if settings.one_primary:
-        mask = keep_one_primary(mask, probabilities[GTVP], grid.voxel_ml, settings)
+        mask = keep_one_primary(mask, probabilities, grid.voxel_ml, settings)
     return mask if mask.any() else _confident_lesion(raw, probabilities, settings.confident)
 
 
@@ -247,18 +247,23 @@ def remove_specks(
 
 
 def keep_one_primary(
-    mask: np.ndarray, probability: np.ndarray, voxel_ml: float, settings: PostprocessingSettings
+    mask: np.ndarray, probabilities: np.ndarray, voxel_ml: float, settings: PostprocessingSettings
 ) -> np.ndarray:
-    """Keep the likeliest primary; others become nodes, or vanish below a node's least volume."""
+    """Keep the likeliest primary; others become nodes, or vanish where they can't be one.
+
+    That is below a node's least volume, or where the network gives a node no chance
+    (``NODE_CHANCE``): two primaries at once are mostly uptake of muscles or glands on both sides.
+    """
     lesions = list(lesions_of(mask == GTVP))
     if len(lesions) < 2:
         return mask
-    weights = [float(probability[box][lesion].sum()) for box, lesion in lesions]
+    weights = [float(probabilities[GTVP][box][lesion].sum()) for box, lesion in lesions]
     out = mask.copy()
     for i, (box, lesion) in enumerate(lesions):
         if i != int(np.argmax(weights)):
-            is_node = lesion.sum() * voxel_ml >= settings.min_ml_gtvn
-            out[box][lesion] = GTVN if is_node else 0
+            chance = float(probabilities[GTVN][box][lesion].mean())
+            large = lesion.sum() * voxel_ml >= settings.min_ml_gtvn
+            out[box][lesion] = GTVN if large and chance >= NODE_CHANCE else 0
     return out
 
 
