@@ -43,6 +43,14 @@ def test_layouts(tmp_path, layout):
     assert patients[0].centre == "CHUM"
 
 
+def test_a_phantoms_true_risk_is_no_health_record(tmp_path):
+    write_patient(tmp_path, "A-1", "plain")
+    (tmp_path / "table.csv").write_text("PatientID,Age\nA-1,60\n")
+    (tmp_path / "truth.csv").write_text("PatientID,linear_predictor,RFS,Relapse\nA-1,1.5,100,1\n")
+    (patient,) = find_patients(tmp_path)
+    assert dict(patient.record.values) == {"Age": 60} and patient.outcome is None
+
+
 def test_tables_are_joined(tmp_path):
     write_patient(tmp_path, "MDA-001")
     (tmp_path / "Task 2").mkdir()

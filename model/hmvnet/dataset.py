@@ -30,6 +30,8 @@ from hmvnet.imaging.resample import labels_onto, resample_pet_ct
 from hmvnet.imaging.roi import centre_region, find_region
 
 ID_COLUMN, EVENT_COLUMN, TIME_COLUMN = "PatientID", "Relapse", "RFS"
+# What drew a phantom's outcome. No health record: a model that saw it would know the answer.
+TRUTH_TABLE = "truth.csv"
 CACHE_VERSION = 1
 # Voxels of each class remembered for patch sampling.
 SAMPLED_VOXELS = 4000
@@ -158,7 +160,8 @@ def read_tables(root: Path) -> pd.DataFrame:
     Where several tables give a column, the one of the higher task number wins.
     """
     table = pd.DataFrame()
-    for path in sorted({*root.glob("*.csv"), *root.glob("Task*/*.csv")}, key=lambda p: p.name):
+    paths = {p for p in (*root.glob("*.csv"), *root.glob("Task*/*.csv")) if p.name != TRUTH_TABLE}
+    for path in sorted(paths, key=lambda p: p.name):
         frame = pd.read_csv(path)
         if ID_COLUMN in frame.columns:
             frame = frame.set_index(frame[ID_COLUMN].astype(str)).drop(columns=ID_COLUMN)

@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
+from hmvnet.dataset import TRUTH_TABLE
+
 from .outcome import LESION_TERMS, TABLE_TERMS, WeibullCox, best_c_index
 from .patient import PatientPlan, PhantomSettings, draw_patient
 from .render import Phantom, plan_truth, render
@@ -200,7 +202,7 @@ def _write_tables(root: Path, plans: list[PatientPlan]) -> None:
         }
         for plan in plans
     ]
-    _write_text(root / "truth.csv", pd.DataFrame(flat).to_csv(index=False))
+    _write_text(root / TRUTH_TABLE, pd.DataFrame(flat).to_csv(index=False))
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from hmvnet.case import ClinicalRecord, Outcome
 from hmvnet.challenge import write_text
 from hmvnet.clinical import ClinicalEncoder, read_outcome_table
 from hmvnet.config import Settings
+from hmvnet.dataset import TRUTH_TABLE
 from hmvnet.lesions import LesionFeatures
 from hmvnet.networks.fusion import BRANCHES, IMAGE_CHANNELS
 from hmvnet.prognosis import LesionDescription
@@ -93,7 +94,7 @@ def load_cohort(settings: Settings, weights: Path | None, run: Path) -> Cohort:
         return _load_tables(settings)
     assert weights is not None
     patients = load_described(settings, weights, run)
-    truth_file, truth = Path(settings.data.root) / "truth.csv", None
+    truth_file, truth = Path(settings.data.root) / TRUTH_TABLE, None
     if truth_file.is_file():
         known = pd.read_csv(truth_file, index_col="PatientID")["linear_predictor"]
         truth = known.loc[[p.patient_id for p in patients]].to_numpy(float)
