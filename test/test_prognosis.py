@@ -1,13 +1,17 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import FAST_PROGNOSIS, described_patients
+from rich.console import Console
 from test_dataset import write_patient
 
+from hmvnet.clinical import ClinicalEncoder
 from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
 from hmvnet.dataset import find_patients
+from hmvnet.lesions import LesionFeatures
 from hmvnet.networks.fusion import (
     FusionConfig,
     FusionNetwork,
@@ -16,8 +20,9 @@ from hmvnet.networks.fusion import (
 )
 from hmvnet.prognosis import Prognosis, PrognosisMember, describe
 from hmvnet.survival.evaluation import Outcomes, harrell_c
-from hmvnet.training import task2
+from hmvnet.training import evaluation, task2
 from hmvnet.training.engine import make_fabric
+from hmvnet.training.evaluation import evaluate_task2
 from hmvnet.training.prognosis import (
     LeakError,
     LesionDescriber,
@@ -217,18 +222,79 @@ def test_an_unknown_direct_feature_is_named(tmp_path):
         fit(tmp_path, described_patients(), direct_features=("primary_colour",))
 
 
+def fitted_to(bundle_folder, folder, seen, **part):
+    bundle = load_bundle(bundle_folder)
+    prognosis = bundle.manifest.prognosis.model_copy(update={"seen": seen, **part})
+    manifest = bundle.manifest.model_copy(update={"prognosis": prognosis})
+    return write_bundle(folder, manifest, all_tensors(bundle))
+
+
 def test_evaluation_refuses_patients_the_survival_model_was_fitted_to(tiny_bundle, tmp_path):
-    from rich.console import Console
-
-    from hmvnet.training.evaluation import evaluate_task2
-
     for name in ("A-1", "A-2"):
         write_patient(tmp_path / "data", name, "plain")
-    bundle = load_bundle(tiny_bundle)
-    part = bundle.manifest.prognosis.model_copy(update={"seen": [fingerprint("A-2")]})
-    manifest = bundle.manifest.model_copy(update={"prognosis": part})
-    folder = write_bundle(tmp_path / "fitted", manifest, all_tensors(bundle))
+    folder = fitted_to(tiny_bundle, tmp_path / "fitted", [fingerprint("A-2")])
     settings = Settings(data=DataSettings(root=str(tmp_path / "data")))
+    score = partial(evaluate_task2, run=tmp_path / "run", limit=0, console=Console(quiet=True))
     with pytest.raises(ValueError, match="1 patients, A-2"):
-        evaluate_task2(settings, folder, tmp_path / "run", 0, Console(quiet=True))
+        score(settings, folder)
+    with pytest.raises(ValueError, match="does not say whom"):
+        score(settings, tiny_bundle)
+    with pytest.raises(ValueError, match="no data folder"):
+        score(Settings(), folder)
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_gives_the_model_what_it_was_fitted_on(tiny_bundle, tmp_path, monkeypatch):
+    """Its own features by name, its own image spacing, whatever the settings say."""
+    (tmp_path / "data").mkdir()
+    write_patient(tmp_path / "data", "A-1", "plain")
+    folder = fitted_to(tiny_bundle, tmp_path / "fitted", [fingerprint("B-1")])
+    patients = described_patients(12)
+    more = [
+        replace(
+            p,
+            description=replace(
+                p.description,
+                features=LesionFeatures(
+                    ("new", *reversed(p.description.features.names)),
+                    np.concatenate([[9.0], p.description.features.values[::-1]]),
+                ),
+            ),
+        )
+        for p in patients
+    ]
+    seen = []
+
+    def described(settings, *_):
+        seen.append(settings.prognosis.image_spacing_mm)
+        return more
+
+    monkeypatch.setattr(evaluation, "load_described", described)
+    settings = Settings(data=DataSettings(root=str(tmp_path / "data")))
+    (tmp_path / "run").mkdir()
+    found = evaluate_task2(settings, folder, tmp_path / "run", 0, Console(quiet=True))
+    members = Prognosis(load_bundle(folder)).members
+    expected = harrell_c(Outcomes(*outcomes_of(patients)), predict(members, patients))
+    assert found == expected and seen == [8.0] != [settings.prognosis.image_spacing_mm]
+
+
+def test_a_file_without_the_model_it_weighs_is_refused(tiny_bundle):
+    bundle = load_bundle(tiny_bundle)
+    part = bundle.manifest.prognosis
+    state = bundle.tensors(part.files[0])
+    options = {k: v for k, v in part.settings.items() if k != "image_spacing_mm"}
+    encoder = ClinicalEncoder.from_state(part.clinical[0])
+    assert PrognosisMember.from_tensors(encoder, options, state).linear is not None
+    lacking = {k: v for k, v in state.items() if not k.startswith("linear.")}
+    with pytest.raises(ValueError, match="linear_weight is 0.5, and its file lacks"):
+        PrognosisMember.from_tensors(encoder, options, lacking)
+
+
+def test_one_relapse_is_enough_to_fit(tmp_path):
+    """No inner fold can judge the ridge then; the strongest is taken."""
+    patients = described_patients()
+    quiet = [
+        replace(p, outcome=replace(p.outcome, event=i == 5, time_days=100.0 + i))
+        for i, p in enumerate(patients)
+    ]
+    assert np.isfinite(predict([fit(tmp_path, quiet)], quiet)).all()

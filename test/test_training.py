@@ -322,3 +322,16 @@ def test_a_patient_in_both_folders_is_refused(tmp_path):
     data = DataSettings(root=str(tmp_path / "own"), extra_root=str(tmp_path / "more"), folds=2)
     with pytest.raises(ValueError, match=r"A-0 is both in data\.root and in data\.extra_root"):
         plan_folds(Settings(data=data), None)
+
+
+def test_a_left_out_centre_is_not_trained_on_by_way_of_the_extra_folder(tmp_path):
+    for folder, names in (("own", ("A-0", "B-1")), ("more", ("B-2",))):
+        for name in names:
+            write_patient(tmp_path / folder, name, "plain")
+    data = DataSettings(
+        root=str(tmp_path / "own"),
+        extra_root=str(tmp_path / "more"),
+        fold_by="leave-one-centre-out",
+    )
+    with pytest.raises(ValueError, match="left-out centre B"):
+        plan_folds(Settings(data=data), None)

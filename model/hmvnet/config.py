@@ -95,7 +95,7 @@ class TrainingSettings(_Section):
     focal_weight: float = Field(0.0, ge=0)
     absent_weight: float = Field(0.0, ge=0)
     frozen_norms: bool = False
-    freeze_norms_at: Probability = 1.0
+    freeze_norms_at: float = Field(1.0, gt=0, le=1)
     validate_every: int = Field(500, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     initial_weights: str = ""
@@ -192,7 +192,10 @@ class PrognosisSettings(_Section):
     @model_validator(mode="after")
     def _shares(self) -> PrognosisSettings:
         if (named := self.direct_weight + self.linear_weight) > 1:
-            raise ValueError(f"direct_weight and linear_weight are shares, and sum to {named:g}")
+            raise ValueError(
+                f"direct_weight {self.direct_weight:g} and linear_weight {self.linear_weight:g} "
+                f"are shares of the risk, and sum to {named:g}: lower one of them"
+            )
         return self
 
 

@@ -394,7 +394,7 @@ def necrosis_volume(ct_hu: np.ndarray, lesion: np.ndarray, spacing_zyx: Spacing)
     """Volume in mL of a lesion's low-attenuating core, the radiologists' sign of necrosis.
 
     (van den Brekel et al., "Cervical lymph node metastasis: assessment of radiologic criteria",
-    Radiology 1990.) Voxels at least 3 mm below the lesion's surface whose CT, smoothed by a
+    Radiology 1990.) Voxels more than 3 mm below the lesion's surface whose CT, smoothed by a
     Gaussian of 1 mm, is between -30 and 30 HU, and not within 2 mm of fat or air. In the phantoms,
     with true masks, it ranks the necrotic fraction
     at a Spearman correlation of 0.97; the CT minimum stays below 0.3.
@@ -406,7 +406,7 @@ def necrosis_volume(ct_hu: np.ndarray, lesion: np.ndarray, spacing_zyx: Spacing)
     spacing = np.asarray(spacing_zyx, dtype=float)
     smooth = gaussian_filter(ct_hu.astype(np.float32), NECROSIS_SIGMA_MM / spacing)
     fat = smooth <= NECROSIS_HU[0]
-    # A fatty hilum's rim passes through the same numbers.
+    # A fatty hilum's rim passes through the same numbers. In voxels: the working grid is isotropic.
     fat = binary_dilation(fat, iterations=math.ceil(2 * NECROSIS_SIGMA_MM / spacing.min()))
     low = lesion & (smooth < NECROSIS_HU[1]) & ~fat
     if not low.any():

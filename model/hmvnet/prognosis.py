@@ -164,6 +164,12 @@ class PrognosisMember:
         if not arrays[ICARE_PREFIX]:
             raise ValueError("the survival model's file holds no ICARE head")
         direct, linear = arrays[DIRECT_PREFIX], arrays[LINEAR_PREFIX]
+        for name, found in (("direct_weight", direct), ("linear_weight", linear)):
+            if bool(weights[name]) != bool(found):
+                raise ValueError(
+                    f"the survival model's {name} is {weights[name]:g}, and its file "
+                    f"{'has' if found else 'lacks'} the model it weighs: the parts do not fit"
+                )
         return cls(
             encoder,
             network,
@@ -264,15 +270,21 @@ class Prognosis:
             for s, file in zip(part.clinical, part.files, strict=True)
         ]
 
+    def own_features(self, description: LesionDescription) -> LesionDescription:
+        """With the lesion features that the model was trained on, in their order.
+
+        Raises:
+            ValueError: one of them is not there.
+        """
+        return replace(description, features=description.features.select(self.part.lesion_features))
+
     def __call__(self, description: LesionDescription, record: ClinicalRecord) -> Risk:
         """The risk of one patient; any field missing, with or without a lesion.
 
         Raises:
             ValueError: a lesion feature that the model was trained on is not there.
         """
-        description = replace(
-            description, features=description.features.select(self.part.lesion_features)
-        )
+        description = self.own_features(description)
         values, effects, named = [], [], []
         notes: tuple[str, ...] = ()
         for member in self.members:

@@ -79,7 +79,8 @@ class Tuned:
     """The best of several settings by inner cross-validation, fitted to all training patients.
 
     How strongly a linear model is shrunk moves its concordance as much as which model it is, so a
-    fair baseline chooses that too, on its training patients alone.
+    fair baseline chooses that too, on its training patients alone. Candidates come with growing
+    shrinkage.
     """
 
     def __init__(self, candidates: Sequence[Callable[[], SurvivalModel]], folds: int = 5) -> None:
@@ -92,7 +93,8 @@ class Tuned:
         splitter = StratifiedKFold(self.folds, shuffle=True, random_state=int(rng.integers(2**31)))
         splits = list(splitter.split(x, event))
         scores = [self._concordance(c, splits, x, time, event, rng) for c in self.candidates]
-        self.chosen_ = int(np.argmax(scores))
+        # Of equals the last, which shrinks most: without an event to judge by, keep to directions.
+        self.chosen_ = max(range(len(scores)), key=lambda i: (scores[i], i))
         self.model_ = self.candidates[self.chosen_]().fit(x, time, event, rng)
         return self
 
@@ -108,7 +110,7 @@ class Tuned:
         """Mean concordance over the splits in which patients compare."""
         values = []
         for train, test in splits:
-            if has_comparable_pair(time[test], event[test]):
+            if all(has_comparable_pair(time[part], event[part]) for part in (train, test)):
                 model = candidate().fit(x[train], time[train], event[train], rng)
                 risk = model.predict_risk(x[test])
                 values.append(concordance_index_censored(event[test], time[test], risk)[0])

@@ -64,4 +64,7 @@ class LinearRisk:
         shapes = {key: array.shape for key, array in arrays.items()}
         if len(set(shapes.values())) != 1 or arrays["fill"].ndim != 1 or spread.shape != (1,):
             raise ValueError(f"linear risk has shapes {shapes} and spread {spread.shape}")
+        finite = all(np.isfinite(array).all() for array in (*arrays.values(), spread))
+        if not finite or (arrays["scale"] <= 0).any() or spread[0] <= 0:
+            raise ValueError("linear risk: values must be finite, scales above 0")
         return cls(**arrays, spread=float(spread[0]))

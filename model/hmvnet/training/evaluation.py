@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -21,7 +21,7 @@ from hmvnet.prognosis import Prognosis
 from hmvnet.runtime import pick_device
 from hmvnet.survival.evaluation import Outcomes, harrell_c
 from hmvnet.training.prognosis import outcomes_of, predict
-from hmvnet.training.task2 import load_described
+from hmvnet.training.task2 import find_cohort, load_described
 from hmvnet.weights import load_bundle
 
 
@@ -92,13 +92,23 @@ def evaluate_task2(
     """
     bundle = load_bundle(weights)
     prognosis = Prognosis(bundle)
-    patients = find_patients(settings.data.root, need_labels=False)
+    patients = find_cohort(settings)
+    if not bundle.manifest.prognosis or not bundle.manifest.prognosis.seen:
+        raise ValueError(
+            f"bundle '{bundle.manifest.name}' does not say whom its survival model was fitted to; "
+            "fit it with this version"
+        )
     if known := bundle.fitted_among(p.patient_id for p in patients):
         raise ValueError(
             f"{len(known)} patients, {', '.join(known[:3])}, ...: the survival model was fitted to "
             "them, and is not to be scored on them (hmvnet compare --task 2 cross-validates)"
         )
-    described: Sequence = load_described(settings, weights, run)[: limit or None]
+    spacing = {"image_spacing_mm": prognosis.image_spacing_mm}  # as the model was fitted
+    own = settings.model_copy(update={"prognosis": settings.prognosis.model_copy(update=spacing)})
+    described = [
+        replace(p, description=prognosis.own_features(p.description))
+        for p in load_described(own, weights, run)[: limit or None]
+    ]
     days, event = outcomes_of(described)
     risk = predict(prognosis.members, described)
     concordance = harrell_c(Outcomes(days, event), risk)

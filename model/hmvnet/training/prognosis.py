@@ -29,6 +29,7 @@ from hmvnet.training.engine import LoopSettings, digest, train, write_arrays
 from hmvnet.weights import Bundle, fingerprint
 
 EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
+DESCRIPTION_VERSION = 2  # counts changes to masks and features that no setting shows
 ENCODER_PREFIX = "encoder"  # names of pooled encoder features, see pool_encoder_features
 
 
@@ -69,7 +70,12 @@ class LesionDescriber:
         weights = {file: manifest.files[file] for file in manifest.segmentation.files}
         settings = [manifest.preprocessing, manifest.postprocessing, inference]
         key = json.dumps(
-            [weights, image_spacing_mm, *(s.model_dump(mode="json") for s in settings)],
+            [
+                DESCRIPTION_VERSION,
+                weights,
+                image_spacing_mm,
+                *(s.model_dump(mode="json") for s in settings),
+            ],
             sort_keys=True,
         )
         self.folder = cache / ("lesions-" + hashlib.sha256(key.encode()).hexdigest()[:12])

@@ -200,7 +200,9 @@ def train_segmentation(
         labels = torch.stack([label for _, label in samples])
         return images.contiguous(memory_format=torch.channels_last_3d), labels
 
-    frozen_from = 0 if options.frozen_norms else round(options.freeze_norms_at * options.steps)
+    frozen_from = max(1, round(options.freeze_norms_at * options.steps))
+    if options.frozen_norms:
+        frozen_from = 0
 
     def settle(model: nn.Module) -> None:
         settle_norms(model, batch, max(1, SETTLING_PATCHES // options.batch_size), fabric)
@@ -271,7 +273,10 @@ def _run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
         mode="json", include={"preprocessing", "network", "training", "augmentation"}
     )
     sections["training"] = {k: v for k, v in sections["training"].items() if k not in often}
-    return digest(sections, settings.data.region, [case.patient_id for case in cases])
+    regions = [settings.data.region]
+    if settings.data.extra_root:
+        regions.append(settings.data.extra_region)
+    return digest(sections, regions, [case.patient_id for case in cases])
 
 
 def take_over(network: nn.Module, folder: Path) -> int:

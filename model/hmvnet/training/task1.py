@@ -67,7 +67,12 @@ def plan_folds(settings: Settings, folds: Sequence[int] | None) -> list[Fold]:
     if bad:
         raise ValueError(f"fold {bad[0]} asked for, but there are folds 0 to {len(parts) - 1}")
     pick = lambda indices: [patients[i] for i in indices]  # noqa: E731
-    return [Fold(n, pick(parts[n][0]), pick(parts[n][1]), extra) for n in chosen]
+    plan = [Fold(n, pick(parts[n][0]), pick(parts[n][1]), extra) for n in chosen]
+    if settings.data.fold_by == "leave-one-centre-out":
+        for fold in plan:
+            if shared := {p.centre for p in fold.validation} & {p.centre for p in extra}:
+                raise ValueError(f"data.extra_root has patients of left-out centre {min(shared)}")
+    return plan
 
 
 def check_label_grids(patients: Sequence[Patient]) -> None:
@@ -175,7 +180,7 @@ def train_task1(
             seen=[sorted({*earlier, *(fingerprint(p.patient_id) for p in f.seen)}) for f in plan],
         ),
         trained_on={
-            "data": settings.data.note or Path(settings.data.root).name,
+            "data": settings.data.note or _names(settings),
             "initial_weights": Path(settings.training.initial_weights).parent.name,
             "patients": len({p.patient_id for f in plan for p in f.seen}),
             "steps": settings.training.steps,
@@ -191,6 +196,11 @@ def train_task1(
         write_bundle(run / BUNDLE, manifest, networks)
     fabric.barrier()
     return run / BUNDLE
+
+
+def _names(settings: Settings) -> str:
+    folders = (settings.data.root, settings.data.extra_root)
+    return " and ".join(Path(folder).name for folder in folders if folder)
 
 
 def _seen_by(folder: str) -> set[str]:
