@@ -98,8 +98,10 @@ def test_absent_classes_do_not_pull_towards_background():
 
 
 def test_settled_norms_are_of_the_averaged_weights(cases, tmp_path):
-    run = train_segmentation(make_fabric(tmp_path), settings(), cases, [], tmp_path)
-    sampler = PatchSampler(cases, settings())
+    run = train_segmentation(
+        make_fabric(tmp_path), settings(freeze_norms_at=1.0), cases, [], tmp_path
+    )
+    sampler = PatchSampler(cases, settings(freeze_norms_at=1.0))
     run.network.eval()
     seen = []
     first = next(m for m in run.network.modules() if isinstance(m, torch.nn.BatchNorm3d))

@@ -95,7 +95,7 @@ class TrainingSettings(_Section):
     focal_weight: float = Field(0.0, ge=0)
     absent_weight: float = Field(0.0, ge=0)
     frozen_norms: bool = False
-    freeze_norms_at: float = Field(1.0, gt=0, le=1)
+    freeze_norms_at: float = Field(0.5, gt=0, le=1)
     validate_every: int = Field(500, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     initial_weights: str = ""
