@@ -193,22 +193,16 @@ def test_specks_have_a_limit_per_class():
     assert not (kept == GTVP).any() and (kept == GTVN).sum() == 125
 
 
-def test_one_primary_is_kept_and_the_second_becomes_a_node():
-    big, small = ball(ONE_MM, (12, 12, 12), 8), ball(ONE_MM, (32, 32, 32), 5)
-    mask = (big | small).astype(np.uint8)
-    p = probabilities((GTVP, big, 0.6), (GTVP, small, 0.8))
-    p[GTVN][small] = 0.1
-    out = keep_one_primary(mask, p, ONE_MM.voxel_ml, SETTINGS)
-    assert (out[big] == GTVP).all() and (out[small] == GTVN).all()
-
-
-def test_a_second_primary_that_can_be_no_node_vanishes():
+@pytest.mark.parametrize("chance_of_node, becomes", [(0.1, GTVN), (0.01, 0)])
+def test_one_primary_is_kept_and_the_second_becomes_a_node_if_it_can_be_one(
+    chance_of_node, becomes
+):
     big, small = ball(ONE_MM, (12, 12, 12), 8), ball(ONE_MM, (32, 32, 32), 5)
     mask = (big | small).astype(np.uint8)
     p = probabilities((GTVP, big, 0.6), (GTVP, small, 0.9))
-    p[GTVN][small] = 0.01
+    p[GTVN][small] = chance_of_node
     out = keep_one_primary(mask, p, ONE_MM.voxel_ml, SETTINGS)
-    assert (out[big] == GTVP).all() and not out[small].any()
+    assert (out[big] == GTVP).all() and (out[small] == becomes).all()
 
 
 def test_fragment_takes_the_lesions_name():

@@ -222,9 +222,9 @@ def test_an_unknown_direct_feature_is_named(tmp_path):
         fit(tmp_path, described_patients(), direct_features=("primary_colour",))
 
 
-def fitted_to(bundle_folder, folder, seen, **part):
+def fitted_to(bundle_folder, folder, seen):
     bundle = load_bundle(bundle_folder)
-    prognosis = bundle.manifest.prognosis.model_copy(update={"seen": seen, **part})
+    prognosis = bundle.manifest.prognosis.model_copy(update={"seen": seen})
     manifest = bundle.manifest.model_copy(update={"prognosis": prognosis})
     return write_bundle(folder, manifest, all_tensors(bundle))
 

@@ -293,20 +293,17 @@ def test_norms_are_settled_once_and_then_kept(cases, tmp_path):
         assert torch.equal(value, whole[key]), key
 
 
+def two_folders(root, own: str, more: str, **data) -> DataSettings:
+    """Patients of these names in ``data.root`` and in ``data.extra_root``."""
+    for folder, names in (("own", own), ("more", more)):
+        for name in names.split():
+            write_patient(root / folder, name, "plain")
+    return DataSettings(root=str(root / "own"), extra_root=str(root / "more"), **data)
+
+
 def test_extra_patients_are_trained_on_and_remembered(tmp_path):
-    for folder, names in (("own", ("A-0", "A-1", "A-2", "A-3")), ("more", ("B-0", "B-1"))):
-        for name in names:
-            write_patient(tmp_path / folder, name, "plain")
-    options = settings(steps=1, validate_every=1).model_copy(
-        update={
-            "data": DataSettings(
-                root=str(tmp_path / "own"),
-                region="centre",
-                extra_root=str(tmp_path / "more"),
-                folds=2,
-            )
-        }
-    )
+    data = two_folders(tmp_path, "A-0 A-1 A-2 A-3", "B-0 B-1", region="centre", folds=2)
+    options = settings(steps=1, validate_every=1).model_copy(update={"data": data})
     fold = plan_folds(options, [1])[0]
     assert [p.patient_id for p in fold.extra] == ["B-0", "B-1"]
     bundle = load_bundle(train_task1(options, tmp_path / "run", [1]))
@@ -318,22 +315,12 @@ def test_extra_patients_are_trained_on_and_remembered(tmp_path):
 
 
 def test_a_patient_in_both_folders_is_refused(tmp_path):
-    for folder in ("own", "more"):
-        for name in ("A-0", "A-1"):
-            write_patient(tmp_path / folder, name, "plain")
-    data = DataSettings(root=str(tmp_path / "own"), extra_root=str(tmp_path / "more"), folds=2)
+    data = two_folders(tmp_path, "A-0 A-1", "A-0 A-1", folds=2)
     with pytest.raises(ValueError, match=r"A-0 is both in data\.root and in data\.extra_root"):
         plan_folds(Settings(data=data), None)
 
 
 def test_a_left_out_centre_is_not_trained_on_by_way_of_the_extra_folder(tmp_path):
-    for folder, names in (("own", ("A-0", "B-1")), ("more", ("B-2",))):
-        for name in names:
-            write_patient(tmp_path / folder, name, "plain")
-    data = DataSettings(
-        root=str(tmp_path / "own"),
-        extra_root=str(tmp_path / "more"),
-        fold_by="leave-one-centre-out",
-    )
+    data = two_folders(tmp_path, "A-0 B-1", "B-2", fold_by="leave-one-centre-out")
     with pytest.raises(ValueError, match="left-out centre B"):
         plan_folds(Settings(data=data), None)

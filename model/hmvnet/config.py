@@ -156,8 +156,8 @@ class ClinicalSettings(_Section):
 
 
 # Lesion features known to be prognostic: metabolic volume, lesion glycolysis and uptake, number and
-# spread of the lesions, and necrosis. Selecting among some two hundred by
-# univariate concordance in a few hundred patients finds chance.
+# spread of the lesions, and necrosis. Selecting among some two hundred by univariate concordance in
+# a few hundred patients finds chance.
 ESTABLISHED_FEATURES = (
     "primary_volume_ml",
     "nodes_volume_ml",

@@ -100,9 +100,11 @@ def find_patients(root: Path | str, *, need_labels: bool = True) -> list[Patient
     """All patients of a data folder, sorted by id, joined with the tables found beside them.
 
     Raises:
-        ValueError: the folder is missing, holds no patients in a known layout, or (with
+        ValueError: no folder is given, it is missing, holds no patients in a known layout, or (with
             ``need_labels``) patients without a label; the message names them.
     """
+    if not str(root):
+        raise ValueError("no data folder: set data.root in config.xml or on the command line")
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"data folder '{root}' does not exist")

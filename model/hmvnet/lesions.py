@@ -396,8 +396,8 @@ def necrosis_volume(ct_hu: np.ndarray, lesion: np.ndarray, spacing_zyx: Spacing)
     (van den Brekel et al., "Cervical lymph node metastasis: assessment of radiologic criteria",
     Radiology 1990.) Voxels more than 3 mm below the lesion's surface whose CT, smoothed by a
     Gaussian of 1 mm, is between -30 and 30 HU, and not within 2 mm of fat or air. In the phantoms,
-    with true masks, it ranks the necrotic fraction
-    at a Spearman correlation of 0.97; the CT minimum stays below 0.3.
+    with true masks, it ranks the necrotic fraction at a Spearman correlation of 0.97; the CT
+    minimum stays below 0.3.
 
     Args:
         ct_hu, lesion: CT in HU and boolean mask ``[z, y, x]``; outside the arrays is not lesion.

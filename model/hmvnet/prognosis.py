@@ -193,8 +193,10 @@ class PrognosisMember:
     def risk(self, inputs: PatientInputs) -> np.ndarray:
         """Risk ``[b]`` of ``b`` patients."""
         risk = self.network_weight * self._head_risk(self.network.branch_outputs(inputs))
-        for weight, model in self._named_models():
-            risk = risk + weight * model.predict_risk(self.direct_variables(inputs))
+        if models := self._named_models():
+            variables = self.direct_variables(inputs)
+            for weight, model in models:
+                risk = risk + weight * model.predict_risk(variables)
         return risk
 
     @property

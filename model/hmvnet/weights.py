@@ -90,6 +90,11 @@ def fingerprint(patient_id: str) -> str:
     return hashlib.sha256(patient_id.encode()).hexdigest()[:16]
 
 
+def _recognised(patient_ids: Iterable[str], marks: set[str]) -> list[str]:
+    """Those of the patients whose fingerprint is among the marks."""
+    return [name for name in patient_ids if fingerprint(name) in marks]
+
+
 class Bundle:
     """A loaded manifest and checked access to its files."""
 
@@ -99,14 +104,13 @@ class Bundle:
 
     def seen_among(self, patient_ids: Iterable[str]) -> list[str]:
         """Those of the patients that any of the segmentation networks was trained on."""
-        seen = {mark for marks in self.manifest.segmentation.seen for mark in marks}
-        return [name for name in patient_ids if fingerprint(name) in seen]
+        marks = {mark for marks in self.manifest.segmentation.seen for mark in marks}
+        return _recognised(patient_ids, marks)
 
     def fitted_among(self, patient_ids: Iterable[str]) -> list[str]:
         """Those of the patients that the survival model was fitted to."""
         part = self.manifest.prognosis
-        seen = set(part.seen) if part else set()
-        return [name for name in patient_ids if fingerprint(name) in seen]
+        return _recognised(patient_ids, set(part.seen) if part else set())
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one safetensors file, those of float16 as float32.

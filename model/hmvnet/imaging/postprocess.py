@@ -22,7 +22,7 @@ BODY_STRIDE = 4
 AIR_STRIDE = 2
 LEAST_AIR_ML, AIRWAY_ML = 0.5, 5.0  # of one air space, and of all inside the body
 MUCOSA_MM = 8.0
-NODE_CHANCE = 0.03
+NODE_CHANCE = 0.03  # mean probability below which a lesion is no node
 BONE = 0.8  # of the normalised CT, 200 HU in the default window
 LEAST_BRAIN_ML, LEAST_BRAIN_SHARE, NEAR_BRAIN_MM = 300.0, 0.1, 8.0
 BOX_MARGIN = 2
@@ -164,7 +164,7 @@ def correct_by_airway(
 
     Primaries of the head and neck grow from the mucosa around the airway. One farther from all air
     inside the body than ``reach_mm`` becomes a node, or nothing where the network gives a node no
-    chance (less than ``NODE_CHANCE`` on average; the brain's own uptake looks so). Where there is
+    chance (the brain's own uptake looks so). Where there is
     no primary, the likeliest node that lies on the mucosa (most of it within ``MUCOSA_MM``)
     becomes one. Without an airway in the region nothing is changed.
 
@@ -185,14 +185,18 @@ def correct_by_airway(
         for box, lesion in lesions_of(mask == kind):
             away = _distance_to_air(air, grid, box, lesion, max(reach_mm, MUCOSA_MM))
             if kind == GTVP and away.min() > reach_mm:
-                chance = float(probabilities[GTVN][box][lesion].mean())
-                out[box][lesion] = GTVN if chance >= NODE_CHANCE else 0
+                out[box][lesion] = GTVN if _can_be_node(probabilities, box, lesion) else 0
             elif kind == GTVN and np.median(away) <= MUCOSA_MM:
                 on_mucosa.append((float(probabilities[GTVP][box][lesion].sum()), box, lesion))
     if on_mucosa and not (out == GTVP).any():
         _, box, lesion = max(on_mucosa, key=lambda entry: entry[0])
         out[box][lesion] = GTVP
     return out
+
+
+def _can_be_node(probabilities: np.ndarray, box: tuple[slice, ...], lesion: np.ndarray) -> bool:
+    """Whether the network gives a lesion any chance of being a node, on average over it."""
+    return float(probabilities[GTVN][box][lesion].mean()) >= NODE_CHANCE
 
 
 def _distance_to_air(
@@ -251,8 +255,8 @@ def keep_one_primary(
 ) -> np.ndarray:
     """Keep the likeliest primary; others become nodes, or vanish where they can't be one.
 
-    That is below a node's least volume, or where the network gives a node no chance
-    (``NODE_CHANCE``): two primaries at once are mostly uptake of muscles or glands on both sides.
+    That is below a node's least volume, or where the network gives a node no chance: two primaries
+    at once are mostly uptake of muscles or glands on both sides.
     """
     lesions = list(lesions_of(mask == GTVP))
     if len(lesions) < 2:
@@ -261,9 +265,8 @@ def keep_one_primary(
     out = mask.copy()
     for i, (box, lesion) in enumerate(lesions):
         if i != int(np.argmax(weights)):
-            chance = float(probabilities[GTVN][box][lesion].mean())
             large = lesion.sum() * voxel_ml >= settings.min_ml_gtvn
-            out[box][lesion] = GTVN if large and chance >= NODE_CHANCE else 0
+            out[box][lesion] = GTVN if large and _can_be_node(probabilities, box, lesion) else 0
     return out
 
 

@@ -184,7 +184,9 @@ def _timed_budget(settings: Settings, fold: Fold, folder: Path, minutes: float) 
 
 def _seconds_a_step(settings: Settings, fold: Fold, folder: Path, fabric: Fabric) -> float:
     """Median of some steps, after two that warm up. The machine should do nothing else."""
-    training = settings.training.model_copy(update={"steps": 2 * PACE_STEPS})
+    # Norms are not settled on the way: 64 patches more, of no use to the pace.
+    steps = {"steps": 2 * PACE_STEPS, "freeze_norms_at": 1.0}
+    training = settings.training.model_copy(update=steps)
     short = settings.model_copy(update={"training": training})
     cases = prepare_together(fabric, short, fold.train, folder)
     ends: list[float] = []

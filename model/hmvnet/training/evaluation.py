@@ -21,7 +21,7 @@ from hmvnet.prognosis import Prognosis
 from hmvnet.runtime import pick_device
 from hmvnet.survival.evaluation import Outcomes, harrell_c
 from hmvnet.training.prognosis import outcomes_of, predict
-from hmvnet.training.task2 import find_cohort, load_described
+from hmvnet.training.task2 import load_described
 from hmvnet.weights import load_bundle
 
 
@@ -92,8 +92,8 @@ def evaluate_task2(
     """
     bundle = load_bundle(weights)
     prognosis = Prognosis(bundle)
-    patients = find_cohort(settings)
-    if not bundle.manifest.prognosis or not bundle.manifest.prognosis.seen:
+    patients = find_patients(settings.data.root, need_labels=False)
+    if not prognosis.part.seen:
         raise ValueError(
             f"bundle '{bundle.manifest.name}' does not say whom its survival model was fitted to; "
             "fit it with this version"

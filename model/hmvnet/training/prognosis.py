@@ -236,12 +236,12 @@ def fit_member(
     if set(settings.branches) & {"table", "lesions"}:
         member.direct_columns = _direct_columns(patients, settings)
         variables = member.direct_variables(inputs)
-        seed = np.random.default_rng(settings.seed)
+        rng = np.random.default_rng(settings.seed)
         if settings.direct_weight:
-            member.direct = _icare(settings).fit(variables, days, event, seed)
+            member.direct = _icare(settings).fit(variables, days, event, rng)
             member.direct_weight = settings.direct_weight
         if settings.linear_weight:
-            member.linear = fit_linear_risk(variables, days, event, seed)
+            member.linear = fit_linear_risk(variables, days, event, rng)
             member.linear_weight = settings.linear_weight
     return member
 

@@ -54,8 +54,6 @@ def plan_folds(settings: Settings, folds: Sequence[int] | None) -> list[Fold]:
     Raises:
         ValueError: the data folder, a label, or a fold number is wrong.
     """
-    if not settings.data.root:
-        raise ValueError("no data folder: set data.root in config.xml or on the command line")
     patients = find_patients(settings.data.root)
     extra = find_patients(settings.data.extra_root) if settings.data.extra_root else []
     if twice := {p.patient_id for p in patients} & {p.patient_id for p in extra}:
@@ -117,10 +115,8 @@ def prepare_together(
         region: None given: ``data.region``.
     """
     region = region or settings.data.region
-    if fabric.global_rank == 0:
-        prepare(settings, patients, run, region)
-    fabric.barrier()
-    return prepare(settings, patients, run, region, quiet=True)
+    with fabric.rank_zero_first():
+        return prepare(settings, patients, run, region, quiet=fabric.global_rank > 0)
 
 
 def task_key(settings: Settings, plan: Sequence[Fold]) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from hmvnet.config import Settings
-from hmvnet.dataset import Patient, find_patients, split_folds
+from hmvnet.dataset import find_patients, split_folds
 from hmvnet.prognosis import PrognosisMember
 from hmvnet.runtime import pick_device
 from hmvnet.survival.evaluation import Outcomes, harrell_c
@@ -30,24 +30,13 @@ from hmvnet.weights import PrognosisPart, fingerprint, load_bundle, write_bundle
 RISK_QUANTILES = 21
 
 
-def find_cohort(settings: Settings) -> list[Patient]:
-    """The patients of ``data.root``, with or without a label.
-
-    Raises:
-        ValueError: no data folder is set, or :func:`find_patients` finds it wrong.
-    """
-    if not settings.data.root:
-        raise ValueError("no data folder: set data.root in config.xml or on the command line")
-    return find_patients(settings.data.root, need_labels=False)
-
-
 def load_described(settings: Settings, weights: Path, run: Path) -> list[Described]:
     """Every patient with an outcome, described by networks that did not see them.
 
     Raises:
         ValueError: no data, no outcomes, or (LeakError) a patient that every network saw.
     """
-    patients = find_cohort(settings)
+    patients = find_patients(settings.data.root, need_labels=False)
     describer = LesionDescriber(
         load_bundle(weights),
         pick_device(),
