@@ -81,8 +81,8 @@ def write_report(prediction, manifest, path: Path) -> Path:
     """Lesions, risk and what moved it, as JSON."""
     import json
 
-    from hmvnet.challenge import write_text
     from hmvnet.explanation import explain
+    from hmvnet.files import write_text
 
     write_text(json.dumps(explain(prediction, manifest), indent=2) + "\n", path)
     return path

@@ -7,7 +7,6 @@ The 2025 interface has fixed paths; the 2026 one also writes ``inputs.json``, wh
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import SimpleITK as sitk
 
 from hmvnet.case import Case, CaseError, ClinicalRecord, read_health_record, read_json
+from hmvnet.files import write_text
 from hmvnet.images import SUFFIXES, has_image_suffix, read_image, write_image
 
 MASK_PATH = Path("images/tumor-lymph-node-segmentation/output.mha")
@@ -122,17 +122,6 @@ class OutputFolder:
         if kind is not None:
             for path in self._written:
                 path.unlink(missing_ok=True)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write UTF-8 text to a temporary name in the same folder, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_sockets(root: Path) -> tuple[Sockets, tuple[str, ...]]:

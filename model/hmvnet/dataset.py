@@ -6,7 +6,6 @@ HECKTOR 2022 and nnU-Net (``imagesTr``/``labelsTr``), with or without the outcom
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import warnings
@@ -22,8 +21,8 @@ import SimpleITK as sitk
 from sklearn.model_selection import StratifiedKFold
 
 from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Grid, Outcome
-from hmvnet.challenge import write_text
 from hmvnet.config import DataSettings, PreprocessingSettings
+from hmvnet.files import digest, write_text
 from hmvnet.images import read_image
 from hmvnet.imaging.intensity import normalise
 from hmvnet.imaging.resample import labels_onto, resample_pet_ct
@@ -269,8 +268,7 @@ class Cache:
     def __init__(self, folder: Path, settings: PreprocessingSettings, region: str) -> None:
         self.settings = settings
         self.region = region
-        key = f"{CACHE_VERSION}/{region}/{settings.model_dump_json()}"
-        self.folder = Path(folder) / hashlib.sha256(key.encode()).hexdigest()[:12]
+        self.folder = Path(folder) / digest(CACHE_VERSION, region, settings.model_dump(mode="json"))
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, patient: Patient) -> Prepared:
@@ -334,11 +332,7 @@ def _store(array: np.ndarray, path: Path, blocks: tuple[int, ...]) -> None:
 
 
 def _files_hash(patient: Patient) -> str:
-    digest = hashlib.sha256()
-    for path in (patient.ct, patient.pet, patient.label):
-        if path is not None:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return digest(*(path for path in (patient.ct, patient.pet, patient.label) if path))
 
 
 def prepare_all(cache: Cache, patients: Iterable[Patient], progress=None) -> list[Prepared]:

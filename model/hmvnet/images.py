@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ import tifffile
 from isal import isal_zlib
 
 from hmvnet.case import IDENTITY, CaseError, Grid
+from hmvnet.files import replacing
 
 SUFFIXES = (".mha", ".nii.gz", ".nii", ".tiff", ".tif")
 
@@ -97,15 +97,9 @@ def read_geometry(path: Path) -> Grid:
 
 
 def write_image(image: sitk.Image, path: Path) -> None:
-    """Write an image compressed, to a temporary name in the same folder and then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = next(s for s in SUFFIXES if path.name.lower().endswith(s))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part{suffix}")
-    try:
+    """Write an image compressed, whole or not at all."""
+    with replacing(path) as temporary:
         sitk.WriteImage(image, str(temporary), useCompression=True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_metaimage(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hmvnet.files import replacing
 from hmvnet.runtime import OnnxForward, TorchForward, load_network
 from hmvnet.weights import add_file, load_bundle
 
@@ -50,19 +51,18 @@ def export_bundle(
 
 
 def write_onnx(network: nn.Module, size: tuple[int, ...], path: Path) -> None:
-    """One network as an ONNX graph of fixed input size ``[1, 2, *size]``, to a name of its own."""
+    """One network as an ONNX graph of fixed input size ``[1, 2, *size]``, whole or not at all."""
     example = torch.zeros(1, 2, *size)
-    temporary = path.with_suffix(".part.onnx")
-    torch.onnx.export(
-        _LogitsAndMaps(network).eval(),
-        (example,),
-        temporary,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-        input_names=["volume"],
-    )
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        torch.onnx.export(
+            _LogitsAndMaps(network).eval(),
+            (example,),
+            temporary,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=["volume"],
+        )
 
 
 def compare(network: nn.Module, path: Path, size: tuple[int, ...]) -> float:

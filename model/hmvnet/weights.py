@@ -7,10 +7,7 @@ whose hash differs.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from torch import Tensor
 
 from hmvnet.case import CLASSES
 from hmvnet.config import PostprocessingSettings, PreprocessingSettings
+from hmvnet.files import SHORT, replacing, sha256, write_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -87,7 +85,7 @@ class Manifest(_Part):
 
 def fingerprint(patient_id: str) -> str:
     """A patient's name, hashed: enough to recognise it, not to read it."""
-    return hashlib.sha256(patient_id.encode()).hexdigest()[:16]
+    return sha256(patient_id.encode())[:SHORT]
 
 
 def _recognised(patient_ids: Iterable[str], marks: set[str]) -> list[str]:
@@ -135,7 +133,7 @@ class Bundle:
             raise WeightsError(
                 f"{name}: weight file of '{self.manifest.name}' is missing"
             ) from error
-        found = hashlib.sha256(data).hexdigest()
+        found = sha256(data)
         if found != expected:
             raise WeightsError(
                 f"{name}: sha256 {found[:12]}... differs from the manifest's {expected[:12]}..."
@@ -191,40 +189,33 @@ def load_bundle(folder: Path) -> Bundle:
 def write_bundle(
     folder: Path, manifest: Manifest, files: Mapping[str, Mapping[str, Tensor]]
 ) -> Path:
-    """Write a bundle: to a temporary folder first, then in the place of ``folder``.
+    """Write a bundle in the place of ``folder``, whole or not at all.
 
     Args:
         manifest: its ``files`` are filled in here.
         files: file name -> tensors. Those of float32 with more than one axis are stored as
             float16, which halves the bundle; float64 (the ICARE head) stays as it is.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with replacing(folder) as temporary:
+        temporary.mkdir()
         hashes = {}
         for name, tensors in files.items():
             data = save_tensors({k: _compact(v) for k, v in tensors.items()})
             (temporary / name).write_bytes(data)
-            hashes[name] = hashlib.sha256(data).hexdigest()
-        complete = manifest.model_copy(update={"files": hashes})
-        text = complete.model_dump_json(indent=2)
-        (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            hashes[name] = sha256(data)
+        _write_manifest(manifest.model_copy(update={"files": hashes}), temporary)
     return folder
 
 
 def add_file(folder: Path, name: str) -> None:
     """Enter a file that was put into a bundle's folder into its manifest."""
     manifest = load_bundle(folder).manifest
-    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    complete = manifest.model_copy(update={"files": manifest.files | {name: digest}})
-    temporary = folder / f".{MANIFEST}.part"
-    temporary.write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / MANIFEST)
+    files = manifest.files | {name: sha256(folder / name)}
+    _write_manifest(manifest.model_copy(update={"files": files}), folder)
+
+
+def _write_manifest(manifest: Manifest, folder: Path) -> None:
+    write_text(manifest.model_dump_json(indent=2) + "\n", folder / MANIFEST)
 
 
 def _compact(tensor: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import pandas as pd
 import SimpleITK as sitk
 
 from hmvnet.dataset import TRUTH_TABLE
+from hmvnet.files import replacing, write_text
 
 from .outcome import LESION_TERMS, TABLE_TERMS, WeibullCox, best_c_index
 from .patient import PatientPlan, PhantomSettings, draw_patient
@@ -96,7 +97,7 @@ def write_cohort(
             on_progress(done, count)
     _write_tables(root, plans)
     summary = summarise(root, plans)
-    _write_text(root / "SYNTHETIC.md", _readme(summary, seed, settings))
+    write_text(_readme(summary, seed, settings), root / "SYNTHETIC.md")
     return summary
 
 
@@ -134,22 +135,19 @@ def _write_all(
 
 
 def _write_patient(root: Path, plan: PatientPlan, compress_level: int) -> None:
-    """Write to temporary folders, then rename; Task 2 comes last, so its folder means done."""
+    """Both tasks' folders, whole or not at all; Task 2's comes last, so that it means done."""
     phantom = render(plan)
-    name = plan.patient_id
-    first, second = (root / task / f".{name}.part" for task in ("Task 1", "Task 2"))
-    for folder in (first, second):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    for image, file in _files(phantom):
-        # the NIfTI header's `descrip`, as ITK calls it
-        image.SetMetaData("ITK_FileNotes", "SYNTHETIC phantom, not a patient")
-        sitk.WriteImage(image, str(first / file), True, compress_level)
-        _link(first / file, second / file)
-    for folder in (first, second):
-        target = folder.parent / name
-        shutil.rmtree(target, ignore_errors=True)
-        folder.rename(target)
+    first, second = (root / task / plan.patient_id for task in ("Task 1", "Task 2"))
+    with replacing(first) as folder:
+        folder.mkdir()
+        for image, file in _files(phantom):
+            # the NIfTI header's `descrip`, as ITK calls it
+            image.SetMetaData("ITK_FileNotes", "SYNTHETIC phantom, not a patient")
+            sitk.WriteImage(image, str(folder / file), True, compress_level)
+    with replacing(second) as folder:
+        folder.mkdir()
+        for _, file in _files(phantom):
+            _link(first / file, folder / file)
 
 
 def _files(phantom: Phantom) -> list[tuple[sitk.Image, str]]:
@@ -178,7 +176,7 @@ def _claim(root: Path, seed: int, settings: PhantomSettings) -> None:
             raise ValueError(f"{marker}: found another cohort {found}, expected {mine}")
         return
     root.mkdir(parents=True, exist_ok=True)
-    _write_text(marker, json.dumps(mine, indent=2) + "\n")
+    write_text(json.dumps(mine, indent=2) + "\n", marker)
 
 
 def _write_tables(root: Path, plans: list[PatientPlan]) -> None:
@@ -186,12 +184,12 @@ def _write_tables(root: Path, plans: list[PatientPlan]) -> None:
     table = pd.DataFrame(rows, columns=["PatientID", *COLUMNS])
     whole = [name for name in COLUMNS if name != "M-stage"]
     table[whole] = table[whole].astype("Int64")
-    _write_text(root / "Task 1" / TABLE.format("Task_1"), table.to_csv(index=False))
+    write_text(table.to_csv(index=False), root / "Task 1" / TABLE.format("Task_1"))
     table["Relapse"] = [plan.relapse for plan in plans]
     table["RFS"] = [int(plan.rfs_days) for plan in plans]
-    _write_text(root / "Task 2" / TABLE.format("Task_2"), table.to_csv(index=False))
+    write_text(table.to_csv(index=False), root / "Task 2" / TABLE.format("Task_2"))
     truth = {plan.patient_id: plan_truth(plan) for plan in plans}
-    _write_text(root / "truth.json", json.dumps(truth, indent=1) + "\n")
+    write_text(json.dumps(truth, indent=1) + "\n", root / "truth.json")
     flat = [
         {
             "PatientID": plan.patient_id,
@@ -202,13 +200,7 @@ def _write_tables(root: Path, plans: list[PatientPlan]) -> None:
         }
         for plan in plans
     ]
-    _write_text(root / TRUTH_TABLE, pd.DataFrame(flat).to_csv(index=False))
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
+    write_text(pd.DataFrame(flat).to_csv(index=False), root / TRUTH_TABLE)
 
 
 def _readme(summary: CohortSummary, seed: int, settings: PhantomSettings) -> str:

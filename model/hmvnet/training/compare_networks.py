@@ -26,13 +26,13 @@ from rich.progress import track
 
 from hmvnet import metrics
 from hmvnet.bench import peak_memory, resident_mb
-from hmvnet.challenge import write_text
 from hmvnet.config import InferenceSettings, NetworkSettings, Settings
 from hmvnet.dataset import Patient, find_patients
+from hmvnet.files import digest, write_text
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.runtime import pick_device
-from hmvnet.training.engine import digest, make_fabric
+from hmvnet.training.engine import make_fabric
 from hmvnet.training.evaluation import score_patient
 from hmvnet.training.segmentation import train_segmentation
 from hmvnet.training.task1 import (

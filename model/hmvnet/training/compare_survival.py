@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hmvnet.case import ClinicalRecord, Outcome
-from hmvnet.challenge import write_text
 from hmvnet.clinical import ClinicalEncoder, read_outcome_table
 from hmvnet.config import Settings
 from hmvnet.dataset import TRUTH_TABLE
+from hmvnet.files import digest, write_arrays, write_text
 from hmvnet.lesions import LesionFeatures
 from hmvnet.networks.fusion import BRANCHES, IMAGE_CHANNELS
 from hmvnet.prognosis import LesionDescription
@@ -43,7 +43,6 @@ from hmvnet.survival.evaluation import (
     risk_groups,
     score,
 )
-from hmvnet.training.engine import digest, write_arrays
 from hmvnet.training.prognosis import (
     Described,
     handcrafted,

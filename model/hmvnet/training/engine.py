@@ -7,8 +7,6 @@ processes with parts of a batch compute what one does with the whole.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import time
@@ -18,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
@@ -27,26 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hmvnet.files import replacing, write_text
+
 CHECKPOINT = "checkpoint.pt"
-
-
-def digest(*values: Any) -> str:
-    """A short hash of plain values and arrays: what a stored result hangs on."""
-    found = hashlib.sha256()
-    for value in values:
-        if isinstance(value, np.ndarray):
-            found.update(f"{value.dtype}{value.shape}".encode())
-            found.update(np.ascontiguousarray(value).tobytes())
-        else:
-            found.update(json.dumps(value, sort_keys=True, default=str).encode())
-    return found.hexdigest()[:16]
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """An .npz file, never seen half-written, also by other processes that write the same."""
-    temporary = path.with_suffix(f".{os.getpid()}.part.npz")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
 
 
 @dataclass(frozen=True)
@@ -124,7 +104,7 @@ def train(
     Args:
         loss_of_step: the losses of a step, ``total`` among them; gets the network and the step.
         run: folder of the checkpoint and the logs; a checkpoint found there is resumed.
-        key: :func:`digest` of the data and settings that the losses hang on.
+        key: :func:`hmvnet.files.digest` of the data and settings that the losses hang on.
         validate: figures of the averaged network after so many steps; called on every process,
             since the networks are equal on all of them.
         quiet: no progress bar.
@@ -245,14 +225,12 @@ def _save(
             "validations": history.validations,
             "seconds": history.seconds,
         }
-        run.mkdir(parents=True, exist_ok=True)
-        temporary = run / (CHECKPOINT + ".part")
-        torch.save(state, temporary)
-        os.replace(temporary, run / CHECKPOINT)
+        with replacing(run / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
         # From the history rather than a logger, which would forget the steps before a resume.
         for name, rows in (("losses", history.losses), ("validations", history.validations)):
             if rows:
-                pd.DataFrame(rows).to_csv(run / f"{name}.csv", index=False)
+                write_text(pd.DataFrame(rows).to_csv(index=False), run / f"{name}.csv")
     fabric.barrier()
 
 

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from hmvnet import metrics
 from hmvnet.case import Grid
-from hmvnet.challenge import write_text
 from hmvnet.config import Settings
 from hmvnet.dataset import Patient, find_patients
+from hmvnet.files import write_text
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.prognosis import Prognosis
 from hmvnet.runtime import pick_device

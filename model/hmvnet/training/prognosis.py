@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from hmvnet.case import ClinicalRecord, Outcome
 from hmvnet.clinical import HECKTOR, ClinicalEncoder, ClinicalSchema
 from hmvnet.config import InferenceSettings, PrognosisSettings
 from hmvnet.dataset import Patient
+from hmvnet.files import digest, write_arrays
 from hmvnet.lesions import LesionFeatures
 from hmvnet.networks.fusion import FusionConfig, FusionNetwork, PatientInputs, signed_log
 from hmvnet.pipeline import Stages, load_ensemble, segment
@@ -25,7 +24,7 @@ from hmvnet.prognosis import LesionDescription, PrognosisMember, describe
 from hmvnet.survival.baselines import fit_linear_risk
 from hmvnet.survival.icare import BaggedIcare
 from hmvnet.survival.losses import cox_loss, ranking_loss
-from hmvnet.training.engine import LoopSettings, digest, train, write_arrays
+from hmvnet.training.engine import LoopSettings, train
 from hmvnet.weights import Bundle, fingerprint
 
 EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
@@ -67,18 +66,14 @@ class LesionDescriber:
         inference = (inference or InferenceSettings()).model_copy(update={"time_budget_s": 1e9})
         self.ensemble = load_ensemble(bundle, device, inference)
         manifest = bundle.manifest
-        weights = {file: manifest.files[file] for file in manifest.segmentation.files}
-        settings = [manifest.preprocessing, manifest.postprocessing, inference]
-        key = json.dumps(
-            [
-                DESCRIPTION_VERSION,
-                weights,
-                image_spacing_mm,
-                *(s.model_dump(mode="json") for s in settings),
-            ],
-            sort_keys=True,
+        settings = (manifest.preprocessing, manifest.postprocessing, inference)
+        key = digest(
+            DESCRIPTION_VERSION,
+            {file: manifest.files[file] for file in manifest.segmentation.files},
+            image_spacing_mm,
+            *(s.model_dump(mode="json") for s in settings),
         )
-        self.folder = cache / ("lesions-" + hashlib.sha256(key.encode()).hexdigest()[:12])
+        self.folder = cache / f"lesions-{key}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def unseen_members(self, patient_id: str) -> list[int]:
@@ -112,10 +107,8 @@ class LesionDescriber:
         if patient.outcome is None:
             raise ValueError(f"patient {patient.patient_id} has no outcome (RFS, Relapse)")
         members = self.unseen_members(patient.patient_id)
-        stat = [patient.ct.stat(), patient.pet.stat()]
-        key = f"{members}{[(s.st_size, s.st_mtime_ns) for s in stat]}"
-        digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-        path = self.folder / f"{patient.patient_id}-{digest}.npz"
+        key = digest(members, patient.state())
+        path = self.folder / f"{patient.patient_id}-{key}.npz"
         if not path.exists():
             self._write(self._describe(patient, members), path)
         with np.load(path, allow_pickle=False) as stored:

@@ -19,12 +19,13 @@ from hmvnet import metrics
 from hmvnet.case import CLASSES, GTVN, GTVP
 from hmvnet.config import Settings
 from hmvnet.dataset import Prepared
+from hmvnet.files import digest
 from hmvnet.imaging.augment import MARGIN, draw_patch
 from hmvnet.imaging.intensity import AIR
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.networks.registry import build_network
 from hmvnet.runtime import Ensemble, TorchForward, channels_last
-from hmvnet.training.engine import History, LoopSettings, bare, digest, train
+from hmvnet.training.engine import History, LoopSettings, bare, train
 from hmvnet.weights import load_bundle
 
 SETTLING_PATCHES = 64

@@ -15,8 +15,9 @@ from rich.progress import track
 from hmvnet.case import CaseError
 from hmvnet.config import Settings
 from hmvnet.dataset import Cache, Patient, Prepared, find_patients, split_folds
+from hmvnet.files import digest
 from hmvnet.images import read_geometry
-from hmvnet.training.engine import digest, make_fabric
+from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation import (
     SegmentationRun,
     one_network,
