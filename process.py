@@ -124,8 +124,8 @@ class Narrator:
             if strongest := risk.contributions[:STRONGEST]:
                 moved = ", ".join(f"{c.name} {c.value:+.3f}" for c in strongest)
                 self.console.print(f"moved most by: {moved}")
-        for flag in prediction.flags:
-            self.console.print(f"[yellow]note[/] {flag}")
+        for note in prediction.notes:
+            self.console.print(f"[yellow]note[/] {note}")
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in prediction.timings.items())
         self.console.print(f"[dim]bundle {bundle} on {device}; seconds: {stages}[/]")
         for path in written:

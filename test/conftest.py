@@ -22,9 +22,11 @@ from hmvnet.config import (  # noqa: E402
     PreprocessingSettings,
     PrognosisSettings,
 )
+from hmvnet.imaging.roi import Region  # noqa: E402
 from hmvnet.lesions import LesionFeatures  # noqa: E402
 from hmvnet.networks.registry import build_network  # noqa: E402
 from hmvnet.prognosis import LesionDescription, describe  # noqa: E402
+from hmvnet.segmentation.segmenter import Segmentation, Volume  # noqa: E402
 from hmvnet.training.engine import make_fabric  # noqa: E402
 from hmvnet.training.prognosis import Described, fit_members  # noqa: E402
 from hmvnet.weights import Manifest, PrognosisPart, SegmentationPart, write_bundle  # noqa: E402
@@ -97,13 +99,20 @@ FAST_PROGNOSIS = PrognosisSettings(
 )
 
 
+def nothing_found(shape: tuple[int, ...], maps: tuple[np.ndarray, ...] = ()) -> Segmentation:
+    """A segmentation without a lesion, of an empty volume ``[z, y, x]`` at 4 mm."""
+    raw = np.zeros((2, *shape), np.float32)
+    region = Region(Grid(shape[::-1], (4.0, 4.0, 4.0)), "centre", 0.1)
+    empty = np.zeros(shape, np.uint8)
+    return Segmentation(Volume(region, raw, raw), np.zeros((3, *shape), np.float32), empty, maps)
+
+
 def described_patients(count: int = 24, seed: int = 0, lesions: bool = True) -> list[Described]:
     """Patients as the survival model sees them; many lesion features share what drives the risk."""
     rng = np.random.default_rng(seed)
     shape = tuple(n // 2 for n in (78, 50, 50))
-    raw = np.zeros((2, 78, 50, 50), np.float32)
-    maps = [np.zeros((8 << i, 20 >> i, 16 >> i, 16 >> i), np.float32) for i in range(1, 5)]
-    names = describe(raw, raw, np.zeros(raw.shape[1:], np.uint8), maps, 4.0, 8.0).features.names
+    maps = tuple(np.zeros((8 << i, 20 >> i, 16 >> i, 16 >> i), np.float32) for i in range(1, 5))
+    names = describe(nothing_found((78, 50, 50), maps), 8.0).features.names
     patients = []
     for i in range(count):
         burden = rng.normal()

@@ -4,7 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import FAST_PROGNOSIS, described_patients
+from conftest import FAST_PROGNOSIS, described_patients, nothing_found
 from rich.console import Console
 from test_dataset import write_patient
 
@@ -202,8 +202,7 @@ def test_fit_inside_a_fold_never_sees_the_others(tmp_path, monkeypatch):
 
 def test_bundle_refuses_features_it_was_not_trained_on(tiny_bundle):
     prognosis = Prognosis(load_bundle(tiny_bundle))
-    raw = np.zeros((2, 20, 20, 20), np.float32)
-    description = describe(raw, raw, np.zeros((20, 20, 20), np.uint8), [], 4.0, 8.0)
+    description = describe(nothing_found((20, 20, 20)), 8.0)
     with pytest.raises(ValueError, match="parts do not fit"):
         prognosis(description, described_patients(1)[0].record)
 

@@ -267,7 +267,7 @@ def test_tuning_finds_the_threshold_that_fits():
     probabilities[1] = np.where(lesion, 0.35, 0.0)
     ct = np.full(CT_GRID.shape, 0.5, np.float32)
     kept = [Kept("A", CT_GRID, probabilities, ct, lesion.astype(np.uint8))]
-    found = search(PostprocessingSettings(), kept, Console(quiet=True))
+    found = search(PostprocessingSettings(), kept, "head-neck", Console(quiet=True))
     assert found.threshold_gtvp < 0.35
 
 

@@ -5,8 +5,14 @@ import pytest
 import torch
 
 from hmvnet.config import InferenceSettings
-from hmvnet.pipeline import load_ensemble
-from hmvnet.runtime import Ensemble, OnnxForward, TorchForward, load_network, pick_device
+from hmvnet.runtime import (
+    Ensemble,
+    OnnxForward,
+    TorchForward,
+    load_ensemble,
+    load_network,
+    pick_device,
+)
 from hmvnet.weights import (
     Bundle,
     WeightsError,

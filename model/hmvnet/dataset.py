@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,9 +24,8 @@ from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Grid, Outco
 from hmvnet.config import DataSettings, PreprocessingSettings
 from hmvnet.files import digest, write_text
 from hmvnet.images import read_image
-from hmvnet.imaging.intensity import normalise
-from hmvnet.imaging.resample import labels_onto, resample_pet_ct
-from hmvnet.imaging.roi import centre_region, find_region
+from hmvnet.imaging.resample import labels_onto
+from hmvnet.segmentation.segmenter import prepare
 
 ID_COLUMN, EVENT_COLUMN, TIME_COLUMN = "PatientID", "Relapse", "RFS"
 # What drew a phantom's outcome. No health record: a model that saw it would know the answer.
@@ -244,20 +243,6 @@ class Prepared:
     voxels: Mapping[int, np.ndarray]
 
 
-def prepare_case(
-    case: Case, settings: PreprocessingSettings, region: str = "head-neck"
-) -> tuple[np.ndarray, Grid]:
-    """Case to network input: find the region, resample once, normalise. Used by all.
-
-    Returns:
-        float32 ``[2, z, y, x]`` (CT [0, 1], PET [-1, 1]) and its grid.
-    """
-    find = find_region if region == "head-neck" else centre_region
-    grid = find(case, settings).grid
-    raw = resample_pet_ct(case, grid)
-    return normalise(raw, settings, out=raw), grid
-
-
 class Cache:
     """Preprocessed volumes on disk, one folder a set of preprocessing settings.
 
@@ -299,7 +284,8 @@ class Cache:
 
     def _make(self, patient: Patient, source: str) -> Prepared:
         case = patient.read()
-        volume, grid = prepare_case(case, self.settings, self.region)
+        volume = prepare(case, self.settings, self.region)
+        grid = volume.grid
         label = np.zeros(grid.shape, np.uint8)
         if case.truth is not None:
             truth = sitk.GetArrayFromImage(case.truth)
@@ -313,7 +299,7 @@ class Cache:
         volume_path, label_path, meta_path = self._paths(patient)
         # The description comes last: without it the arrays count as not there.
         meta_path.unlink(missing_ok=True)
-        _store(volume.astype(np.float16), volume_path, (1, 32, 32, 32))
+        _store(volume.scaled.astype(np.float16), volume_path, (1, 32, 32, 32))
         _store(label, label_path, (32, 32, 32))
         grid_json = {k: getattr(grid, k) for k in ("size", "spacing", "origin", "direction")}
         meta = {"source": source, "grid": grid_json, "voxels": voxels}
@@ -333,13 +319,3 @@ def _store(array: np.ndarray, path: Path, blocks: tuple[int, ...]) -> None:
 
 def _files_hash(patient: Patient) -> str:
     return digest(*(path for path in (patient.ct, patient.pet, patient.label) if path))
-
-
-def prepare_all(cache: Cache, patients: Iterable[Patient], progress=None) -> list[Prepared]:
-    """Every patient preprocessed, in order; ``progress(done)`` after each."""
-    prepared = []
-    for patient in patients:
-        prepared.append(cache.get(patient))
-        if progress:
-            progress(len(prepared))
-    return prepared

@@ -18,8 +18,8 @@ def explain(prediction: Prediction, manifest: Manifest) -> dict[str, Any]:
         "notice": "Research software, not for clinical use.",
         "bundle": manifest.name,
         "lesions": [lesion.to_dict() for lesion in prediction.lesions],
-        "region_confidence": round(prediction.segmentation.region.confidence, 3),
-        "notes": list(prediction.flags),
+        "region_confidence": round(prediction.segmentation.volume.region.confidence, 3),
+        "notes": list(prediction.notes),
         "seconds": {name: round(value, 2) for name, value in prediction.timings.items()},
     }
     risk = prediction.risk

@@ -21,6 +21,7 @@ from hmvnet.networks.fusion import (
     PatientInputs,
     signed_log,
 )
+from hmvnet.segmentation.segmenter import Segmentation
 from hmvnet.survival.icare import BaggedIcare
 from hmvnet.survival.linear import LinearRisk
 from hmvnet.weights import Bundle
@@ -72,29 +73,18 @@ class Risk:
     notes: tuple[str, ...] = ()
 
 
-def describe(
-    raw: np.ndarray,
-    volume: np.ndarray,
-    mask: np.ndarray,
-    encoder_maps: Sequence[np.ndarray],
-    spacing_mm: float,
-    image_spacing_mm: float,
-) -> LesionDescription:
-    """The fusion network's image and lesion vector of one segmented patient.
-
-    Args:
-        raw: ``[2, z, y, x]`` CT in HU and PET in SUV on the working grid.
-        volume: the same, normalised.
-        mask: uint8 ``[z, y, x]``.
-        encoder_maps: HM-VNet's, ``[c, z, y, x]`` each; may be empty (other networks).
-    """
-    step = max(1, round(image_spacing_mm / spacing_mm))
+def describe(segmentation: Segmentation, image_spacing_mm: float) -> LesionDescription:
+    """The fusion network's image and lesion vector of one segmented patient."""
+    volume, mask = segmentation.volume, segmentation.labels
+    spacing = volume.grid.spacing[::-1]
+    step = max(1, round(image_spacing_mm / spacing[0]))
     classes = np.stack([mask == GTVP, mask == GTVN]).astype(np.float32)
-    stacked = torch.from_numpy(np.concatenate([volume, classes]))
+    stacked = torch.from_numpy(np.concatenate([volume.scaled, classes]))
     image = F.avg_pool3d(stacked[None], step)[0].numpy()
-    features = lesion_features(mask, raw[0], raw[1], (spacing_mm,) * 3)
-    if encoder_maps:
-        pooled = pool_encoder_features([torch.from_numpy(m) for m in encoder_maps], mask)
+    features = lesion_features(mask, volume.raw[0], volume.raw[1], spacing)
+    if segmentation.encoder_maps:
+        maps = [torch.from_numpy(m) for m in segmentation.encoder_maps]
+        pooled = pool_encoder_features(maps, mask)
         features = LesionFeatures(
             features.names + pooled.names, np.concatenate([features.values, pooled.values])
         )

@@ -49,7 +49,7 @@ def draw_prediction(prediction: Prediction, path: Path) -> Path:
     Drawn on the working grid; the aspect is isotropic, the patient's right is on the left.
     """
     segmentation = prediction.segmentation
-    labels, (ct, pet) = segmentation.labels, segmentation.raw
+    labels, (ct, pet) = segmentation.labels, segmentation.volume.raw
     z, y, x = _centre_of_interest(labels, pet)
     figure, axes = plt.subplots(1, 5, figsize=(17, 6), layout="constrained")
     slices = (

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
+from hmvnet.config import InferenceSettings
 from hmvnet.networks.hmvnet import HMVNet, pad_with_air
 from hmvnet.networks.registry import build_network
 from hmvnet.weights import Bundle, WeightsError
@@ -214,3 +216,24 @@ class Ensemble:
         budget = f", {left_out} left out by the {self.time_budget_s:g} s budget" if left_out else ""
         log = "; ".join([f"{done} of {len(passes)} network passes{budget}", *self.notes])
         return NetworkOutput(mean, features, log)
+
+
+def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSettings) -> Ensemble:
+    """The bundle's segmentation networks, ready to run on a device.
+
+    With the ``onnx`` back end a fold whose ONNX file is not there, or cannot run on the device,
+    falls back to torch; the ensemble's log says so.
+    """
+    part = bundle.manifest.segmentation
+    members: list[Forward] = []
+    notes = []
+    for file in part.files:
+        if settings.backend == "onnx":
+            try:
+                members.append(OnnxForward(bundle.read(Path(file).stem + ".onnx"), device))
+                continue
+            except (ImportError, RuntimeError) as error:
+                notes.append(f"{file}: torch instead of ONNX Runtime ({error})")
+        network = load_network(bundle, file)
+        members.append(TorchForward(network, device, part.patch_size, settings.precision))
+    return Ensemble(members, settings.flips, settings.time_budget_s, tuple(notes))

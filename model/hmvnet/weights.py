@@ -183,6 +183,8 @@ def load_bundle(folder: Path) -> Bundle:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise WeightsError(f"{path}: {where}: {first['msg']}") from error
+    if manifest.classes != list(CLASSES):
+        raise WeightsError(f"{path}: classes {manifest.classes}, expected {list(CLASSES)}")
     return Bundle(folder, manifest)
 
 

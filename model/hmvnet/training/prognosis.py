@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from hmvnet.dataset import Patient
 from hmvnet.files import digest, write_arrays
 from hmvnet.lesions import LesionFeatures
 from hmvnet.networks.fusion import FusionConfig, FusionNetwork, PatientInputs, signed_log
-from hmvnet.pipeline import Stages, load_ensemble, segment
 from hmvnet.prognosis import LesionDescription, PrognosisMember, describe
+from hmvnet.segmentation.segmenter import Segmenter
 from hmvnet.survival.baselines import fit_linear_risk
 from hmvnet.survival.icare import BaggedIcare
 from hmvnet.survival.losses import cox_loss, ranking_loss
@@ -64,7 +64,7 @@ class LesionDescriber:
         self.bundle = bundle
         self.image_spacing_mm = image_spacing_mm
         inference = (inference or InferenceSettings()).model_copy(update={"time_budget_s": 1e9})
-        self.ensemble = load_ensemble(bundle, device, inference)
+        self.segmenter = Segmenter(bundle, device, inference)
         manifest = bundle.manifest
         settings = (manifest.preprocessing, manifest.postprocessing, inference)
         key = digest(
@@ -83,7 +83,7 @@ class LesionDescriber:
             LeakError: there are none, or the bundle does not say what it was trained on.
         """
         seen = self.bundle.manifest.segmentation.seen
-        if len(seen) != len(self.ensemble.members):
+        if len(seen) != len(self.bundle.manifest.segmentation.files):
             raise LeakError(
                 f"bundle '{self.bundle.manifest.name}' does not say which patients its networks "
                 "were trained on; retrain it with this version"
@@ -119,22 +119,7 @@ class LesionDescriber:
         )
 
     def _describe(self, patient: Patient, members: Sequence[int]) -> LesionDescription:
-        manifest = self.bundle.manifest
-        ensemble = self.ensemble
-        if len(members) < len(ensemble.members):
-            ensemble = replace(ensemble, members=[ensemble.members[i] for i in members])
-        found, _ = segment(
-            patient.read(),
-            ensemble,
-            manifest.preprocessing,
-            manifest.postprocessing,
-            Stages(),
-            manifest.region,
-        )
-        # With several networks in the bundle no patient gets encoder features: see Ensemble.
-        maps = found.encoder_maps if len(self.ensemble.members) == 1 else ()
-        spacing = manifest.preprocessing.spacing_mm
-        return describe(found.raw, found.volume, found.labels, maps, spacing, self.image_spacing_mm)
+        return describe(self.segmenter.only(members)(patient.read()), self.image_spacing_mm)
 
     @staticmethod
     def _write(description: LesionDescription, path: Path) -> None:

@@ -22,9 +22,9 @@ from hmvnet.dataset import Prepared
 from hmvnet.files import digest
 from hmvnet.imaging.augment import MARGIN, draw_patch
 from hmvnet.imaging.intensity import AIR
-from hmvnet.imaging.postprocess import postprocess
 from hmvnet.networks.registry import build_network
 from hmvnet.runtime import Ensemble, TorchForward, channels_last
+from hmvnet.segmentation.segmenter import label_map
 from hmvnet.training.engine import History, LoopSettings, bare, train
 from hmvnet.weights import load_bundle
 
@@ -308,8 +308,8 @@ def predict_labels(ensemble: Ensemble, case: Prepared, settings: Settings) -> np
     """The postprocessed label map of a preprocessed case, on the working grid."""
     volume = np.asarray(case.volume[:], dtype=np.float32)
     probabilities = ensemble(volume).probabilities
-    rules = settings.postprocessing.for_region(settings.data.region)
-    return postprocess(probabilities, volume[0], case.grid, rules)
+    rules, region = settings.postprocessing, settings.data.region
+    return label_map(probabilities, volume[0], case.grid, rules, region)
 
 
 def evaluate(

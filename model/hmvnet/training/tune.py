@@ -23,12 +23,11 @@ from hmvnet import metrics
 from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
 from hmvnet.dataset import Patient, find_patients
-from hmvnet.imaging.postprocess import postprocess
 from hmvnet.imaging.resample import labels_onto
-from hmvnet.pipeline import Stages, load_ensemble, segment
-from hmvnet.runtime import Ensemble, pick_device
+from hmvnet.runtime import pick_device
+from hmvnet.segmentation.segmenter import Segmenter, label_map
 from hmvnet.training.task1 import BUNDLE
-from hmvnet.weights import Bundle, load_bundle, write_bundle
+from hmvnet.weights import load_bundle, write_bundle
 
 CANDIDATES: Mapping[str, Sequence[float]] = {
     "airway_mm": (0.0, 15.0, 20.0, 30.0),
@@ -62,15 +61,16 @@ def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Cons
         raise ValueError(
             f"the bundle was trained on {', '.join(known[:5])}: tune on other patients"
         )
-    ensemble = load_ensemble(bundle, pick_device(), settings.inference)
+    segmenter = Segmenter(bundle, pick_device(), settings.inference)
     run.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=run) as folder:
         kept = [
-            _run(patient, ensemble, bundle, Path(folder))
+            _run(patient, segmenter, Path(folder))
             for patient in track(patients, "segment", console=Console(stderr=True))
         ]
-        rules = bundle.manifest.postprocessing.for_region(bundle.manifest.region)
-        best = search(rules, kept, console)
+        region = bundle.manifest.region
+        rules = bundle.manifest.postprocessing.for_region(region)
+        best = search(rules, kept, region, console)
     if bundle.manifest.prognosis:
         console.print("[yellow]note[/] the survival model was fitted to other masks: left out")
     manifest = bundle.manifest.model_copy(update={"postprocessing": best, "prognosis": None})
@@ -79,10 +79,10 @@ def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Cons
 
 
 def search(
-    start: PostprocessingSettings, kept: Sequence[Kept], console: Console
+    start: PostprocessingSettings, kept: Sequence[Kept], region: str, console: Console
 ) -> PostprocessingSettings:
     """The settings of the highest mean of the challenge's three figures."""
-    best, highest = start, _figure(start, kept)
+    best, highest = start, _figure(start, kept, region)
     console.print(f"{_text(start)}: {highest:.4f}")
     for name, values in CANDIDATES.items():
         if name == "airway_mm" and not start.airway_mm:
@@ -91,17 +91,17 @@ def search(
             if value == getattr(best, name):
                 continue
             other = best.model_copy(update={name: value})
-            figure = _figure(other, kept)
+            figure = _figure(other, kept, region)
             if figure > highest:
                 best, highest = other, figure
                 console.print(f"{_text(best)}: {highest:.4f}")
     return best
 
 
-def _figure(settings: PostprocessingSettings, kept: Sequence[Kept]) -> float:
+def _figure(settings: PostprocessingSettings, kept: Sequence[Kept], region: str) -> float:
     def score(one: Kept) -> metrics.CaseScore:
         probabilities, ct = (np.asarray(a, np.float32) for a in (one.probabilities, one.ct))
-        mask = postprocess(probabilities, ct, one.grid, settings)
+        mask = label_map(probabilities, ct, one.grid, settings, region)
         return metrics.score_case(
             mask, np.asarray(one.truth), one.grid.spacing[::-1], one.patient_id
         )
@@ -112,21 +112,14 @@ def _figure(settings: PostprocessingSettings, kept: Sequence[Kept]) -> float:
     return float(np.mean(figures))
 
 
-def _run(patient: Patient, ensemble: Ensemble, bundle: Bundle, folder: Path) -> Kept:
+def _run(patient: Patient, segmenter: Segmenter, folder: Path) -> Kept:
     case = patient.read()
     assert case.truth is not None
-    manifest = bundle.manifest
-    found, _ = segment(
-        case,
-        ensemble,
-        manifest.preprocessing,
-        manifest.postprocessing,
-        Stages(),
-        manifest.region,
-    )
-    grid = found.region.grid
+    found = segmenter(case)
+    grid = found.volume.grid
     truth = labels_onto(sitk.GetArrayFromImage(case.truth), Grid.of(case.truth), grid)
-    arrays = found.probabilities.astype(np.float16), found.volume[0].astype(np.float16), truth
+    ct = found.volume.scaled[0]
+    arrays = found.probabilities.astype(np.float16), ct.astype(np.float16), truth
     stored = []
     for number, array in enumerate(arrays):
         path = folder / f"{patient.patient_id}.{number}.npy"

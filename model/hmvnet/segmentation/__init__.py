@@ -1,0 +1,1 @@
+"""Segmentation: networks at work, a case to its label map, the challenge's metrics."""

@@ -1,0 +1,163 @@
+"""A case to its segmentation: region, resampling, normalisation, networks, postprocessing.
+
+The stages stand in a row here and nowhere else. :func:`prepare` and :func:`label_map` are what lies
+before and behind the networks; the training cache, validation and tuning call the same two.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from hmvnet.case import Case, Grid
+from hmvnet.config import InferenceSettings, PostprocessingSettings, PreprocessingSettings
+from hmvnet.imaging.intensity import normalise
+from hmvnet.imaging.postprocess import postprocess
+from hmvnet.imaging.resample import labels_onto, resample_pet_ct
+from hmvnet.imaging.roi import Region, centre_region, find_region
+from hmvnet.runtime import load_ensemble
+from hmvnet.weights import Bundle
+
+OnStage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A case on its working grid.
+
+    Attributes:
+        region: where the working grid lies and how sure that is.
+        raw: float32 ``[2, z, y, x]``, CT in HU and PET in SUV.
+        scaled: the same, CT in [0, 1] and PET in [-1, 1]: what the network sees.
+    """
+
+    region: Region
+    raw: np.ndarray
+    scaled: np.ndarray
+
+    @property
+    def grid(self) -> Grid:
+        """The working grid."""
+        return self.region.grid
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A segmented case.
+
+    Attributes:
+        volume: the case on its working grid.
+        probabilities: float32 ``[3, z, y, x]``.
+        labels: uint8 ``[z, y, x]`` after postprocessing.
+        encoder_maps: HM-VNet's stages, ``[c, z, y, x]`` each; empty for other networks and for
+            bundles of several, whose channels have nothing in common.
+        log: one line on what ran and what the time budget left out.
+    """
+
+    volume: Volume
+    probabilities: np.ndarray
+    labels: np.ndarray
+    encoder_maps: tuple[np.ndarray, ...] = ()
+    log: str = ""
+
+    def on(self, grid: Grid) -> sitk.Image:
+        """The mask on another grid (the CT's), uint8."""
+        return grid.image(labels_onto(self.labels, self.volume.grid, grid))
+
+
+class Stages:
+    """Names the stage that runs, and times it."""
+
+    def __init__(self, on_stage: OnStage | None = None) -> None:
+        self.on_stage = on_stage
+        self.timings: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if self.on_stage:
+            self.on_stage(name)
+        began = time.perf_counter()
+        yield
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - began
+
+
+def prepare(
+    case: Case, settings: PreprocessingSettings, region: str, stages: Stages | None = None
+) -> Volume:
+    """What lies before the network: find the region, resample it once, normalise.
+
+    Args:
+        region: ``head-neck``, or ``centre`` for scans that hold no head.
+    """
+    stages = stages or Stages()
+    with stages("region"):
+        found = (find_region if region == "head-neck" else centre_region)(case, settings)
+    with stages("resample"):
+        raw = resample_pet_ct(case, found.grid)
+    with stages("normalise"):
+        return Volume(found, raw, normalise(raw, settings))
+
+
+def label_map(
+    probabilities: np.ndarray,
+    ct: np.ndarray,
+    grid: Grid,
+    settings: PostprocessingSettings,
+    region: str,
+) -> np.ndarray:
+    """What lies behind the network: probabilities ``[3, z, y, x]`` to labels, uint8 ``[z, y, x]``.
+
+    Args:
+        ct: ``[z, y, x]``, normalised so that air is 0.
+        grid: the working grid.
+        region: as for :func:`prepare`; the rules on the head and neck's anatomy hold there only.
+    """
+    return postprocess(probabilities, ct, grid, settings.for_region(region))
+
+
+class Segmenter:
+    """A bundle's networks, loaded, with the pre- and postprocessing that belong to them."""
+
+    def __init__(
+        self, bundle: Bundle, device: torch.device, inference: InferenceSettings | None = None
+    ) -> None:
+        manifest = bundle.manifest
+        self.preprocessing = manifest.preprocessing
+        self.postprocessing = manifest.postprocessing
+        self.region = manifest.region
+        self.ensemble = load_ensemble(bundle, device, inference or InferenceSettings())
+        self.is_single = len(self.ensemble.members) == 1
+
+    def only(self, members: Sequence[int]) -> Segmenter:
+        """With these of the ensemble's members alone, counted from 0."""
+        other = copy.copy(self)
+        other.ensemble = replace(self.ensemble, members=[self.ensemble.members[i] for i in members])
+        return other
+
+    def __call__(self, case: Case, stages: Stages | None = None) -> Segmentation:
+        """Segment one case.
+
+        Args:
+            stages: times the stages, and says which one runs.
+        """
+        stages = stages or Stages()
+        volume = prepare(case, self.preprocessing, self.region, stages)
+        with stages("network"):
+            output = self.ensemble(volume.scaled)
+        with stages("postprocess"):
+            labels = label_map(
+                output.probabilities,
+                volume.scaled[0],
+                volume.grid,
+                self.postprocessing,
+                self.region,
+            )
+        maps = output.features if self.is_single else ()
+        return Segmentation(volume, output.probabilities, labels, maps, output.log)
