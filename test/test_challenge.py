@@ -6,7 +6,8 @@ import SimpleITK as sitk
 from conftest import tiny_ct, tiny_pet
 
 from hmvnet.case import CaseError
-from hmvnet.challenge import MASK_PATH, RISK_PATH, OutputFolder, read_case
+from hmvnet.challenge import read_case
+from hmvnet.writing.challenge import MASK_PATH, RISK_PATH, OutputFolder
 
 SOCKETS = [
     {"slug": "ct-image", "relative_path": "images/ct"},

@@ -8,10 +8,11 @@ from rich.console import Console
 from test_dataset import write_patient
 
 from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings, load_settings
+from hmvnet.exits import UnfinishedError
 from hmvnet.training import compare_networks, compare_survival
 from hmvnet.training.compare_networks import Contender, Cost, Scored, compare_task1, comparison
 from hmvnet.training.compare_survival import TRUTH, compare_task2, load_cohort
-from hmvnet.training.task1 import UnfinishedError, plan_folds
+from hmvnet.training.task1 import plan_folds
 
 QUIET = Console(quiet=True)
 

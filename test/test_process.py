@@ -11,16 +11,15 @@ import pytest
 import SimpleITK as sitk
 from conftest import ROOT, tiny_ct, tiny_pet
 
+from hmvnet import container
 from hmvnet.case import Grid
-from hmvnet.challenge import MASK_PATH, RISK_PATH
-
-sys.path.insert(0, str(ROOT))
-import process
+from hmvnet.exits import Exit
+from hmvnet.writing.challenge import MASK_PATH, RISK_PATH
 
 
 def run(input_dir, output_dir, bundle, *options: str) -> int:
     arguments = ["--input", str(input_dir), "--output", str(output_dir), "--weights", str(bundle)]
-    return process.main([*arguments, "--device", "cpu", *options])
+    return container.main([*arguments, "--device", "cpu", *options])
 
 
 def files_in(folder) -> list[str]:
@@ -104,7 +103,7 @@ def test_bad_input_ends_in_one_clear_line_and_no_output(
     output = tmp_path / "output"
     (output / MASK_PATH).parent.mkdir(parents=True)
     (output / MASK_PATH).write_bytes(b"stale")
-    assert run(write_case(**changes), output, tiny_bundle) == process.EXIT_BAD_INPUT
+    assert run(write_case(**changes), output, tiny_bundle) == Exit.REFUSED
     assert files_in(output) == []
     line = last_error_line(capfd)
     assert line.startswith("error: ") and len(line) > 20
@@ -123,7 +122,7 @@ def test_damaged_weights(write_case, tmp_path, tiny_bundle, capfd, damage):
         file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     else:
         (bundle / "fold0.safetensors").unlink()
-    assert run(write_case(), tmp_path / "output", bundle) == process.EXIT_FAILED
+    assert run(write_case(), tmp_path / "output", bundle) == Exit.REFUSED
     assert "error: " in last_error_line(capfd)
     assert files_in(tmp_path / "output") == []
 
@@ -139,12 +138,12 @@ def test_runs_as_a_process_with_nothing_installed_on_the_path(write_case, tmp_pa
 
 
 def test_out_of_memory_is_a_clear_line(write_case, tmp_path, tiny_bundle, capfd, monkeypatch):
-    monkeypatch.setattr(process, "run", lambda options: (_ for _ in ()).throw(MemoryError))
-    assert run(write_case(), tmp_path / "output", tiny_bundle) == process.EXIT_FAILED
+    monkeypatch.setattr(container, "run", lambda options: (_ for _ in ()).throw(MemoryError))
+    assert run(write_case(), tmp_path / "output", tiny_bundle) == Exit.FAULT
     assert "out of memory" in last_error_line(capfd)
 
 
 def test_unknown_device(write_case, tmp_path, tiny_bundle, capfd):
     arguments = ["--input", str(write_case()), "--output", str(tmp_path / "o")]
-    code = process.main([*arguments, "--weights", str(tiny_bundle), "--device", "cuda:7"])
+    code = container.main([*arguments, "--weights", str(tiny_bundle), "--device", "cuda:7"])
     assert code != 0 and "cuda:7" in last_error_line(capfd)

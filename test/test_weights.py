@@ -65,16 +65,16 @@ def test_damaged_manifest(tmp_path, text):
 def test_where_bundles_are_looked_for(tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.setattr("hmvnet.weights.PLATFORM_MODEL_DIR", tmp_path / "opt")
     with pytest.raises(WeightsError, match="no bundle"):
-        find_bundle(None, tmp_path)
+        find_bundle(None, [tmp_path])
     bundle = load_bundle(tiny_bundle)
     own = write_bundle(tmp_path / "weights" / "one", bundle.manifest, all_tensors(bundle))
-    assert find_bundle(None, tmp_path / "weights") == own
+    assert find_bundle(None, [tmp_path / "weights"]) == own
     platform = write_bundle(tmp_path / "opt", bundle.manifest, all_tensors(bundle))
-    assert find_bundle(None, tmp_path / "weights") == platform
-    assert find_bundle(own, tmp_path / "weights") == own
+    assert find_bundle(None, [tmp_path / "weights"]) == platform
+    assert find_bundle(own, [tmp_path / "weights"]) == own
     second = write_bundle(tmp_path / "weights" / "two", bundle.manifest, all_tensors(bundle))
     with pytest.raises(WeightsError, match="several bundles"):
-        find_bundle(tmp_path / "weights", tmp_path)
+        find_bundle(tmp_path / "weights", [tmp_path])
     assert second.is_dir()
 
 

@@ -22,7 +22,7 @@ from scipy import ndimage
 from skimage import measure
 
 from hmvnet.case import HU_OF_AIR, Grid
-from hmvnet.challenge import MASK_PATH, read_case
+from hmvnet.challenge import read_case
 from hmvnet.images import write_image
 from hmvnet.imaging.resample import resample
 from hmvnet.networks.registry import build_network
@@ -109,7 +109,7 @@ def run_ours(folder: Path, pipeline: Pipeline) -> Ledger:
             ledger.seconds[step] = seconds
             ledger.peak_mb[step] = whole
     with ledger("write"):
-        write_image(prediction.mask, folder / MASK_PATH.name)
+        write_image(prediction.mask, folder / "output.mha")
     return ledger
 
 

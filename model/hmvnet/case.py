@@ -19,6 +19,8 @@ from types import MappingProxyType
 import numpy as np
 import SimpleITK as sitk
 
+from hmvnet.exits import RefusedError
+
 GTVP, GTVN = 1, 2
 CLASSES = ("background", "GTVp", "GTVn")
 
@@ -27,7 +29,7 @@ MAX_NON_FINITE_FRACTION = 0.05
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
-class CaseError(ValueError):
+class CaseError(RefusedError):
     """A patient's input cannot be used. The message is one line without patient data."""
 
 
@@ -204,7 +206,6 @@ class Case:
         record: the health record; empty where there is none.
         truth: labels 0, 1 = GTVp, 2 = GTVn on the CT grid, where known.
         outcome: recurrence-free survival, where known.
-        ct_planning, dose: further images of Task 2, where given; read, not used by the model.
         warnings: what was repaired while reading.
     """
 
@@ -214,8 +215,6 @@ class Case:
     record: ClinicalRecord = field(default_factory=ClinicalRecord)
     truth: sitk.Image | None = None
     outcome: Outcome | None = None
-    ct_planning: sitk.Image | None = None
-    dose: sitk.Image | None = None
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -228,8 +227,6 @@ class Case:
         record: ClinicalRecord | None = None,
         truth: sitk.Image | None = None,
         outcome: Outcome | None = None,
-        ct_planning: sitk.Image | None = None,
-        dose: sitk.Image | None = None,
         warnings: tuple[str, ...] = (),
     ) -> Case:
         """A checked case: finite voxels, CT and PET that overlap, truth on the CT grid.
@@ -250,7 +247,7 @@ class Case:
                 f"{_rounded(ct.GetSpacing())})"
             )
         record = record or ClinicalRecord()
-        return cls(patient_id, ct, pet, record, truth, outcome, ct_planning, dose, tuple(notes))
+        return cls(patient_id, ct, pet, record, truth, outcome, tuple(notes))
 
 
 def read_health_record(path: Path) -> tuple[ClinicalRecord, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""grand-challenge sockets: the folder /input to a Case, a Prediction to the folder /output.
+"""grand-challenge sockets: the folder /input to a Case.
 
 The 2025 interface has fixed paths; the 2026 one also writes ``inputs.json``, whose entries carry
 ``socket`` or (older) ``interface`` with a slug and a relative path.
@@ -6,21 +6,15 @@ The 2025 interface has fixed paths; the 2026 one also writes ``inputs.json``, wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import SimpleITK as sitk
 
 from hmvnet.case import Case, CaseError, ClinicalRecord, read_health_record, read_json
-from hmvnet.files import write_text
-from hmvnet.images import SUFFIXES, has_image_suffix, read_image, write_image
-
-MASK_PATH = Path("images/tumor-lymph-node-segmentation/output.mha")
-RISK_PATH = Path("rfs.json")
+from hmvnet.images import SUFFIXES, has_image_suffix, read_image
 
 
 @dataclass(frozen=True)
@@ -30,17 +24,18 @@ class Sockets:
     ct: Path = Path("images/ct")
     pet: Path = Path("images/pet")
     record: Path = Path("ehr.json")
-    ct_planning: Path = Path("images/ct-planning")
-    dose: Path = Path("images/rt-dose")
 
 
 _SLUGS = {
     "ct": {"ct-image", "ct", "computed-tomography-image"},
     "pet": {"pet-image", "pet", "pt-image"},
     "record": {"electronic-health-record", "ehr"},
-    "ct_planning": {"ct-planning-image", "ct-planning", "planning-ct"},
-    "dose": {"rt-dose-image", "rt-dose", "radiation-dose-map"},
 }
+
+
+def is_challenge_folder(folder: Path) -> bool:
+    """Whether a folder looks like a grand-challenge input, rather than a data set."""
+    return any((folder / name).exists() for name in ("inputs.json", "images/ct", "images/pet"))
 
 
 def read_case(input_dir: Path, *, needs_record: bool = True) -> Case:
@@ -61,67 +56,12 @@ def read_case(input_dir: Path, *, needs_record: bool = True) -> Case:
     if not root.is_dir():
         raise CaseError(f"input {input_dir} is not a folder")
     sockets, warnings = _read_sockets(root)
-    names = ("ct", "pet", "ct_planning", "dose")
-    images: dict[str, Any] = {}  # required ones are there, or _read_socket_image has raised
     with ThreadPoolExecutor(max_workers=2) as pool:  # inflating frees the GIL
-        reads = [
-            pool.submit(_read_socket_image, root, getattr(sockets, n), required=n in ("ct", "pet"))
-            for n in names
-        ]
-        for name, read in zip(names, reads, strict=True):
-            images[name], notes = read.result()
-            warnings += notes
+        reads = [pool.submit(_read_socket_image, root, s) for s in (sockets.ct, sockets.pet)]
+        (ct, ct_notes), (pet, pet_notes) = (read.result() for read in reads)
     record, notes = _read_record(root / sockets.record, needs_record)
-    return Case.of(
-        "case",
-        images["ct"],
-        images["pet"],
-        record=record,
-        ct_planning=images["ct_planning"],
-        dose=images["dose"],
-        warnings=(*warnings, *notes),
-    )
-
-
-class OutputFolder:
-    """Writes the outputs of one case: all of them or none.
-
-    Outputs of an earlier run are removed on entry, so that a failure cannot leave a stale mask to
-    be taken for a result.
-    """
-
-    def __init__(self, output_dir: Path) -> None:
-        self.root = output_dir
-        self._written: list[Path] = []
-
-    def __enter__(self) -> OutputFolder:
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            for stale in (MASK_PATH, RISK_PATH):
-                (self.root / stale).unlink(missing_ok=True)
-        except OSError as error:
-            raise CaseError(f"output folder {self.root} cannot be written") from error
-        return self
-
-    def write_mask(self, mask: sitk.Image) -> Path:
-        """The uint8 label mask on the CT grid."""
-        return self._write(MASK_PATH, lambda path: write_image(mask, path))
-
-    def write_json(self, value: float, relative: Path = RISK_PATH) -> Path:
-        """One finite number: risk (or expected days, for the 2026 interface)."""
-        text = json.dumps(float(value), allow_nan=False)
-        return self._write(relative, lambda path: write_text(text, path))
-
-    def _write(self, relative: Path, write) -> Path:
-        path = self.root / relative
-        self._written.append(path)
-        write(path)
-        return path
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if kind is not None:
-            for path in self._written:
-                path.unlink(missing_ok=True)
+    warnings += (*ct_notes, *pet_notes, *notes)
+    return Case.of("case", ct, pet, record=record, warnings=warnings)
 
 
 def _read_sockets(root: Path) -> tuple[Sockets, tuple[str, ...]]:
@@ -155,16 +95,12 @@ def _socket_of(entry: object) -> Mapping[str, object]:
     return {}
 
 
-def _read_socket_image(
-    root: Path, relative: Path, *, required: bool
-) -> tuple[sitk.Image | None, tuple[str, ...]]:
+def _read_socket_image(root: Path, relative: Path) -> tuple[sitk.Image, tuple[str, ...]]:
     folder = root / relative
     files = [folder] if folder.is_file() else []
     if folder.is_dir():
         files = sorted(p for p in folder.iterdir() if p.is_file() and has_image_suffix(p))
     if not files:
-        if not required:
-            return None, ()
         raise CaseError(f"no image in {relative}: expected one file ({', '.join(SUFFIXES)})")
     if len(files) > 1:
         raise CaseError(f"{len(files)} images in {relative}, expected one")
@@ -173,9 +109,7 @@ def _read_socket_image(
     try:
         image, warnings = read_image(files[0])
     except CaseError as error:
-        if required:
-            raise CaseError(f"{relative}: {error}") from error
-        return None, (f"{relative}: {error}; not used",)
+        raise CaseError(f"{relative}: {error}") from error
     return image, tuple(f"{relative}: {w}" for w in warnings)
 
 

@@ -35,7 +35,7 @@ def bundle_folder(weights: Path | None) -> Path:
     """The bundle asked for, or the shipped one."""
     from hmvnet.weights import find_bundle
 
-    return find_bundle(weights, Path(__file__).resolve().parents[2] / "weights")
+    return find_bundle(weights)
 
 
 @app.command()
@@ -226,7 +226,7 @@ def main() -> None:
 
     75 (EX_TEMPFAIL): time was up, the same command goes on.
     """
-    from hmvnet.training.task1 import UnfinishedError
+    from hmvnet.exits import UnfinishedError
 
     try:
         app()

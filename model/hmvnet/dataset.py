@@ -28,6 +28,7 @@ from hmvnet.imaging.resample import labels_onto
 from hmvnet.segmentation.segmenter import prepare
 
 ID_COLUMN, EVENT_COLUMN, TIME_COLUMN = "PatientID", "Relapse", "RFS"
+IMAGE_FOLDERS = ("imagesTr", "imagesTs")  # with labelsTr, labelsTs beside them
 # What drew a phantom's outcome. No health record: a model that saw it would know the answer.
 TRUTH_TABLE = "truth.csv"
 CACHE_VERSION = 1
@@ -107,13 +108,12 @@ def find_patients(root: Path | str, *, need_labels: bool = True) -> list[Patient
     if not root.is_dir():
         raise ValueError(f"data folder '{root}' does not exist")
     base = next((root / n for n in ("Task 1", "Task_1", "Task1") if (root / n).is_dir()), root)
-    patients = (
-        _from_image_folders(base) if (base / "imagesTr").is_dir() else _from_patient_folders(base)
-    )
+    folders = [base / name for name in IMAGE_FOLDERS if (base / name).is_dir()]
+    patients = _from_image_folder(folders[0]) if folders else _from_patient_folders(base)
     if not patients:
         raise ValueError(
             f"data folder '{root}' holds no patients: expected <ID>/<ID>__CT.nii.gz with __PT, or "
-            "imagesTr with __CT/__PT or _0000/_0001"
+            "imagesTr (or imagesTs) with __CT/__PT or _0000/_0001"
         )
     unlabelled = [p.patient_id for p in patients if p.label is None]
     if need_labels and unlabelled:
@@ -136,15 +136,16 @@ def _from_patient_folders(base: Path) -> list[Patient]:
     return patients
 
 
-def _from_image_folders(base: Path) -> list[Patient]:
+def _from_image_folder(images: Path) -> list[Patient]:
+    labels = images.with_name(images.name.replace("images", "labels"))
     patients = []
     for ending, pet_ending in (("__CT", "__PT"), ("_0000", "_0001")):
-        for ct in sorted((base / "imagesTr").glob(f"*{ending}.nii*")):
+        for ct in sorted(images.glob(f"*{ending}.nii*")):
             name = ct.name.split(".nii")[0].removesuffix(ending)
-            pet = _image(base / "imagesTr", name + pet_ending)
+            pet = _image(images, name + pet_ending)
             if pet is None:
                 raise ValueError(f"patient {name}: PET image is missing")
-            patients.append(Patient(name, ct, pet, _image(base / "labelsTr", name)))
+            patients.append(Patient(name, ct, pet, _image(labels, name)))
     return patients
 
 

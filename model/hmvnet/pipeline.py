@@ -48,8 +48,17 @@ class Pipeline:
         inference: InferenceSettings | None = None,
         *,
         needs_risk: bool = True,
+        notes: tuple[str, ...] = (),
     ) -> None:
+        """Load the networks.
+
+        Args:
+            needs_risk: whether to load the survival model as well.
+            notes: to be said of every case, as of settings that are not the bundle's own.
+        """
         self.manifest = bundle.manifest
+        self.device = device
+        self.notes = notes
         self.segmenter = Segmenter(bundle, device, inference)
         self.prognosis = Prognosis(bundle) if needs_risk else None
 
@@ -72,7 +81,7 @@ class Pipeline:
             with stages("risk"):
                 description = describe(segmentation, self.prognosis.image_spacing_mm)
                 risk = self.prognosis(description, case.record)
-        notes = _notes(case, segmentation, lesions, risk)
+        notes = (*_notes(case, segmentation, lesions, risk), *self.notes)
         return Prediction(mask, lesions, risk, notes, stages.timings, segmentation)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
 from hmvnet.config import InferenceSettings
+from hmvnet.exits import RefusedError
 from hmvnet.networks.hmvnet import HMVNet, pad_with_air
 from hmvnet.networks.registry import build_network
 from hmvnet.weights import Bundle, WeightsError
@@ -51,13 +53,17 @@ def pick_device(name: str = "auto") -> torch.device:
     """``auto`` is the first GPU, else the CPU.
 
     Raises:
-        ValueError: a GPU is asked for and there is none.
+        RefusedError: no such device, or a GPU is asked for and there is none.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise RefusedError(f"device '{name}': expected auto, cpu, cuda or cuda:<number>")
     device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device '{name}' asked for, but no CUDA GPU is visible")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        visible = f"{found} are" if found else "no CUDA GPU is"
+        raise RefusedError(f"device '{name}' asked for, but {visible} visible")
     return device
 
 
@@ -232,7 +238,7 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
             try:
                 members.append(OnnxForward(bundle.read(Path(file).stem + ".onnx"), device))
                 continue
-            except (ImportError, RuntimeError) as error:
+            except (ImportError, RuntimeError, WeightsError) as error:
                 notes.append(f"{file}: torch instead of ONNX Runtime ({error})")
         network = load_network(bundle, file)
         members.append(TorchForward(network, device, part.patch_size, settings.precision))

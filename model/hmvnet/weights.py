@@ -20,16 +20,19 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hmvnet.case import CLASSES
-from hmvnet.config import PostprocessingSettings, PreprocessingSettings
+from hmvnet.config import PostprocessingSettings, PreprocessingSettings, Settings
+from hmvnet.exits import RefusedError
 from hmvnet.files import SHORT, replacing, sha256, write_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 PLATFORM_MODEL_DIR = Path("/opt/ml/model")
 DEFAULT_BUNDLE = "hmvnet-base"
+# In a wheel the weights lie in the package; in a checkout and in the container beside model/.
+SHIPPED = (Path(__file__).parent / "weights", Path(__file__).parents[2] / "weights")
 
 
-class WeightsError(RuntimeError):
+class WeightsError(RefusedError):
     """A weight bundle is missing, damaged or of another format."""
 
 
@@ -110,6 +113,30 @@ class Bundle:
         part = self.manifest.prognosis
         return _recognised(patient_ids, set(part.seen) if part else set())
 
+    def adjusted(self, settings: Settings) -> tuple[Bundle, tuple[str, ...]]:
+        """With what the settings say explicitly in the place of the bundle's own, and notes on it.
+
+        Of the sections ``preprocessing`` and ``postprocessing``, and ``data.region``; what is only
+        a default there leaves the bundle's value as it is.
+        """
+        manifest, notes = self.manifest, []
+        changes: dict[str, Any] = {}
+        for name in ("preprocessing", "postprocessing"):
+            own, given = getattr(manifest, name), getattr(settings, name)
+            other = {
+                key: getattr(given, key)
+                for key in sorted(given.model_fields_set)
+                if getattr(given, key) != getattr(own, key)
+            }
+            changes[name] = own.model_copy(update=other)
+            notes += [
+                f"{name}.{k}={v}, the bundle's is {getattr(own, k)}" for k, v in other.items()
+            ]
+        if "region" in settings.data.model_fields_set and settings.data.region != manifest.region:
+            changes["region"] = settings.data.region
+            notes.append(f"data.region={settings.data.region}, the bundle's is {manifest.region}")
+        return Bundle(self.folder, manifest.model_copy(update=changes)), tuple(notes)
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one safetensors file, those of float16 as float32.
 
@@ -141,15 +168,15 @@ class Bundle:
         return data
 
 
-def find_bundle(explicit: Path | None, project_weights: Path) -> Path:
-    """The bundle's folder: explicit, else the platform's model upload, else the project's own.
+def find_bundle(explicit: Path | None = None, shipped: Sequence[Path] = SHIPPED) -> Path:
+    """The bundle's folder: explicit, else the platform's model upload, else the shipped one.
 
     A folder without a manifest of its own may hold exactly one bundle, or the default one.
 
     Raises:
         WeightsError: nothing found; says where it looked.
     """
-    places = [explicit] if explicit else [PLATFORM_MODEL_DIR, project_weights]
+    places = [explicit] if explicit else [PLATFORM_MODEL_DIR, *shipped]
     for place in places:
         for folder in (place, place / DEFAULT_BUNDLE):
             if (folder / MANIFEST).is_file():

@@ -15,6 +15,7 @@ from rich.progress import track
 from hmvnet.case import CaseError
 from hmvnet.config import Settings
 from hmvnet.dataset import Cache, Patient, Prepared, find_patients, split_folds
+from hmvnet.exits import UnfinishedError
 from hmvnet.files import digest
 from hmvnet.images import read_geometry
 from hmvnet.training.engine import make_fabric
@@ -28,10 +29,6 @@ from hmvnet.weights import Manifest, SegmentationPart, fingerprint, load_bundle,
 
 BUNDLE = "bundle"
 EXAMPLES = 4
-
-
-class UnfinishedError(RuntimeError):
-    """Training was told to stop early; the same command goes on from its checkpoint."""
 
 
 @dataclass(frozen=True)

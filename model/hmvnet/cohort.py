@@ -1,0 +1,105 @@
+"""Many patients, one after the other: a folder each, failures listed, never the end of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hmvnet.exits import Exit, RefusedError
+from hmvnet.pipeline import Pipeline, Prediction
+from hmvnet.reading.inputs import Source
+from hmvnet.writing.folder import REPORT, write_folder
+
+Existing = Literal["refuse", "replace", "skip"]
+OnPatient = Callable[[str, Path, Prediction], None]
+
+
+@dataclass
+class CohortResult:
+    """How it went.
+
+    Attributes:
+        done, skipped: ids of the patients predicted now, and found whole from before.
+        refused: by patient id, why the input could not be used.
+        incomplete: by patient id, what optional things could not be written.
+    """
+
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    incomplete: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def code(self) -> Exit:
+        """The worst that happened."""
+        if self.refused:
+            return Exit.REFUSED
+        return Exit.INCOMPLETE if self.incomplete else Exit.OK
+
+
+def predict_cohort(
+    sources: Sequence[Source],
+    pipeline: Pipeline,
+    output: Path,
+    *,
+    existing: Existing = "refuse",
+    picture: bool = True,
+    on_stage: Callable[[str], None] | None = None,
+    on_patient: OnPatient | None = None,
+    on_failure: Callable[[str, str], None] | None = None,
+) -> CohortResult:
+    """Predict every patient and write ``<output>/<patient id>/``.
+
+    Args:
+        existing: what to do where a patient's folder is there already.
+        picture: also draw slices and projections.
+        on_stage: told the stage that runs.
+        on_patient: told each patient's id, folder and prediction.
+        on_failure: told each patient's id and why there is no result, or not all of it.
+
+    Raises:
+        RefusedError: two patients of one id, an id that is no file name, or with ``refuse`` a
+            folder that is there already; before any work.
+    """
+    _check_names(sources)
+    there = [s.patient_id for s in sources if (output / s.patient_id).exists()]
+    if there and existing == "refuse":
+        raise RefusedError(
+            f"{output / there[0]} is there already ({len(there)} of {len(sources)} patients); "
+            "--force writes them again, --continue goes on with the others"
+        )
+    result = CohortResult()
+    for source in sources:
+        name, folder = source.patient_id, output / source.patient_id
+        if existing == "skip" and (folder / REPORT).is_file():
+            result.skipped.append(name)
+            continue
+        try:
+            prediction = pipeline(source.read(), on_stage)
+        except RefusedError as error:
+            result.refused[name] = str(error)
+            if on_failure:
+                on_failure(name, str(error))
+            continue
+        problems = write_folder(
+            prediction, pipeline.manifest, folder, device=str(pipeline.device), picture=picture
+        )
+        result.done.append(name)
+        if on_patient:
+            on_patient(name, folder, prediction)
+        if problems:
+            result.incomplete[name] = problems
+            if on_failure:
+                on_failure(name, "; ".join(problems))
+    return result
+
+
+def _check_names(sources: Sequence[Source]) -> None:
+    names = [source.patient_id for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise RefusedError(f"patient {name} is there {names.count(name)} times, expected once")
+        if Path(name).name != name or name in (".", ".."):
+            raise RefusedError(f"patient id {name!r} cannot be the name of a folder")

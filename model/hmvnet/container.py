@@ -1,0 +1,108 @@
+"""The container: one patient in ``/input``, mask and risk in ``/output``, as the platform wants.
+
+On an error the last line on standard error says what is wrong (without patient data), the exit
+code is not 0, and no output file is left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from pathlib import Path
+
+from hmvnet.exits import Exit, RefusedError, ending
+
+TASKS = ("1", "2", "both")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; its defaults are the platform's."""
+    parser = argparse.ArgumentParser(description="Segment GTVp and GTVn, predict RFS risk.")
+    parser.add_argument("--input", type=Path, default=Path("/input"), help="input folder")
+    parser.add_argument("--output", type=Path, default=Path("/output"), help="output folder")
+    parser.add_argument(
+        "--weights", type=Path, help="bundle (default: /opt/ml/model, then weights/)"
+    )
+    parser.add_argument("--task", choices=TASKS, default=os.environ.get("HMVNET_TASK", "both"))
+    parser.add_argument("--device", default=os.environ.get("HMVNET_DEVICE", "auto"))
+    parser.add_argument("--flips", action="store_true", help="average with the mirrored volume")
+    parser.add_argument("--days", action="store_true", help="rfs.json: expected days (2026)")
+    parser.add_argument("--time-budget", type=float, default=240.0, help="seconds for the networks")
+    parser.add_argument("--report", type=Path, help="also write lesions and reasons to this JSON")
+    parser.add_argument("--picture", type=Path, help="also draw slices and MIPs to this PNG")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.NAME=VALUE",
+        help="a setting in the place of the bundle's, e.g. data.region=centre; repeatable",
+    )
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> Exit:
+    """Read, predict, write: the required outputs whole or not at all, then the optional ones."""
+    from hmvnet.challenge import read_case
+    from hmvnet.config import InferenceSettings, load_settings
+    from hmvnet.pipeline import Pipeline
+    from hmvnet.runtime import pick_device
+    from hmvnet.weights import find_bundle, load_bundle
+    from hmvnet.writing.challenge import OutputFolder
+    from hmvnet.writing.folder import write_optional, write_picture
+    from hmvnet.writing.report import write_report
+    from hmvnet.writing.summary import Narrator
+
+    if options.task not in TASKS:  # argparse does not check what the environment says
+        raise RefusedError(f"HMVNET_TASK is '{options.task}', expected one of {', '.join(TASKS)}")
+    say = Narrator()
+    wants_risk = options.task in ("2", "both")
+    with OutputFolder(options.output) as output:
+        settings = load_settings(None, options.set)
+        device = pick_device(options.device)
+        say("read the case")
+        case = read_case(options.input, needs_record=wants_risk)
+        say("load the weights")
+        bundle, notes = load_bundle(find_bundle(options.weights)).adjusted(settings)
+        inference = InferenceSettings(flips=options.flips, time_budget_s=options.time_budget)
+        pipeline = Pipeline(bundle, device, inference, needs_risk=wants_risk, notes=notes)
+        prediction = pipeline(case, say)
+        say("write")
+        if options.task in ("1", "both"):
+            output.write_mask(prediction.mask)
+        if prediction.risk:
+            output.write_json(_risk_value(prediction.risk, options.days))
+    optional = {}
+    if options.report:
+        optional[str(options.report)] = lambda: write_report(
+            prediction, bundle.manifest, options.report, str(device)
+        )
+    if options.picture:
+        optional[str(options.picture)] = lambda: write_picture(prediction, options.picture)
+    problems = write_optional(optional)
+    written = [*output.written, *(path for path in (options.report, options.picture) if path)]
+    say.summary(prediction, bundle.manifest.name, str(device), filter(Path.is_file, written))
+    for problem in problems:
+        say.problem(problem)
+    return Exit.INCOMPLETE if problems else Exit.OK
+
+
+def _risk_value(risk, as_days: bool) -> float:
+    """The number of ``rfs.json``: the risk, or the expected recurrence-free days."""
+    if not as_days:
+        return risk.value
+    if risk.expected_days is None:
+        raise RefusedError("this bundle does not know the expected days (--days)")
+    return risk.expected_days
+
+
+def _terminate(signum, frame) -> None:
+    # SIGTERM comes 5 s before SIGKILL; leaving by an exception removes half-written files.
+    raise SystemExit(Exit.TERMINATED)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code; every failure ends in one clear line on standard error."""
+    options = parse_arguments(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    return ending(lambda: run(options))

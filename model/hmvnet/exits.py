@@ -1,0 +1,59 @@
+"""How a command ends: its exit code, and one line on what went wrong."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    OK = 0  # everything asked for is there
+    FAULT = 1  # a fault of this program, or of the machine
+    REFUSED = 2  # the input or the settings
+    INCOMPLETE = 3  # mask and risk are whole, something optional is not there
+    UNFINISHED = 75  # EX_TEMPFAIL: time was up, the same command goes on
+    INTERRUPTED = 130  # Ctrl-C
+    TERMINATED = 143  # SIGTERM
+
+
+class RefusedError(ValueError):
+    """What was given cannot be used. The message is one line, without patient data."""
+
+
+class UnfinishedError(RuntimeError):
+    """Told to stop early; the same command goes on where this one stopped."""
+
+
+def ending(
+    work: Callable[[], int | None], refusals: tuple[type[Exception], ...] = (RefusedError,)
+) -> int:
+    """Do the work and give the exit code; a failure ends in one clear line on standard error.
+
+    Args:
+        work: gives an exit code, or None for :attr:`Exit.OK`.
+        refusals: exceptions that speak of the input or the settings. Any other is a fault of ours:
+            its traceback comes before the line.
+    """
+    try:
+        return work() or Exit.OK
+    except UnfinishedError as unfinished:
+        return _say(str(unfinished), Exit.UNFINISHED)
+    except refusals as error:
+        return _say(f"error: {error}", Exit.REFUSED)
+    except MemoryError:
+        return _say("error: out of memory: this needs more than the machine allows", Exit.FAULT)
+    except KeyboardInterrupt:
+        return _say("error: interrupted", Exit.INTERRUPTED)
+    except Exception as error:
+        traceback.print_exc()
+        return _say(f"error: {type(error).__name__}: {error}", Exit.FAULT)
+
+
+def _say(message: str, code: Exit) -> Exit:
+    sys.stdout.flush()
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    return code

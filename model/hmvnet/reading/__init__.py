@@ -1,0 +1,1 @@
+"""Bytes to values: images, health records, tables, folders. The trust boundary."""

@@ -1,0 +1,98 @@
+"""What ``hmvnet predict`` is given: a challenge's folder, a data folder, or a CT and a PET."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hmvnet.case import Case, ClinicalRecord, read_health_record
+from hmvnet.challenge import is_challenge_folder, read_case
+from hmvnet.dataset import find_patients
+from hmvnet.exits import RefusedError
+from hmvnet.images import SUFFIXES, read_image
+
+NO_RECORD: tuple[str, ...] = ("no health record: every field treated as missing",)
+CT_ENDINGS = ("__CT", "_0000", "_CT", "_ct")
+
+
+class Source(Protocol):
+    """A patient that can be read."""
+
+    @property
+    def patient_id(self) -> str: ...
+
+    def read(self) -> Case:
+        """The patient's case. Raises: CaseError."""
+
+
+@dataclass(frozen=True)
+class ChallengeFolder:
+    """A grand-challenge input folder: one patient, named after the folder (or its parent)."""
+
+    folder: Path
+
+    @property
+    def patient_id(self) -> str:
+        folder = self.folder.resolve()
+        return folder.parent.name if folder.name == "input" else folder.name
+
+    def read(self) -> Case:
+        return read_case(self.folder, needs_record=False)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A CT and a PET file, and perhaps a health record."""
+
+    ct: Path
+    pet: Path
+    record: Path | None = None
+
+    @property
+    def patient_id(self) -> str:
+        name = self.ct.name
+        suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), self.ct.suffix)
+        name = name[: len(name) - len(suffix)]
+        for ending in CT_ENDINGS:
+            name = name.removesuffix(ending)
+        return name or "patient"
+
+    def read(self) -> Case:
+        ct, ct_notes = read_image(self.ct)
+        pet, pet_notes = read_image(self.pet)
+        record, notes = ClinicalRecord(), NO_RECORD
+        if self.record:
+            record, notes = read_health_record(self.record)
+        warnings = (*ct_notes, *pet_notes, *notes)
+        return Case.of(self.patient_id, ct, pet, record=record, warnings=warnings)
+
+
+def find_sources(inputs: Sequence[Path], record: Path | None = None) -> list[Source]:
+    """The patients in what was given.
+
+    Args:
+        inputs: a CT and a PET file, in this order; or one folder: a grand-challenge input folder
+            (``images/ct``, ``images/pet``, ``ehr.json``), a HECKTOR folder, an nnU-Net folder
+            (``imagesTs`` or ``imagesTr``).
+        record: the health record of a CT and a PET.
+
+    Raises:
+        RefusedError: it is none of these; says what was found and what was expected.
+    """
+    if absent := [str(path) for path in inputs if not path.exists()]:
+        raise RefusedError(f"{absent[0]}: no such file or folder")
+    if len(inputs) == 2 and all(path.is_file() for path in inputs):
+        return [Pair(inputs[0], inputs[1], record)]
+    if len(inputs) != 1 or not inputs[0].is_dir():
+        raise RefusedError(
+            f"found {', '.join(map(str, inputs)) or 'no input'}; expected one folder, or a CT file "
+            "and a PET file"
+        )
+    if record:
+        raise RefusedError("--record goes with a CT and a PET file; a folder holds its own records")
+    (folder,) = inputs
+    if is_challenge_folder(folder):
+        return [ChallengeFolder(folder)]
+    return list(find_patients(folder, need_labels=False))

@@ -1,0 +1,1 @@
+"""Predictions to files: the challenge's outputs, a patient's folder, the report, pictures."""

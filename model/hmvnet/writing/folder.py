@@ -1,0 +1,59 @@
+"""A patient's folder: what is said of one patient, as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from hmvnet.files import replacing
+from hmvnet.images import write_image
+from hmvnet.pipeline import Prediction
+from hmvnet.weights import Manifest
+from hmvnet.writing.report import write_lesions, write_report
+
+MASK, REPORT, LESIONS, PICTURE = "mask.nii.gz", "report.json", "lesions.csv", "picture.png"
+
+
+def write_folder(
+    prediction: Prediction,
+    manifest: Manifest,
+    folder: Path,
+    *,
+    device: str = "",
+    picture: bool = False,
+) -> list[str]:
+    """Write mask, report and lesion table, the folder whole or not at all; then what is optional.
+
+    Returns:
+        What could not be written of the optional things (the picture), a line each.
+    """
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        write_image(prediction.mask, temporary / MASK)
+        write_report(prediction, manifest, temporary / REPORT, device)
+        write_lesions(prediction, temporary / LESIONS)
+    if not picture:
+        return []
+    return write_optional({PICTURE: lambda: write_picture(prediction, folder / PICTURE)})
+
+
+def write_picture(prediction: Prediction, path: Path) -> Path:
+    """Slices and projections as PNG."""
+    from hmvnet.report import draw_prediction  # matplotlib only where pictures are made
+
+    return draw_prediction(prediction, path)
+
+
+def write_optional(writers: Mapping[str, Callable[[], object]]) -> list[str]:
+    """Call each writer; one that fails costs itself alone.
+
+    Returns:
+        One line for each that failed: its name and why.
+    """
+    failed = []
+    for name, write in writers.items():
+        try:
+            write()
+        except Exception as error:  # whatever it is, mask and risk are whole
+            failed.append(f"{name} not written: {type(error).__name__}: {error}")
+    return failed

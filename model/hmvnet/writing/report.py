@@ -1,0 +1,81 @@
+"""One case's findings as plain data: lesions, risk, what moved it, what to be wary of."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hmvnet import __version__
+from hmvnet.case import CLASSES, Grid
+from hmvnet.files import write_text
+from hmvnet.lesions import Lesion
+from hmvnet.pipeline import Prediction
+from hmvnet.weights import Manifest
+
+
+def report(prediction: Prediction, manifest: Manifest, device: str = "") -> dict[str, Any]:
+    """A JSON-able report of a prediction. It holds no name and no health record.
+
+    ``risk.variables`` are exact (they sum to the part of the risk that is not the network's),
+    ``risk.branches`` are the change of the risk when a branch of the fusion network gives its
+    training mean.
+    """
+    grid = prediction.segmentation.volume.grid
+    found: dict[str, Any] = {
+        "notice": "Research software, not for clinical use.",
+        "version": __version__,
+        "bundle": manifest.name,
+        "device": device,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "lesions": [lesion_row(lesion, grid) for lesion in prediction.lesions],
+        "region_confidence": round(prediction.segmentation.volume.region.confidence, 3),
+        "notes": list(prediction.notes),
+        "seconds": {name: round(value, 2) for name, value in prediction.timings.items()},
+    }
+    if risk := prediction.risk:
+        found["risk"] = {
+            "value": risk.value,
+            "direction": "higher = earlier recurrence",
+            "share_of_training_patients_below": round(risk.quantile, 3),
+            "expected_recurrence_free_days": risk.expected_days,
+            "measured": manifest.metrics.get("task2"),
+            "branches": {name: round(value, 4) for name, value in risk.branches.items()},
+            "variables": {c.name: round(c.value, 4) for c in risk.contributions},
+        }
+    return found
+
+
+def lesion_row(lesion: Lesion, grid: Grid) -> dict[str, Any]:
+    """One lesion's measurements, with its class's name and its centroid in LPS mm.
+
+    Args:
+        grid: the working grid on which the lesion was measured.
+    """
+    values = lesion.to_dict()
+    label, centroid = values.pop("label"), values.pop("centroid_mm")
+    at = grid.points(np.array([centroid]) / grid.spacing)[0]
+    place = [round(float(v), 1) for v in at]
+    return {"class": CLASSES[label], "label": label, "centroid_lps_mm": place, **values}
+
+
+def write_report(prediction: Prediction, manifest: Manifest, path: Path, device: str = "") -> Path:
+    """:func:`report` as JSON."""
+    write_text(json.dumps(report(prediction, manifest, device), indent=2) + "\n", path)
+    return path
+
+
+def write_lesions(prediction: Prediction, path: Path) -> Path:
+    """The lesion table as CSV, a row a lesion."""
+    grid = prediction.segmentation.volume.grid
+    rows = []
+    for number, lesion in enumerate(prediction.lesions, start=1):
+        row = lesion_row(lesion, grid)
+        x, y, z = row.pop("centroid_lps_mm")
+        rows.append({"lesion": number, **row, "x_lps_mm": x, "y_lps_mm": y, "z_lps_mm": z})
+    write_text(pd.DataFrame(rows).to_csv(index=False), path)
+    return path

@@ -1,0 +1,75 @@
+"""What a person reads while a case runs and when it is done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hmvnet.case import CLASSES
+from hmvnet.lesions import Lesion
+from hmvnet.pipeline import Prediction
+
+STRONGEST = 5  # contributions to the risk that the summary names
+
+
+class Narrator:
+    """Says on standard output which stage runs, and ends with a summary."""
+
+    def __init__(self) -> None:
+        # The platform's log is no terminal and has no width.
+        self.console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+        self.start = time.monotonic()
+
+    def __call__(self, stage: str) -> None:
+        self.console.print(f"[dim]{time.monotonic() - self.start:6.1f} s[/]  {stage}")
+
+    def problem(self, text: str) -> None:
+        """Something that a person should know of, on standard error: results go the other way."""
+        print(f"warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+    def summary(
+        self, prediction: Prediction, bundle: str, device: str, written: Iterable[Path]
+    ) -> None:
+        """Lesion table, risk, notes, timings, and where the outputs are."""
+        if prediction.lesions:
+            self.console.print(lesion_table(prediction.lesions))
+        if risk := prediction.risk:
+            by_branch = ", ".join(f"{name} {value:+.2f}" for name, value in risk.branches.items())
+            self.console.print(
+                f"RFS risk {risk.value:+.3f} (higher = earlier recurrence), above "
+                f"{risk.quantile:.0%} of the training patients; by branch: {by_branch}"
+            )
+            if strongest := risk.contributions[:STRONGEST]:
+                moved = ", ".join(f"{c.name} {c.value:+.3f}" for c in strongest)
+                self.console.print(f"moved most by: {moved}")
+        for note in prediction.notes:
+            self.console.print(f"[yellow]note[/] {escape(note)}")
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in prediction.timings.items())
+        self.console.print(f"[dim]bundle {bundle} on {device}; seconds: {stages}[/]")
+        for path in written:
+            self.console.print(f"wrote {escape(str(path))}", soft_wrap=True)
+        self.console.print("[dim]Research software, not for clinical use.[/]")
+
+
+def lesion_table(lesions: Sequence[Lesion]) -> Table:
+    """A row a lesion."""
+    columns = {
+        "lesion": lambda row: CLASSES[row.label],
+        "mL": lambda row: f"{row.volume_ml:.1f}",
+        "diameter mm": lambda row: f"{row.diameter_mm:.0f}",
+        "SUVmax": lambda row: f"{row.suv_max:.1f}",
+        "SUVmean": lambda row: f"{row.suv_mean:.1f}",
+        "TLG": lambda row: f"{row.tlg:.0f}",
+    }
+    table = Table(title="Lesions")
+    for name in columns:
+        table.add_column(name, justify="left" if name == "lesion" else "right")
+    for row in lesions:
+        table.add_row(*(text(row) for text in columns.values()))
+    return table
