@@ -1,10 +1,14 @@
 import json
+import tarfile
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
 
-from hmvnet.config import InferenceSettings
+from hmvnet.config import InferenceSettings, load_settings
+from hmvnet.files import sha256
 from hmvnet.runtime import (
     Ensemble,
     OnnxForward,
@@ -17,6 +21,7 @@ from hmvnet.weights import (
     Bundle,
     WeightsError,
     all_tensors,
+    fetch_bundle,
     find_bundle,
     fingerprint,
     load_bundle,
@@ -212,3 +217,66 @@ def test_weights_of_another_network_are_refused_in_one_line(tiny_bundle):
     manifest = bundle.manifest.model_copy(update={"segmentation": wider})
     with pytest.raises(WeightsError, match="not those of the network 'hmvnet'"):
         load_network(Bundle(bundle.folder, manifest), part.files[0])
+
+
+@pytest.fixture
+def served(tiny_bundle, tmp_path):
+    """A server on this machine with a bundle's archive; gives its URL, hash and what was asked."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with tarfile.open(folder / "model.tar.gz", "w:gz") as archive:
+        for file in tiny_bundle.iterdir():
+            archive.add(file, file.name)
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/model.tar.gz"
+    yield url, sha256(folder / "model.tar.gz"), asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_bundle_from_a_url_is_fetched_once(served, tmp_path, tiny_bundle):
+    url, known, asked = served
+    for _ in range(2):
+        folder = fetch_bundle(f"{url}#sha256={known}", tmp_path / "cache")
+        assert load_bundle(folder).manifest == load_bundle(tiny_bundle).manifest
+    assert asked == ["/model.tar.gz"]
+    assert load_bundle(folder).tensors("fold0.safetensors")
+
+
+def test_a_url_without_its_hash_is_refused_before_anything_is_asked(served):
+    url, known, asked = served
+    for address in (url, f"{url}#sha256=abc", f"{url}#md5={known}"):
+        with pytest.raises(WeightsError, match="expected <URL>#sha256="):
+            find_bundle(address)
+    assert asked == []
+
+
+def test_a_download_of_another_hash_is_refused(served, tmp_path):
+    url, _, _ = served
+    with pytest.raises(WeightsError, match="hash"):
+        fetch_bundle(f"{url}#sha256={'0' * 64}", tmp_path / "cache")
+    with pytest.raises(WeightsError, match="nothing_there"):
+        fetch_bundle(f"{url}nothing_there#sha256={'0' * 64}", tmp_path / "cache")
+    assert not [p for p in (tmp_path / "cache").rglob("manifest.json")]
+
+
+def test_settings_given_explicitly_take_the_place_of_the_bundles(tiny_bundle):
+    bundle = load_bundle(tiny_bundle)
+    given = load_settings(None, ["data.region=centre", "postprocessing.threshold_gtvp=0.3"])
+    changed, notes = bundle.adjusted(given)
+    assert changed.manifest.region == "centre"
+    assert changed.manifest.postprocessing.threshold_gtvp == 0.3
+    assert changed.manifest.preprocessing == bundle.manifest.preprocessing  # 4 mm, not the default
+    assert len(notes) == 2 and all("the bundle's is" in note for note in notes)
+    same, notes = bundle.adjusted(load_settings(None))
+    assert same.manifest == bundle.manifest and notes == ()

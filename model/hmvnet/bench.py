@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import SimpleITK as sitk
 import torch
 from monai.inferers import SlidingWindowInferer
@@ -74,8 +75,8 @@ def peak_memory() -> Iterator[Callable[[], float]]:
 
 
 def resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
+    """Resident memory of this process in MB."""
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def write_bench_case(folder: Path, seed: int = 0) -> None:

@@ -8,6 +8,9 @@ whose hash differs.
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 PLATFORM_MODEL_DIR = Path("/opt/ml/model")
 DEFAULT_BUNDLE = "hmvnet-base"
+UNPACKED = ".unpacked"  # marks a downloaded bundle that is there whole
 # In a wheel the weights lie in the package; in a checkout and in the container beside model/.
 SHIPPED = (Path(__file__).parent / "weights", Path(__file__).parents[2] / "weights")
 
@@ -168,15 +172,21 @@ class Bundle:
         return data
 
 
-def find_bundle(explicit: Path | None = None, shipped: Sequence[Path] = SHIPPED) -> Path:
+def find_bundle(explicit: Path | str | None = None, shipped: Sequence[Path] = SHIPPED) -> Path:
     """The bundle's folder: explicit, else the platform's model upload, else the shipped one.
+
+    Args:
+        explicit: a folder, or an address as :func:`fetch_bundle` takes it.
+        shipped: where the shipped bundles lie.
 
     A folder without a manifest of its own may hold exactly one bundle, or the default one.
 
     Raises:
         WeightsError: nothing found; says where it looked.
     """
-    places = [explicit] if explicit else [PLATFORM_MODEL_DIR, *shipped]
+    if explicit and "://" in str(explicit):
+        explicit = fetch_bundle(str(explicit))
+    places = [Path(explicit)] if explicit else [PLATFORM_MODEL_DIR, *shipped]
     for place in places:
         for folder in (place, place / DEFAULT_BUNDLE):
             if (folder / MANIFEST).is_file():
@@ -188,6 +198,45 @@ def find_bundle(explicit: Path | None = None, shipped: Sequence[Path] = SHIPPED)
             names = ", ".join(p.name for p in inner)
             raise WeightsError(f"weights: several bundles ({names}); name one of them")
     raise WeightsError(f"weights: no bundle ({MANIFEST}) in {' or '.join(map(str, places))}")
+
+
+def fetch_bundle(address: str, cache: Path | None = None) -> Path:
+    """A bundle from the network, kept: nothing is downloaded but what the user gave the hash of.
+
+    Args:
+        address: ``https://.../bundle.tar.gz#sha256=<64 hexadecimal digits>``, an archive of a
+            bundle's folder or of its files, as ``export.sh model`` writes it.
+        cache: where downloads are kept; default: the user's cache folder.
+
+    Raises:
+        WeightsError: no hash is given, nothing can be had from there, the hash is another, or it is
+            no archive.
+    """
+    import pooch
+
+    url, _, known = address.partition("#sha256=")
+    if not re.fullmatch(r"[0-9a-f]{64}", known):
+        raise WeightsError(
+            f"{url}: expected <URL>#sha256=<64 hexadecimal digits>; nothing is downloaded without "
+            "the hash of what it has to be"
+        )
+    cache = cache or pooch.os_cache("hmvnet")
+    folder = cache / known
+    if (folder / UNPACKED).is_file():
+        return folder
+    try:
+        archive = Path(pooch.retrieve(url, f"sha256:{known}", path=cache, progressbar=False))
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors
+        raise WeightsError(f"{url}: {error}") from error
+    try:
+        with replacing(folder) as temporary:
+            shutil.unpack_archive(archive, temporary, filter="data")
+            (temporary / UNPACKED).touch()
+    except (shutil.ReadError, tarfile.TarError, ValueError) as error:
+        raise WeightsError(f"{url}: not an archive of a bundle: {error}") from error
+    finally:
+        archive.unlink(missing_ok=True)
+    return folder
 
 
 def load_bundle(folder: Path) -> Bundle:
