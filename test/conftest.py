@@ -22,7 +22,7 @@ from hmvnet.config import (  # noqa: E402
     PreprocessingSettings,
     PrognosisSettings,
 )
-from hmvnet.lesions import LesionFeatures  # noqa: E402
+from hmvnet.lesions.features import LesionFeatures  # noqa: E402
 from hmvnet.networks.registry import build_network  # noqa: E402
 from hmvnet.prognosis import LesionDescription, describe  # noqa: E402
 from hmvnet.training.engine import make_fabric  # noqa: E402

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 
 from hmvnet.case import CaseError
-from hmvnet.lesions import (
+from hmvnet.lesions.features import (
     GLCM,
     PEAK_RADIUS_MM,
     LesionFeatures,

@@ -22,7 +22,7 @@ from hmvnet.challenge import write_text
 from hmvnet.clinical import ClinicalEncoder, read_outcome_table
 from hmvnet.config import Settings
 from hmvnet.dataset import TRUTH_TABLE
-from hmvnet.lesions import LesionFeatures
+from hmvnet.lesions.features import LesionFeatures
 from hmvnet.networks.fusion import BRANCHES, IMAGE_CHANNELS
 from hmvnet.prognosis import LesionDescription
 from hmvnet.survival import baselines

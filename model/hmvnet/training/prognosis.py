@@ -18,7 +18,7 @@ from hmvnet.case import ClinicalRecord, Outcome
 from hmvnet.clinical import HECKTOR, ClinicalEncoder, ClinicalSchema
 from hmvnet.config import InferenceSettings, PrognosisSettings
 from hmvnet.dataset import Patient
-from hmvnet.lesions import LesionFeatures
+from hmvnet.lesions.features import LesionFeatures
 from hmvnet.networks.fusion import FusionConfig, FusionNetwork, PatientInputs, signed_log
 from hmvnet.pipeline import Stages, load_ensemble, segment
 from hmvnet.prognosis import LesionDescription, PrognosisMember, describe
