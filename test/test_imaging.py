@@ -7,8 +7,8 @@ from scipy import ndimage
 from hmvnet.case import GTVN, GTVP, Case, Grid
 from hmvnet.config import AugmentationSettings, PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.augment import MARGIN, draw_patch
+from hmvnet.imaging.components import bounding_box, fill_slices, lesions_of
 from hmvnet.imaging.intensity import denormalise, normalise
-from hmvnet.imaging.morphology import bounding_box, fill_slices, lesions_of
 from hmvnet.imaging.postprocess import (
     _any_of_block,
     _distance_to_air,

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from hmvnet.case import GTVN, GTVP, Grid
 from hmvnet.config import PostprocessingSettings
-from hmvnet.imaging.morphology import fill_slices, largest_component, lesions_of
+from hmvnet.imaging.components import fill_slices, largest_component, lesions_of
 
 # A label that makes up less than this share of a connected lesion takes the other's name.
 FRAGMENT_SHARE = 0.15

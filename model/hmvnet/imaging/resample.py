@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 
 from hmvnet.case import HU_OF_AIR, Case, Grid
-from hmvnet.imaging.morphology import bounding_box
+from hmvnet.imaging.components import bounding_box
 
 
 def resample(

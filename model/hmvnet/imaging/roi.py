@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from hmvnet.case import HU_OF_AIR, IDENTITY, Case, Grid
 from hmvnet.config import PreprocessingSettings
-from hmvnet.imaging.morphology import fill_slices, largest_component
+from hmvnet.imaging.components import fill_slices, largest_component
 from hmvnet.imaging.resample import resample
 
 COARSE_MM = 4.0
