@@ -16,7 +16,6 @@ from hmvnet.metrics import (
     LabelScore,
     LesionCount,
     aggregate,
-    bounding_box,
     count_lesions,
     hd95_mm,
     paired_bootstrap,
@@ -290,9 +289,3 @@ def test_scores_go_through_json_and_a_table() -> None:
     assert frame.columns[0] == "patient_id"
     assert frame.loc[1, "gtvp_dice"] == 0.5 and math.isnan(frame.loc[0, "gtvp_hd95_mm"])
     json.dumps(aggregate(scores, ["X", "Y"]).to_dict(), allow_nan=False)
-
-
-def test_bounding_box() -> None:
-    mask = boxes((1, 2, 8, 3, 9, 4, 10)) > 0
-    assert bounding_box(mask) == (slice(2, 8), slice(3, 9), slice(4, 10))
-    assert mask[bounding_box(mask & False)].size == 0

@@ -26,9 +26,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any
 
-import cc3d
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
@@ -36,8 +35,8 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
 
 from hmvnet.case import GTVN, GTVP
+from hmvnet.imaging.components import bounding_box, label_pieces
 
-CONNECTIVITY: Final = 26
 IOU_PERCENT = 30  # a whole number: 100 * intersection > 30 * union holds or not, without rounding
 
 METRICS = (
@@ -190,11 +189,8 @@ def count_lesions(prediction: np.ndarray, truth: np.ndarray) -> LesionCount:
     Args:
         prediction, truth: boolean masks ``[z, y, x]`` of the same shape.
     """
-    predicted, true = (
-        cc3d.connected_components(np.ascontiguousarray(mask), connectivity=CONNECTIVITY)
-        for mask in (prediction, truth)
-    )
-    n_predicted, n_true = int(predicted.max(initial=0)), int(true.max(initial=0))
+    predicted, n_predicted = label_pieces(prediction)
+    true, n_true = label_pieces(truth)
     if n_predicted == 0 or n_true == 0:
         return LesionCount(tp=0, fp=n_predicted, fn=n_true)
     # Contingency table of component numbers, row and column 0 being the background.
@@ -319,16 +315,6 @@ def to_frame(scores: Sequence[CaseScore]) -> pd.DataFrame:
     frame = pd.json_normalize([score.to_dict() for score in scores], sep="_")
     columns = ["patient_id", *(c for c in frame.columns if c != "patient_id")]
     return frame[columns].astype({c: float for c in columns if c.endswith("hd95_mm")})
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds every True voxel; an empty box where there is none."""
-    spans = []
-    for axis in range(mask.ndim):
-        others = tuple(a for a in range(mask.ndim) if a != axis)
-        hit = np.flatnonzero(mask.any(axis=others))
-        spans.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
-    return tuple(spans)
 
 
 def _score_label(prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarray) -> LabelScore:

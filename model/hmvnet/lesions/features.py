@@ -42,7 +42,7 @@ from skimage.measure import marching_cubes
 from torch.nn import functional
 
 from hmvnet.case import GTVN, GTVP, CaseError
-from hmvnet.metrics import CONNECTIVITY, bounding_box
+from hmvnet.imaging.components import CONNECTIVITY, bounding_box
 
 Box = tuple[slice, ...]
 Spacing = Sequence[float] | np.ndarray
