@@ -51,6 +51,21 @@ def cylinder(grid: Grid, radius: float) -> np.ndarray:
     return np.hypot(points[..., 0], points[..., 1]) <= radius
 
 
+def patient_with(
+    *lesions: tuple[int, tuple[float, float, float], float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mask, CT and PET of balls, each (label, centre zyx, radius), in a body of 45 +- 40 mm (x)."""
+    grid = Grid((90, 60, 80), (1.0, 1.0, 1.0))
+    mask = np.zeros(grid.shape, dtype=np.uint8)
+    for label, (z, y, x), radius in lesions:
+        mask[ball(grid, (x, y, z), radius)] = label
+    rng = np.random.default_rng(4)
+    ct = rng.normal(40, 10, grid.shape).astype(np.float32)
+    ct[:, :, :5] = ct[:, :, 86:] = -1000
+    pet = rng.gamma(4, 0.25, grid.shape).astype(np.float32) + 5 * (mask > 0)
+    return mask, ct, pet
+
+
 def tiny_ct(grid: Grid = CT_GRID) -> sitk.Image:
     """A water cylinder in air, int16 HU."""
     return grid.image(np.where(cylinder(grid, 80), 30, -1000).astype(np.int16))

@@ -18,7 +18,7 @@ from hmvnet.imaging.intensity import normalise
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.imaging.resample import labels_onto, resample_pet_ct
 from hmvnet.imaging.roi import Region, centre_region, find_region
-from hmvnet.lesions.features import Lesion, lesion_table
+from hmvnet.lesions.table import Lesion, lesion_table
 from hmvnet.prognosis import LesionDescription, Prognosis, Risk, describe
 from hmvnet.runtime import Ensemble, Forward, OnnxForward, TorchForward, load_network
 from hmvnet.weights import Bundle
