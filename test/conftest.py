@@ -23,7 +23,7 @@ from hmvnet.config import (  # noqa: E402
     PrognosisSettings,
 )
 from hmvnet.imaging.roi import Region  # noqa: E402
-from hmvnet.lesions import LesionFeatures  # noqa: E402
+from hmvnet.lesions.features import LesionFeatures  # noqa: E402
 from hmvnet.networks.registry import build_network  # noqa: E402
 from hmvnet.prognosis import LesionDescription, describe  # noqa: E402
 from hmvnet.segmentation.segmenter import Segmentation, Volume  # noqa: E402
@@ -51,6 +51,21 @@ def cylinder(grid: Grid, radius: float) -> np.ndarray:
     z, y, x = np.indices(grid.shape)
     points = grid.points(np.stack([x, y, z], -1).reshape(-1, 3)).reshape(*grid.shape, 3)
     return np.hypot(points[..., 0], points[..., 1]) <= radius
+
+
+def patient_with(
+    *lesions: tuple[int, tuple[float, float, float], float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mask, CT and PET of balls, each (label, centre zyx, radius), in a body of 45 +- 40 mm (x)."""
+    grid = Grid((90, 60, 80), (1.0, 1.0, 1.0))
+    mask = np.zeros(grid.shape, dtype=np.uint8)
+    for label, (z, y, x), radius in lesions:
+        mask[ball(grid, (x, y, z), radius)] = label
+    rng = np.random.default_rng(4)
+    ct = rng.normal(40, 10, grid.shape).astype(np.float32)
+    ct[:, :, :5] = ct[:, :, 86:] = -1000
+    pet = rng.gamma(4, 0.25, grid.shape).astype(np.float32) + 5 * (mask > 0)
+    return mask, ct, pet
 
 
 def tiny_ct(grid: Grid = CT_GRID) -> sitk.Image:

@@ -8,7 +8,6 @@ from hmvnet.case import GTVN, GTVP, Case, Grid
 from hmvnet.config import AugmentationSettings, PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.augment import MARGIN, draw_patch
 from hmvnet.imaging.intensity import denormalise, normalise
-from hmvnet.imaging.morphology import bounding_box, fill_slices, lesions_of
 from hmvnet.imaging.postprocess import (
     _any_of_block,
     _distance_to_air,
@@ -102,20 +101,6 @@ def test_an_oblique_scan_is_resampled_by_simpleitk():
     np.testing.assert_array_equal(
         resample_pet_ct(case, region)[0], resample(ct, region, fill=-1000)
     )
-
-
-def test_slices_are_filled_as_scipy_fills_them():
-    noise = np.random.default_rng(1).random((9, 31, 27)) > 0.45
-    expected = np.stack([ndimage.binary_fill_holes(s) for s in noise])
-    assert expected.sum() > noise.sum()
-    np.testing.assert_array_equal(fill_slices(noise), expected)
-
-
-def test_bounding_box_holds_all_that_is_set_and_no_more():
-    mask = np.zeros((9, 8, 7), np.uint8)
-    assert bounding_box(mask) is None
-    mask[3, 2, 6] = mask[5, 4, 1] = 2
-    assert bounding_box(mask) == (slice(3, 6), slice(2, 5), slice(1, 7))
 
 
 def test_distance_to_air_is_exact_within_reach():
@@ -298,12 +283,6 @@ def test_a_confident_lesion_is_never_lost():
 
 def test_empty_probabilities_give_an_empty_mask():
     assert not postprocess(probabilities(), TISSUE, ONE_MM, SETTINGS).any()
-
-
-def test_lesions_touch_across_corners():
-    mask = np.zeros((4, 4, 4), bool)
-    mask[0, 0, 0] = mask[1, 1, 1] = mask[3, 3, 3] = True
-    assert len(list(lesions_of(mask))) == 2
 
 
 NOTHING = AugmentationSettings(

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from grand_challenge_metrics import stats
 from monai.metrics import compute_hausdorff_distance
 from scipy.ndimage import gaussian_filter
 
@@ -16,10 +17,10 @@ from hmvnet.metrics import (
     LabelScore,
     LesionCount,
     aggregate,
-    bounding_box,
     count_lesions,
     hd95_mm,
     paired_bootstrap,
+    platform_scores,
     score_case,
     to_frame,
 )
@@ -102,6 +103,41 @@ def test_hd95_is_monais() -> None:
             spacing=list(spacing),
         )
         assert hd95_mm(prediction, truth, spacing) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_dice_is_the_platforms() -> None:
+    rng = np.random.default_rng(6)
+    for trial in range(60):
+        prediction, truth = rng.choice(3, size=(2, 9, 10, 11), p=rng.dirichlet((4, 1, 1)))
+        for mask, label in ((prediction, trial % 5), (truth, trial % 7)):
+            mask[mask == label] = 0  # now and then a label is empty in one or both
+        score = score_case(prediction, truth, (3.0, 1.0, 0.5))
+        counts = stats.calculate_confusion_matrix(truth, prediction, [0, 1, 2])
+        theirs = platform_scores(prediction, truth)
+        for name, label, ours in (("gtvp", 1, score.gtvp), ("gtvn", 2, score.gtvn)):
+            hits, true, found = counts[label, label], counts[label].sum(), counts[:, label].sum()
+            dice, jaccard, difference = (
+                theirs[f"{name}_platform_{key}"] for key in ("dice", "jaccard", "volume_difference")
+            )
+            if not true + found:  # nothing to overlap: 1 is ours, no value is theirs
+                assert ours.dice == 1.0 and math.isnan(dice) and math.isnan(jaccard)
+                assert math.isnan(difference)
+                continue
+            # Their counts give our Dice; their Dice is that, rounded to single precision.
+            assert ours.dice == pytest.approx(2 * hits / (true + found), abs=1e-12)
+            assert dice == np.float32(ours.dice)
+            assert jaccard == pytest.approx(stats.dice_to_jaccard(np.array([ours.dice]))[0])
+            expected = abs(found - true) / true if true else math.inf
+            assert difference == pytest.approx(expected)
+
+
+def test_platform_scores_of_empty_masks() -> None:
+    empty, full = boxes(), boxes((1, 2, 8, 2, 8, 2, 8))
+    assert all(map(math.isnan, platform_scores(empty, empty).values()))
+    missed, invented = platform_scores(empty, full), platform_scores(full, empty)
+    assert missed["gtvp_platform_dice"] == invented["gtvp_platform_dice"] == 0.0
+    assert missed["gtvp_platform_volume_difference"] == 1.0
+    assert invented["gtvp_platform_volume_difference"] == math.inf
 
 
 def test_labels_are_not_mixed() -> None:
@@ -290,9 +326,3 @@ def test_scores_go_through_json_and_a_table() -> None:
     assert frame.columns[0] == "patient_id"
     assert frame.loc[1, "gtvp_dice"] == 0.5 and math.isnan(frame.loc[0, "gtvp_hd95_mm"])
     json.dumps(aggregate(scores, ["X", "Y"]).to_dict(), allow_nan=False)
-
-
-def test_bounding_box() -> None:
-    mask = boxes((1, 2, 8, 3, 9, 4, 10)) > 0
-    assert bounding_box(mask) == (slice(2, 8), slice(3, 9), slice(4, 10))
-    assert mask[bounding_box(mask & False)].size == 0

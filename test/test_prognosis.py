@@ -11,7 +11,7 @@ from test_dataset import write_patient
 from hmvnet.clinical import ClinicalEncoder
 from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
 from hmvnet.dataset import find_patients
-from hmvnet.lesions import LesionFeatures
+from hmvnet.lesions.features import LesionFeatures
 from hmvnet.networks.fusion import (
     FusionConfig,
     FusionNetwork,

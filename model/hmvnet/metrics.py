@@ -26,18 +26,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any
 
-import cc3d
 import numpy as np
 import pandas as pd
+from grand_challenge_metrics.stats import (
+    calculate_confusion_matrix,
+    dice_from_confusion_matrix,
+    jaccard_from_confusion_matrix,
+    relative_absolute_volume_difference,
+)
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
 
 from hmvnet.case import GTVN, GTVP
+from hmvnet.imaging.components import bounding_box, label_pieces
 
-CONNECTIVITY: Final = 26
 IOU_PERCENT = 30  # a whole number: 100 * intersection > 30 * union holds or not, without rounding
 
 METRICS = (
@@ -190,11 +195,8 @@ def count_lesions(prediction: np.ndarray, truth: np.ndarray) -> LesionCount:
     Args:
         prediction, truth: boolean masks ``[z, y, x]`` of the same shape.
     """
-    predicted, true = (
-        cc3d.connected_components(np.ascontiguousarray(mask), connectivity=CONNECTIVITY)
-        for mask in (prediction, truth)
-    )
-    n_predicted, n_true = int(predicted.max(initial=0)), int(true.max(initial=0))
+    predicted, n_predicted = label_pieces(prediction)
+    true, n_true = label_pieces(truth)
     if n_predicted == 0 or n_true == 0:
         return LesionCount(tp=0, fp=n_predicted, fn=n_true)
     # Contingency table of component numbers, row and column 0 being the background.
@@ -206,6 +208,35 @@ def count_lesions(prediction: np.ndarray, truth: np.ndarray) -> LesionCount:
     hits = 100 * intersection > IOU_PERCENT * union
     tp = int((maximum_bipartite_matching(csr_array(hits), perm_type="column") >= 0).sum())
     return LesionCount(tp=tp, fp=n_predicted - tp, fn=n_true - tp)
+
+
+def platform_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Overlap of each label as the platform's own library, grand-challenge-metrics, measures it.
+
+    A second opinion on :func:`score_case`, in single precision and with the library's rules: where
+    a label is empty in truth and prediction there is no value (NaN; our Dice is 1), and where only
+    the truth is empty the volume difference is infinite. All else agrees.
+
+    Args:
+        prediction, truth: label maps as for :func:`score_case`.
+
+    Returns:
+        ``<label>_platform_dice``, ``<label>_platform_jaccard`` and
+        ``<label>_platform_volume_difference`` (absolute, as a share of the truth's volume), label
+        being ``gtvp`` and ``gtvn``.
+    """
+    box = bounding_box((prediction > 0) | (truth > 0))
+    prediction, truth = prediction[box], truth[box]
+    counts = calculate_confusion_matrix(truth, prediction, [0, GTVP, GTVN])
+    scores = {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        dice, jaccard = dice_from_confusion_matrix(counts), jaccard_from_confusion_matrix(counts)
+        for name, label in (("gtvp", GTVP), ("gtvn", GTVN)):
+            difference = relative_absolute_volume_difference(truth == label, prediction == label)
+            scores[f"{name}_platform_dice"] = float(dice[label])
+            scores[f"{name}_platform_jaccard"] = float(jaccard[label])
+            scores[f"{name}_platform_volume_difference"] = float(difference)
+    return scores
 
 
 def hd95_mm(prediction: np.ndarray, truth: np.ndarray, spacing_zyx: Sequence[float]) -> float:
@@ -319,16 +350,6 @@ def to_frame(scores: Sequence[CaseScore]) -> pd.DataFrame:
     frame = pd.json_normalize([score.to_dict() for score in scores], sep="_")
     columns = ["patient_id", *(c for c in frame.columns if c != "patient_id")]
     return frame[columns].astype({c: float for c in columns if c.endswith("hd95_mm")})
-
-
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds every True voxel; an empty box where there is none."""
-    spans = []
-    for axis in range(mask.ndim):
-        others = tuple(a for a in range(mask.ndim) if a != axis)
-        hit = np.flatnonzero(mask.any(axis=others))
-        spans.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
-    return tuple(spans)
 
 
 def _score_label(prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarray) -> LabelScore:

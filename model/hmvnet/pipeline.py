@@ -9,7 +9,7 @@ import torch
 
 from hmvnet.case import Case, Grid
 from hmvnet.config import InferenceSettings
-from hmvnet.lesions import Lesion, lesion_table
+from hmvnet.lesions.table import Lesion, lesion_table
 from hmvnet.prognosis import Prognosis, Risk, describe
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Segmenter, Stages
 from hmvnet.weights import Bundle

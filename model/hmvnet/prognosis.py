@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hmvnet.case import GTVN, GTVP, ClinicalRecord
 from hmvnet.clinical import ClinicalEncoder
-from hmvnet.lesions import LesionFeatures, lesion_features, pool_encoder_features
+from hmvnet.lesions.features import LesionFeatures, lesion_features, pool_encoder_features
 from hmvnet.networks.fusion import (
     BRANCHES,
     FusionConfig,

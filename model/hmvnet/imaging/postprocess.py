@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from functools import reduce
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
 from hmvnet.case import GTVN, GTVP, Grid
 from hmvnet.config import PostprocessingSettings
-from hmvnet.imaging.morphology import fill_slices, largest_component, lesions_of
+from hmvnet.imaging.components import (
+    fill_slices,
+    largest_component,
+    lesions_of,
+    without_specks,
+)
 
 # A label that makes up less than this share of a connected lesion takes the other's name.
 FRAGMENT_SHARE = 0.15
@@ -176,7 +180,7 @@ def correct_by_airway(
     coarse = ct[::AIR_STRIDE, ::AIR_STRIDE, ::AIR_STRIDE]
     air = _filled_body(coarse) & (coarse <= 0)
     air_ml = grid.voxel_ml * AIR_STRIDE**3
-    air = cc3d.dust(air.astype(np.uint8), threshold=max(1, round(LEAST_AIR_ML / air_ml))) > 0
+    air = without_specks(air, max(1, round(LEAST_AIR_ML / air_ml)))
     if air.sum() * air_ml < AIRWAY_ML:
         return mask
     out = mask.copy()

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 
 from hmvnet.case import HU_OF_AIR, Case, Grid
-from hmvnet.imaging.morphology import bounding_box
+from hmvnet.imaging.components import bounding_box
 
 
 def resample(
@@ -108,7 +108,7 @@ def labels_onto(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
     """
     out = np.zeros(target.shape, np.uint8)
     used = bounding_box(labels)
-    if used is None:
+    if not labels[used].size:
         return out
     # Only the box around the labels, one voxel wider, needs to be looked at.
     z, y, x = (

@@ -20,13 +20,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
 from hmvnet.case import HU_OF_AIR, IDENTITY, Case, Grid
 from hmvnet.config import PreprocessingSettings
-from hmvnet.imaging.morphology import fill_slices, largest_component
+from hmvnet.imaging.components import (
+    FACES,
+    bounding_box,
+    fill_slices,
+    largest_component,
+    pieces_of,
+)
 from hmvnet.imaging.resample import resample
 
 COARSE_MM = 4.0
@@ -144,27 +149,20 @@ def _opened_blobs(avid: np.ndarray, voxel_ml: float) -> Iterator[np.ndarray]:
 
     Opening never joins what was apart, so only blobs that are large enough before are opened.
     """
-    before = cc3d.connected_components(avid.astype(np.uint8), connectivity=6)
-    for label, box in enumerate(ndimage.find_objects(before), start=1):
-        whole = before[box] == label
+    for box, whole in pieces_of(avid, FACES):
         if whole.sum() * voxel_ml < BRAIN_ML[0]:
             continue
         opened = ndimage.binary_opening(np.pad(whole, 1))[1:-1, 1:-1, 1:-1]
-        pieces, count = cc3d.connected_components(
-            opened.astype(np.uint8), connectivity=6, return_N=True
-        )
-        volumes = np.bincount(pieces.ravel(), minlength=count + 1) * voxel_ml
-        for piece in range(1, count + 1):
-            if BRAIN_ML[0] <= volumes[piece] <= BRAIN_ML[1]:
+        for inner, piece in pieces_of(opened, FACES):
+            if BRAIN_ML[0] <= piece.sum() * voxel_ml <= BRAIN_ML[1]:
                 mask = np.zeros_like(avid)
-                mask[box] = pieces == piece
+                mask[box][inner] = piece
                 yield mask
 
 
 def _skull_fraction(mask: np.ndarray, ct: np.ndarray) -> float:
     """Share of bone in the 12 mm shell around a blob."""
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    box = tuple(slice(max(s.start - 4, 0), s.stop + 4) for s in box)
+    box = tuple(slice(max(s.start - 4, 0), s.stop + 4) for s in bounding_box(mask))
     inner = mask[box]
     shell = ndimage.binary_dilation(inner, iterations=3) & ~inner
     return float((ct[box][shell] > BONE_HU).mean())

@@ -22,7 +22,7 @@ from hmvnet.clinical import ClinicalEncoder, read_outcome_table
 from hmvnet.config import Settings
 from hmvnet.dataset import TRUTH_TABLE
 from hmvnet.files import digest, write_arrays, write_text
-from hmvnet.lesions import LesionFeatures
+from hmvnet.lesions.features import LesionFeatures
 from hmvnet.networks.fusion import BRANCHES, IMAGE_CHANNELS
 from hmvnet.prognosis import LesionDescription
 from hmvnet.survival import baselines

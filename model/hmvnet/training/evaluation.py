@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import SimpleITK as sitk
 from rich.console import Console
 from rich.progress import track
@@ -30,7 +32,8 @@ def evaluate_task1(
 ) -> metrics.Table1Scores:
     """The challenge's Task 1 metrics on the CT grids, end to end, as the container would score.
 
-    Writes ``scores.csv`` (a row a patient) and ``scores.json`` under ``run``.
+    Writes ``scores.csv`` (a row a patient: our scores, then the platform's own,
+    :func:`hmvnet.metrics.platform_scores`) and ``scores.json`` under ``run``.
     """
     patients = find_patients(settings.data.root)[: limit or None]
     bundle = load_bundle(weights)
@@ -40,11 +43,14 @@ def evaluate_task1(
             "scores say nothing about new ones"
         )
     pipeline = Pipeline(bundle, pick_device(), settings.inference, needs_risk=False)
-    scores = []
+    scores, platform = [], []
     for patient in track(patients, "segment", console=Console(stderr=True)):
-        scores.append(score_patient(pipeline, patient)[0])
+        mask, truth, spacing, _ = _segmented(pipeline, patient)
+        scores.append(metrics.score_case(mask, truth, spacing, patient.patient_id))
+        platform.append(metrics.platform_scores(mask, truth))
     table = metrics.aggregate(scores, [p.centre for p in patients])
-    write_text(metrics.to_frame(scores).to_csv(index=False), run / "scores.csv")
+    rows = metrics.to_frame(scores).join(pd.DataFrame(platform))
+    write_text(rows.to_csv(index=False), run / "scores.csv")
     write_text(json.dumps(table.to_dict(), indent=2), run / "scores.json")
     console.print(score_table({bundle.manifest.name: table}))
     console.print(f"wrote {run / 'scores.csv'} and {run / 'scores.json'}")
@@ -53,13 +59,20 @@ def evaluate_task1(
 
 def score_patient(pipeline: Pipeline, patient: Patient) -> tuple[metrics.CaseScore, Prediction]:
     """The challenge's scores of one patient on the CT grid, and what was predicted."""
+    mask, truth, spacing, prediction = _segmented(pipeline, patient)
+    return metrics.score_case(mask, truth, spacing, patient.patient_id), prediction
+
+
+def _segmented(
+    pipeline: Pipeline, patient: Patient
+) -> tuple[np.ndarray, np.ndarray, tuple[float, ...], Prediction]:
+    """Predicted and true label map and spacing ``[z, y, x]`` on the CT grid, and the prediction."""
     case = patient.read()
     assert case.truth is not None
     prediction = pipeline(case)
     mask = sitk.GetArrayFromImage(prediction.mask)
     truth = sitk.GetArrayFromImage(case.truth)
-    spacing = Grid.of(case.ct).spacing[::-1]
-    return metrics.score_case(mask, truth, spacing, patient.patient_id), prediction
+    return mask, truth, Grid.of(case.ct).spacing[::-1], prediction
 
 
 def score_table(rows: dict[str, metrics.Table1Scores]) -> Table:

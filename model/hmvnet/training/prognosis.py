@@ -17,7 +17,7 @@ from hmvnet.clinical import HECKTOR, ClinicalEncoder, ClinicalSchema
 from hmvnet.config import InferenceSettings, PrognosisSettings
 from hmvnet.dataset import Patient
 from hmvnet.files import digest, write_arrays
-from hmvnet.lesions import LesionFeatures
+from hmvnet.lesions.features import LesionFeatures
 from hmvnet.networks.fusion import FusionConfig, FusionNetwork, PatientInputs, signed_log
 from hmvnet.prognosis import LesionDescription, PrognosisMember, describe
 from hmvnet.segmentation.segmenter import Segmenter

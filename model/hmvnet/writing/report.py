@@ -13,7 +13,7 @@ import pandas as pd
 from hmvnet import __version__
 from hmvnet.case import CLASSES, Grid
 from hmvnet.files import write_text
-from hmvnet.lesions import Lesion
+from hmvnet.lesions.table import Lesion
 from hmvnet.pipeline import Prediction
 from hmvnet.weights import Manifest
 

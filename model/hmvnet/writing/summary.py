@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hmvnet.case import CLASSES
-from hmvnet.lesions import Lesion
+from hmvnet.lesions.table import Lesion
 from hmvnet.pipeline import Prediction
 
 STRONGEST = 5  # contributions to the risk that the summary names

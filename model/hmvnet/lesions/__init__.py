@@ -1,0 +1,2 @@
+"""Lesions measured: building blocks (``ibsi``), a row a lesion (``table``), a vector a patient
+(``features``)."""
