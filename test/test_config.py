@@ -7,7 +7,9 @@ import typing
 import numpy as np
 import pytest
 from conftest import ROOT
+from typer.testing import CliRunner
 
+from hmvnet.cli import app
 from hmvnet.config import (
     SECTIONS,
     PostprocessingSettings,
@@ -324,3 +326,16 @@ def test_dumps_that_cache_keys_hang_on_stay_as_they_are():
     )
     # What a file says dumps as the defaults do, floats as floats.
     assert load_settings(DEFAULTS_FILE).model_dump_json() == Settings().model_dump_json()
+
+
+def test_the_command_prints_what_a_run_would_use(tmp_path):
+    path = tmp_path / "mine.xml"
+    path.write_text("<hmvnet><training><steps>7</steps><seed>2</seed></training></hmvnet>")
+    result = CliRunner().invoke(app, ["settings", "--config", str(path), "training.seed=3"])
+    assert result.exit_code == 0
+    path.write_text(result.stdout)
+    assert load_settings(path) == Settings(training={"steps": 7, "seed": 3})
+    assert CliRunner().invoke(app, ["settings"]).stdout == settings_xml()
+    assert CliRunner().invoke(app, ["settings", "--markdown"]).stdout == settings_markdown()
+    wrong = CliRunner().invoke(app, ["settings", "--markdown", "training.seed=3"])
+    assert isinstance(wrong.exception, ValueError)
