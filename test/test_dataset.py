@@ -5,7 +5,7 @@ import SimpleITK as sitk
 from conftest import COARSE, CT_GRID, ball, tiny_ct, tiny_pet
 
 from hmvnet.case import CaseError, Grid
-from hmvnet.config import DataSettings, load_settings
+from hmvnet.config import DataSettings
 from hmvnet.dataset import Cache, find_patients, split_folds
 from hmvnet.training.task1 import check_label_grids
 
@@ -135,31 +135,3 @@ def test_prepared_grid_comes_back_whole(tmp_path):
     assert isinstance(prepared.grid, Grid) and prepared.grid.spacing == (4.0, 4.0, 4.0)
     truth_ml = (np.asarray(prepared.label[:]) == 1).sum() * prepared.grid.voxel_ml
     assert truth_ml == pytest.approx(4 / 3 * np.pi * 20**3 / 1000, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("training.stepz=1", "stepz"),
-        ("training.steps=0", "steps"),
-        ("nonsense", "section.name=value"),
-        ("data.fold_by=hospital", "fold_by"),
-        ("augmentation.flip=2", "flip"),
-    ],
-)
-def test_wrong_settings_are_named(override, message):
-    with pytest.raises(ValueError, match=message):
-        load_settings(None, [override])
-
-
-def test_config_xml_holds_the_defaults():
-    from conftest import ROOT
-
-    from hmvnet.config import Settings
-
-    assert load_settings(ROOT / "model" / "config.xml") == Settings()
-
-
-def test_network_options_are_parsed():
-    settings = load_settings(None, ["network.options=channels=8 depths=1,2,3,4 modality=gated"])
-    assert settings.network.options == {"channels": 8, "depths": (1, 2, 3, 4), "modality": "gated"}

@@ -1,4 +1,4 @@
-"""The command line: ``hmvnet train | eval | tune | compare | export | phantom | bench``."""
+"""The command line: ``hmvnet train | eval | tune | compare | export | settings | ...``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hmvnet.config import load_settings
+from hmvnet.config import load_settings, settings_markdown, settings_xml
 from hmvnet.weights import WeightsError
 
 app = typer.Typer(
@@ -18,7 +18,9 @@ app = typer.Typer(
 )
 console = Console()
 
-ConfigOption = Annotated[Path, typer.Option("--config", help="settings file")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="settings file; default: built-in")
+]
 RunOption = Annotated[Path, typer.Option("--run", help="folder of this run's files")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="settings, section.name=value", show_default=False)
@@ -28,7 +30,6 @@ WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="bundle folder; default: the shipped one")
 ]
 COMPARED_NETWORKS = ("hmvnet", "segresnet", "swinunetr", "resenc-unet")
-CONFIG = Path(__file__).resolve().parents[1] / "config.xml"
 
 
 def bundle_folder(weights: Path | None) -> Path:
@@ -41,7 +42,7 @@ def bundle_folder(weights: Path | None) -> Path:
 @app.command()
 def train(
     overrides: Overrides = None,
-    config: ConfigOption = CONFIG,
+    config: ConfigOption = None,
     run: RunOption = Path("runs/train"),
     task: TaskOption = 1,
     weights: WeightsOption = None,
@@ -64,7 +65,7 @@ def train(
 @app.command("eval")
 def evaluate(
     overrides: Overrides = None,
-    config: ConfigOption = CONFIG,
+    config: ConfigOption = None,
     weights: WeightsOption = None,
     run: RunOption = Path("runs/eval"),
     task: TaskOption = 1,
@@ -98,7 +99,7 @@ def export(
 @app.command()
 def tune(
     overrides: Overrides = None,
-    config: ConfigOption = CONFIG,
+    config: ConfigOption = None,
     weights: WeightsOption = None,
     run: RunOption = Path("runs/tune"),
     limit: Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")] = 0,
@@ -113,7 +114,7 @@ def tune(
 @app.command()
 def compare(
     overrides: Overrides = None,
-    config: ConfigOption = CONFIG,
+    config: ConfigOption = None,
     run: RunOption = Path("runs/compare"),
     task: TaskOption = 1,
     weights: WeightsOption = None,
@@ -219,6 +220,21 @@ def phantom(
             root, count, seed, settings, jobs, lambda done, _: progress.update(bar, completed=done)
         )
     console.print(str(summary))
+
+
+@app.command("settings")
+def show_settings(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="the reference of all settings instead")
+    ] = False,
+) -> None:
+    """Print the settings that a command would use, as a settings file."""
+    if markdown and (config or overrides):
+        raise ValueError("--markdown describes the defaults: it takes no settings")
+    text = settings_markdown() if markdown else settings_xml(load_settings(config, overrides or ()))
+    typer.echo(text, nl=False)
 
 
 def main() -> None:

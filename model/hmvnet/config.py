@@ -1,13 +1,17 @@
-"""Settings: one XML file, checked by pydantic, any value overridable by name."""
+"""Settings, said once: fields with descriptions, read from XML, rendered as XML and as Markdown."""
 
 from __future__ import annotations
 
+import textwrap
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
+from xml.sax.saxutils import escape, quoteattr
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -16,8 +20,15 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from hmvnet.clinical import HECKTOR, ClinicalSchema
+
+MOST_BYTES = 1 << 20  # of a settings file
+WIDTH = 100  # of its lines
+NAMED = 5  # wrong settings besides the first, in an error
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def _split(value: Any) -> Any:
@@ -28,13 +39,15 @@ def _options(value: Any) -> Any:
     """``"channels=16 depths=2,2,2,2"`` to a dict of ints, floats, tuples or texts."""
     if not isinstance(value, str):
         return value
+    if stray := [item for item in value.split() if "=" not in item]:
+        raise ValueError(f"'{stray[0]}' is no option, expected name=value")
     pairs = (item.partition("=") for item in value.split())
     return {key: _parse_option(text) for key, _, text in pairs}
 
 
 def _parse_option(text: str) -> Any:
     if "," in text:
-        return tuple(_parse_option(part) for part in text.split(","))
+        return tuple(_parse_option(part) for part in text.removesuffix(",").split(","))
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):
@@ -45,87 +58,235 @@ def _parse_option(text: str) -> Any:
     return text
 
 
-Triple = Annotated[tuple[float, float, float], BeforeValidator(_split)]
-Shape = Annotated[tuple[int, int, int], BeforeValidator(_split)]
-Window = Annotated[tuple[float, float], BeforeValidator(_split)]
+def _rising(window: tuple[float, float]) -> tuple[float, float]:
+    if window[0] >= window[1]:
+        raise ValueError(f"{window[0]:g} is not below {window[1]:g}")
+    return window
+
+
+Length = Annotated[float, Field(gt=0)]
+Triple = Annotated[tuple[Length, Length, Length], BeforeValidator(_split)]
+Voxels = Annotated[int, Field(ge=1)]
+Shape = Annotated[tuple[Voxels, Voxels, Voxels], BeforeValidator(_split)]
+Window = Annotated[tuple[float, float], BeforeValidator(_split), AfterValidator(_rising)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Branches = Annotated[tuple[Literal["image", "table", "lesions"], ...], BeforeValidator(_split)]
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Region = Literal["head-neck", "centre"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(_Section):
-    root: str = ""
-    cache: str = ""
-    folds: int = Field(5, ge=2)
-    fold_by: Literal["stratified", "leave-one-centre-out"] = "stratified"
-    region: Literal["head-neck", "centre"] = "head-neck"
-    extra_root: str = ""
-    extra_region: Literal["head-neck", "centre"] = "centre"
-    note: str = ""
-    seed: int = 0
+    """Where the patients are, and how they are split into folds."""
+
+    root: str = Field(
+        "",
+        description="Folder of the patients: HECKTOR 2025 or 2022, nnU-Net, or a folder a patient.",
+    )
+    cache: str = Field(
+        "",
+        description="Folder of preprocessed volumes and described lesions; empty: cache in the "
+        "run's folder.",
+    )
+    folds: int = Field(
+        5, ge=2, description="Parts of the cross-validation; not asked with leave-one-centre-out."
+    )
+    fold_by: Literal["stratified", "leave-one-centre-out"] = Field(
+        "stratified",
+        description="How patients are dealt to folds: stratified by centre and event, or a fold a "
+        "centre.",
+    )
+    region: Region = Field(
+        "head-neck",
+        description="Where the working region lies; centre: mid-body, for scans that hold no head, "
+        "and no rules of the head and neck's anatomy.",
+    )
+    extra_root: str = Field(
+        "",
+        description="A second folder of patients, trained on in every fold and never scored; "
+        "empty: none.",
+    )
+    extra_region: Region = Field("centre", description="As region, of the patients of extra_root.")
+    note: str = Field(
+        "",
+        description="What the data is, for the bundle's manifest; empty: the names of the folders.",
+    )
+    seed: Seed = Field(0, description="Seed of the folds.")
 
 
 class PreprocessingSettings(_Section):
-    spacing_mm: float = Field(1.0, gt=0)
-    size_mm: Triple = (200.0, 200.0, 310.0)
-    hu_window: Window = (-200.0, 300.0)
-    suv_window: Window = (0.0, 20.0)
+    """From the scanner's images to what the networks see; kept in the bundle for inference."""
+
+    spacing_mm: float = Field(
+        1.0, gt=0, description="Edge of a voxel of the working grid, in mm along every axis."
+    )
+    size_mm: Triple = Field(
+        (200.0, 200.0, 310.0), description="Size of the working region in mm: x, y, z."
+    )
+    hu_window: Window = Field(
+        (-200.0, 300.0), description="CT is clipped to these HU and scaled to [0, 1]."
+    )
+    suv_window: Window = Field(
+        (0.0, 20.0), description="PET is clipped to these SUV and scaled to [-1, 1]."
+    )
 
 
 class NetworkSettings(_Section):
-    name: str = "hmvnet"
-    options: Options = {}
+    """The segmentation network."""
+
+    name: str = Field(
+        "hmvnet",
+        min_length=1,
+        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, unet3d or unetr.",
+    )
+    options: Options = Field(
+        {},
+        description="What the network's own function takes, e.g. channels=16 depths=2,2,2,2; "
+        "empty: its defaults.",
+    )
 
 
 class TrainingSettings(_Section):
-    steps: int = Field(3000, ge=1)
-    batch_size: int = Field(1, ge=1)
-    patch_size: Shape = (96, 96, 96)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    warmup_steps: int = Field(100, ge=0)
-    clip_norm: float = Field(5.0, gt=0)
-    ema_decay: float = Field(0.995, ge=0, lt=1)
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    tumour_fraction: Probability = 0.7
-    focal_weight: float = Field(0.0, ge=0)
-    absent_weight: float = Field(0.0, ge=0)
-    frozen_norms: bool = False
-    freeze_norms_at: float = Field(0.5, gt=0, le=1)
-    validate_every: int = Field(500, ge=1)
-    checkpoint_every: int = Field(100, ge=1)
-    initial_weights: str = ""
-    seed: int = 0
+    """Training the segmentation network (Task 1)."""
+
+    steps: int = Field(3000, ge=1, description="Steps of the optimiser, a batch each.")
+    batch_size: int = Field(
+        1, ge=1, description="Patches a step, over all processes; a multiple of their number."
+    )
+    patch_size: Shape = Field(
+        (96, 96, 96),
+        description="Size of a patch in voxels: z, y, x; also of the sliding windows of peers.",
+    )
+    learning_rate: float = Field(
+        1e-3, gt=0, description="Peak learning rate of AdamW; it falls to 1% of this on a cosine."
+    )
+    weight_decay: float = Field(
+        1e-4, ge=0, description="Weight decay of AdamW; norms and biases have none."
+    )
+    warmup_steps: int = Field(
+        100, ge=0, description="Steps in which the learning rate rises linearly to its peak."
+    )
+    clip_norm: float = Field(5.0, gt=0, description="Longer gradients are scaled to this norm.")
+    ema_decay: float = Field(
+        0.995,
+        ge=0,
+        lt=1,
+        description="Decay a step of the moving average of the weights, which is validated and "
+        "kept; 0: the last weights.",
+    )
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
+        "auto",
+        description="Arithmetic; auto: bf16 on a GPU that has it, fp16 on others, full on CPUs.",
+    )
+    tumour_fraction: Probability = Field(
+        0.7,
+        description="Chance that a patch is centred near a tumour voxel; the others lie anywhere.",
+    )
+    focal_weight: float = Field(
+        0.0, ge=0, description="Weight of a focal loss beside Dice and cross-entropy; 0: none."
+    )
+    absent_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of Dice where a patch lacks the class; presses on false positives, for "
+        "networks that have learnt to find; 0: none.",
+    )
+    frozen_norms: bool = Field(
+        False,
+        description="Keep BatchNorm's statistics of initial_weights from the first step on.",
+    )
+    freeze_norms_at: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of the steps after which BatchNorm's statistics are settled and kept, "
+        "as inference uses them; 1: never during training.",
+    )
+    validate_every: int = Field(
+        500, ge=1, description="Steps from one validation to the next; the last step has one, too."
+    )
+    checkpoint_every: int = Field(
+        100, ge=1, description="Steps from one checkpoint to the next; training resumes from it."
+    )
+    initial_weights: str = Field(
+        "",
+        description="Folder of a bundle to start from; tensors of the same name and shape are "
+        "taken over; empty: start from nothing.",
+    )
+    seed: Seed = Field(0, description="Seed of weights, patches and augmentation.")
 
 
 class AugmentationSettings(_Section):
-    flip: Probability = 0.5
-    affine: Probability = 0.5
-    rotation_degrees: float = Field(15.0, ge=0)
-    scale: float = Field(0.15, ge=0, lt=1)
-    elastic: Probability = 0.1
-    elastic_mm: float = Field(6.0, ge=0)
-    intensity: Probability = 0.3
-    noise: Probability = 0.2
-    blur: Probability = 0.15
-    low_resolution: Probability = 0.15
-    misalignment: Probability = 0.3
-    misalignment_mm: float = Field(4.0, ge=0)
-    drop_modality: Probability = 0.03
+    """Random changes to training patches; a chance is that of one patch to be changed so."""
+
+    flip: Probability = Field(0.5, description="Chance of a left-right flip.")
+    affine: Probability = Field(0.5, description="Chance of a rotation and scaling.")
+    rotation_degrees: float = Field(
+        15.0, ge=0, description="Largest rotation about each axis, in degrees either way."
+    )
+    scale: float = Field(
+        0.15, ge=0, lt=1, description="Largest change of size, as a share either way."
+    )
+    elastic: Probability = Field(0.1, description="Chance of a smooth deformation.")
+    elastic_mm: float = Field(
+        6.0,
+        ge=0,
+        description="Twice the standard deviation of the deformation along each axis, in voxels: "
+        "mm where spacing_mm is 1.",
+    )
+    intensity: Probability = Field(
+        0.3, description="Chance of a change of gamma, gain and offset; CT and PET apart."
+    )
+    noise: Probability = Field(0.2, description="Chance of Gaussian noise; CT and PET apart.")
+    blur: Probability = Field(0.15, description="Chance of a Gaussian blur; CT and PET apart.")
+    low_resolution: Probability = Field(
+        0.15, description="Chance of 1.5 to 3 times larger voxels; CT and PET apart."
+    )
+    misalignment: Probability = Field(0.3, description="Chance of a shift of PET against CT.")
+    misalignment_mm: float = Field(
+        4.0,
+        ge=0,
+        description="Largest such shift along each axis, in voxels: mm where spacing_mm is 1.",
+    )
+    drop_modality: Probability = Field(
+        0.03, description="Chance that CT or PET is replaced by air."
+    )
 
 
 class PostprocessingSettings(_Section):
-    threshold_gtvp: Probability = 0.5
-    threshold_gtvn: Probability = 0.5
-    min_ml_gtvp: float = Field(0.2, ge=0)
-    min_ml_gtvn: float = Field(0.1, ge=0)
-    confident: Probability = 0.8
-    one_primary: bool = True
-    airway_mm: float = Field(20.0, ge=0)
+    """From probabilities to lesions; kept in the bundle, and chosen by hmvnet tune."""
+
+    threshold_gtvp: Probability = Field(
+        0.5, description="Least probability of a GTVp voxel, GTVp being likelier than GTVn."
+    )
+    threshold_gtvn: Probability = Field(
+        0.5, description="Least probability of a GTVn voxel, GTVn being likelier than GTVp."
+    )
+    min_ml_gtvp: float = Field(
+        0.2, ge=0, description="Smaller GTVp lesions are removed, in mL; 0: none are."
+    )
+    min_ml_gtvn: float = Field(
+        0.1, ge=0, description="Smaller GTVn lesions are removed, in mL; 0: none are."
+    )
+    confident: Probability = Field(
+        0.8,
+        description="Where the rules leave no lesion, the likeliest stays if its peak probability "
+        "is at least this.",
+    )
+    one_primary: bool = Field(
+        True, description="Keep the likeliest GTVp; others become GTVn, or vanish."
+    )
+    airway_mm: float = Field(
+        20.0,
+        ge=0,
+        description="Primaries lie this near to the airway, and no lesion in the brain; 0: anatomy "
+        "is not asked.",
+    )
 
     def for_region(self, region: str) -> PostprocessingSettings:
         """Without the rules on the head and neck's anatomy where the region is not that."""
@@ -133,14 +294,45 @@ class PostprocessingSettings(_Section):
 
 
 class ClinicalSettings(_Section):
-    """The health records' columns; none: HECKTOR's. ``tables``: a cohort without images."""
+    """The health records; the tables are for a cohort that has no images."""
 
-    tables: Words = ()
-    patient: str = "PatientID"
-    time: str = "RFS"
-    event: str = "Relapse"
-    follow_up: str = ""
-    columns: dict[str, dict[str, Any]] = {}
+    tables: Words = Field(
+        (),
+        description="CSV files under data.root, the outcome among them, joined by patient; empty: "
+        "a cohort with images, whose outcome is in RFS (days) and Relapse.",
+    )
+    patient: str = Field(
+        "PatientID", min_length=1, description="Column of the tables with the patient's name."
+    )
+    time: str = Field(
+        "RFS", min_length=1, description="Column of the tables with the days to the event."
+    )
+    event: str = Field(
+        "Relapse",
+        min_length=1,
+        description="Column of the tables that says whether there was one: 0/1, yes/no or "
+        "true/false.",
+    )
+    follow_up: str = Field(
+        "",
+        description="Column of the tables with the days to the last follow-up, where time is given "
+        "for events only; empty: time has both.",
+    )
+    columns: dict[str, dict[str, Any]] = Field(
+        {},
+        description="Columns of the health records that a model may use, an element column each; "
+        "empty: HECKTOR's.",
+        examples=[
+            {
+                "Age": {
+                    "kind": "numeric",
+                    "low": 0,
+                    "high": 120,
+                    "other_units": {"months": 0.0833},
+                }
+            }
+        ],
+    )
 
     @field_validator("columns")
     @classmethod
@@ -172,22 +364,67 @@ ESTABLISHED_FEATURES = (
 
 
 class PrognosisSettings(_Section):
-    members: int = Field(5, ge=1)
-    direct_weight: Probability = 0.25
-    linear_weight: Probability = 0.5
-    direct_features: Words = ESTABLISHED_FEATURES
-    steps: int = Field(150, ge=1)
-    batch_size: int = Field(64, ge=2)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    ranking_weight: float = Field(0.5, ge=0)
-    image_spacing_mm: float = Field(4.0, gt=0)
-    image_width: int = Field(16, ge=1)
-    branches: Words = ("image", "table", "lesions")
-    bags: int = Field(25, ge=1)
-    max_correlation: float = Field(0.9, gt=0, le=1)
-    min_concordance: float = Field(0.57, ge=0.5, lt=1)
-    seed: int = 0
+    """Training the survival model (Task 2)."""
+
+    members: int = Field(
+        5, ge=1, description="Fusion networks of different seeds, whose risks are averaged."
+    )
+    direct_weight: Probability = Field(
+        0.25,
+        description="Share in the risk of ICARE on the named variables; 0: none.",
+    )
+    linear_weight: Probability = Field(
+        0.5,
+        description="Share in the risk of a ridge Cox model on them; 0: none. The networks have "
+        "the rest.",
+    )
+    direct_features: Words = Field(
+        ESTABLISHED_FEATURES,
+        description="Lesion features among the named variables, beside the health record; empty: "
+        "all of them.",
+    )
+    steps: int = Field(
+        150,
+        ge=1,
+        description="Steps of a fusion network's optimiser; 1500 overfit a table of 763 patients.",
+    )
+    batch_size: int = Field(64, ge=2, description="Patients a step.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(1e-2, ge=0, description="Weight decay of AdamW.")
+    ranking_weight: float = Field(
+        0.5, ge=0, description="Weight of the ranking loss beside Cox's; 0: none."
+    )
+    image_spacing_mm: float = Field(
+        4.0, gt=0, description="Edge in mm of a voxel that the image branch sees."
+    )
+    image_width: int = Field(
+        16, ge=1, description="Channels of the image branch's first stage; 64: a full ResNet-18."
+    )
+    branches: Branches = Field(
+        ("image", "table", "lesions"),
+        min_length=1,
+        description="Branches of the fusion network; without lesions nothing of Task 1 is used.",
+    )
+    bags: int = Field(
+        25, ge=1, description="Bootstrap samples that an ICARE model is averaged over."
+    )
+    max_correlation: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="ICARE drops a variable that correlates above this with an earlier one; 1: "
+        "keeps all.",
+    )
+    min_concordance: float = Field(
+        0.57,
+        ge=0.5,
+        lt=1,
+        description="ICARE drops a variable of lower concordance; the published 0.53 keeps too "
+        "many.",
+    )
+    seed: Seed = Field(
+        0, description="Seed of the networks, of ICARE, and of the folds of a comparison."
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> PrognosisSettings:
@@ -200,15 +437,31 @@ class PrognosisSettings(_Section):
 
 
 class InferenceSettings(_Section):
-    flips: bool = False
-    time_budget_s: float = Field(240.0, gt=0)
-    precision: Literal["auto", "32", "bf16"] = "auto"
-    output: Literal["risk", "days"] = "risk"
-    backend: Literal["torch", "onnx"] = "torch"
+    """Running a bundle's networks; process.py has options of its own for these."""
+
+    flips: bool = Field(False, description="Average with the prediction of the mirrored volume.")
+    time_budget_s: float = Field(
+        240.0,
+        gt=0,
+        allow_inf_nan=True,
+        description="Seconds for the networks of a patient; folds and flips that would not fit are "
+        "left out. Survival models and comparisons ask for all of them.",
+    )
+    precision: Literal["auto", "32", "bf16"] = Field(
+        "auto", description="Arithmetic; auto: fp16 on a GPU, full on CPUs."
+    )
+    backend: Literal["torch", "onnx"] = Field(
+        "torch", description="What runs the networks; onnx needs the files of hmvnet export."
+    )
 
 
 class Settings(_Section):
-    """All of ``config.xml``; each section is documented there."""
+    """All settings. What a settings file leaves out keeps its default; unknown names are errors.
+
+    A command reads the file that its option config names, if any, and then what the command line
+    says: hmvnet train training.steps=2000. hmvnet settings prints what comes of both. No command
+    reads model/config.xml: it shows the defaults.
+    """
 
     data: DataSettings = DataSettings()
     preprocessing: PreprocessingSettings = PreprocessingSettings()
@@ -221,44 +474,117 @@ class Settings(_Section):
     inference: InferenceSettings = InferenceSettings()
 
 
+DEFAULTS = Settings()
+SECTIONS: Mapping[str, type[BaseModel]] = {name: type(section) for name, section in DEFAULTS}
+
+
 def load_settings(path: Path | None = None, overrides: Iterable[str] = ()) -> Settings:
-    """Settings of an XML file (or the defaults), with ``section.name=value`` overrides.
+    """Settings of an XML file (None: the defaults), with ``section.name=value`` overrides.
 
     Raises:
         ValueError: the file or an override is malformed, names an unknown setting, or holds a
-            value out of range; the message names it.
+            value out of range; the message names it, and the setting that may be meant.
     """
-    values = _read_xml(path) if path else {}
+    values = _parse_xml(_read_bytes(path), str(path)) if path else {}
+    overridden = []
     for override in overrides:
         name, equals, value = override.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (equals and dot):
             raise ValueError(f"override '{override}': expected section.name=value")
         values.setdefault(section, {})[key] = value.strip()
+        overridden.append((section, key))
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        source = path.name if path else "settings"
-        raise ValueError(f"{source}: {where}: {first['msg']} (found {first['input']!r})") from error
+        first, *others = error.errors()
+        of_command_line = any(name[: len(first["loc"])] == first["loc"][:2] for name in overridden)
+        source = path.name if path and not of_command_line else "settings"
+        more = f"; {len(others)} more: {', '.join(map(_name, others[:NAMED]))}" if others else ""
+        raise ValueError(f"{source}: {_name(first)}: {_problem(first)}{more}") from error
 
 
-def _read_xml(path: Path) -> dict[str, dict[str, Any]]:
+def _name(error: ErrorDetails) -> str:
+    return ".".join(str(part) for part in error["loc"])
+
+
+def _problem(error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        return _unknown(*(str(part) for part in error["loc"]))
+    message = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
+    return message if isinstance(error["input"], dict) else f"{message} (found {error['input']!r})"
+
+
+def _unknown(section: str, name: str | None = None) -> str:
+    """That there is no such section, or no such setting in it, and which one may be meant."""
+    if name is None:
+        kind, wrong, known, elsewhere = "section", section, {s: s for s in SECTIONS}, []
+    else:
+        kind, wrong = "setting", name
+        known = {n: f"{section}.{n}" for n in SECTIONS[section].model_fields}
+        elsewhere = [f"{s}.{name}" for s, fields in SECTIONS.items() if name in fields.model_fields]
+    near = [known[n] for n in get_close_matches(wrong, known, 1)] or elsewhere
+    if near:
+        return f"unknown {kind}, did you mean {' or '.join(near)}?"
+    return f"unknown {kind}, expected one of {', '.join(known)}"
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
-        root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
         raise ValueError(f"{path}: not a readable XML file: {error}") from error
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{path}: larger than {MOST_BYTES >> 20} MiB, no settings file")
+    return data
+
+
+class _WithoutDoctype(ElementTree.TreeBuilder):
+    """Refuses a document type, and with it entities, which can make a small file a huge one."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("a document type (<!DOCTYPE>) is not allowed")
+
+
+def _parse_xml(data: bytes, source: str) -> dict[str, dict[str, Any]]:
+    """Settings by section and name, as text; the columns as dicts.
+
+    Raises:
+        ValueError: names ``source`` and what is malformed or given twice.
+    """
+    try:
+        root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_WithoutDoctype()))
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise ValueError(f"{source}: not a readable XML file: {error}") from error
     if root.tag != "hmvnet":
-        raise ValueError(f"{path}: root element <{root.tag}>, expected <hmvnet>")
+        raise ValueError(f"{source}: root element <{root.tag}>, expected <hmvnet>")
     values: dict[str, dict[str, Any]] = {}
     for section in root:
-        values[section.tag] = {
-            item.tag: (item.text or "").strip() for item in section if item.tag != "column"
-        }
-        columns = {item.get("name", ""): _column(item) for item in section if item.tag == "column"}
-        if columns:
-            values[section.tag]["columns"] = columns
+        if section.tag in values:
+            raise ValueError(f"{source}: section {section.tag} is given twice")
+        values[section.tag] = _parse_section(section, source)
+    return values
+
+
+def _parse_section(section: ElementTree.Element, source: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    columns: dict[str, dict[str, Any]] = {}
+    for item in section:
+        where = f"{source}: {section.tag}.{item.tag}"
+        if item.tag == "column":
+            name = item.get("name", "")
+            if not name or name in columns:
+                raise ValueError(f"{where}: name '{name}' is {'given twice' if name else 'empty'}")
+            columns[name] = _column(item)
+        elif item.tag in values:
+            raise ValueError(f"{where} is given twice")
+        elif len(item) or item.attrib:
+            raise ValueError(f"{where}: expected text alone, no elements or attributes")
+        else:
+            values[item.tag] = (item.text or "").strip()
+    if columns:
+        values.setdefault("columns", columns)
     return values
 
 
@@ -270,3 +596,147 @@ def _column(item: ElementTree.Element) -> dict[str, Any]:
             pairs = (pair.partition(":") for pair in raw[key].split(","))
             raw[key] = {name.strip(): value.strip() for name, _, value in pairs}
     return raw
+
+
+def settings_xml(settings: Settings = DEFAULTS) -> str:
+    """A settings file with all settings, each below its description.
+
+    :func:`load_settings` gives the same settings again.
+
+    Raises:
+        ValueError: names a section with a value that no such file can hold, for instance a network
+            option that is itself a dict.
+    """
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', _comment(_summary(Settings)), "<hmvnet>"]
+    for name, section in settings:
+        lines += ["", _comment(_summary(type(section)), 2), f"  <{name}>"]
+        for key, field in type(section).model_fields.items():
+            lines.append(_comment(_meaning(field), 4))
+            value = getattr(section, key)
+            lines += _columns_xml(value, field) if key == "columns" else [_element(key, value)]
+        lines.append(f"  </{name}>")
+    text = "\n".join([*lines, "</hmvnet>", ""])
+    _check_same(settings, text)
+    return text
+
+
+def _check_same(settings: Settings, text: str) -> None:
+    read = Settings.model_validate(_parse_xml(text.encode(), "settings"))
+    for (name, section), (_, other) in zip(settings, read):
+        if _comparable(section) != _comparable(other):
+            raise ValueError(f"{name}: holds a value that no settings file can hold")
+
+
+def _comparable(section: BaseModel) -> dict[str, Any]:
+    values = dict(section)
+    if isinstance(section, ClinicalSettings):  # a column's numbers may be numbers or texts
+        values["columns"] = section.record_schema
+    return values
+
+
+def _summary(section: type[BaseModel]) -> str:
+    return " ".join((section.__doc__ or "").split())
+
+
+def _meaning(field: FieldInfo) -> str:
+    choices = _choices(field.annotation)
+    return f"{field.description}" + (f" Allowed: {', '.join(choices)}." if choices else "")
+
+
+def _choices(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for part in get_args(annotation) for choice in _choices(part)]
+
+
+def _comment(text: str, indent: int = 0) -> str:
+    body = textwrap.fill(
+        text,
+        WIDTH - len(" -->"),
+        initial_indent=" " * indent + "<!-- ",
+        subsequent_indent=" " * (indent + 5),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return f"{body} -->"
+
+
+def _element(name: str, value: Any) -> str:
+    text = escape(_text(value))
+    line = f"    <{name}>{text}</{name}>"
+    if isinstance(value, str) or len(line) <= WIDTH:
+        return line
+    indent = " " * 6
+    body = textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return f"    <{name}>\n{body}\n    </{name}>"
+
+
+def _text(value: Any) -> str:
+    """A setting's value as :func:`load_settings` reads it."""
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_option_text(option)}" for name, option in value.items())
+    if isinstance(value, tuple):
+        return " ".join(_text(part) for part in value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value)
+
+
+def _option_text(value: Any) -> str:
+    """A network option's value, an int and a float told apart."""
+    if isinstance(value, tuple):
+        return ",".join(_option_text(part) for part in value) + ("," if len(value) == 1 else "")
+    return repr(value) if isinstance(value, float) else _text(value)
+
+
+def _columns_xml(columns: Mapping[str, Mapping[str, Any]], field: FieldInfo) -> list[str]:
+    """An element a column; without columns the field's examples, as comments."""
+    lines = [f"    {_column_xml(name, raw)}" for name, raw in columns.items()]
+    examples = [_column_xml(*item) for example in field.examples or () for item in example.items()]
+    return lines or [f"    <!-- {element} -->" for element in examples]
+
+
+def _column_xml(name: str, raw: Mapping[str, Any]) -> str:
+    attributes = [("name", name), *((key, _attribute(value)) for key, value in raw.items())]
+    return f"<column {' '.join(f'{key}={quoteattr(value)}' for key, value in attributes)}/>"
+
+
+def _attribute(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}:{_text(part)}" for name, part in value.items())
+    return ",".join(map(_text, value)) if isinstance(value, (list, tuple)) else _text(value)
+
+
+def settings_markdown() -> str:
+    """A reference of all settings in Markdown: a table a section, from the fields."""
+    lines = ["# Settings", "", _summary(Settings), ""]
+    for name, section in SECTIONS.items():
+        lines += [f"## {name}", "", _summary(section), ""]
+        lines += ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
+        for key, field in section.model_fields.items():
+            default = _text(field.default)
+            shown = f"`{default}`" if default else "empty"
+            allowed = ", ".join(_choices(field.annotation)) or _bounds(field)
+            lines.append(f"| `{key}` | {shown} | {allowed} | {field.description} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _bounds(field: FieldInfo) -> str:
+    limits = [
+        f"{word} {_text(getattr(constraint, bound))}"
+        for constraint in field.metadata
+        for bound, word in BOUNDS.items()
+        if getattr(constraint, bound, None) is not None
+    ]
+    return ", ".join(limits)
