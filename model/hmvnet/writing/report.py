@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def write_lesions(prediction: Prediction, path: Path) -> Path:
     for number, lesion in enumerate(prediction.lesions, start=1):
         row = lesion_row(lesion, grid)
         x, y, z = row.pop("centroid_lps_mm")
-        rows.append({"lesion": number, **row, "x_lps_mm": x, "y_lps_mm": y, "z_lps_mm": z})
-    write_text(pd.DataFrame(rows).to_csv(index=False), path)
+        rows.append({"lesion": number, "x_lps_mm": x, "y_lps_mm": y, "z_lps_mm": z, **row})
+    measured = [f.name for f in fields(Lesion) if f.name not in ("label", "centroid_mm")]
+    columns = ["lesion", "class", "label", "x_lps_mm", "y_lps_mm", "z_lps_mm", *measured]
+    write_text(pd.DataFrame(rows, columns=columns).to_csv(index=False), path)
     return path
