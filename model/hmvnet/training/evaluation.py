@@ -8,7 +8,6 @@ from pathlib import Path
 
 import SimpleITK as sitk
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from hmvnet import metrics
@@ -18,6 +17,7 @@ from hmvnet.config import Settings
 from hmvnet.dataset import Patient, find_patients
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.prognosis import Prognosis
+from hmvnet.progress import track
 from hmvnet.runtime import pick_device
 from hmvnet.survival.evaluation import Outcomes, harrell_c
 from hmvnet.training.prognosis import outcomes_of, predict
@@ -41,7 +41,7 @@ def evaluate_task1(
         )
     pipeline = Pipeline(bundle, pick_device(), settings.inference, needs_risk=False)
     scores = []
-    for patient in track(patients, "segment", console=Console(stderr=True)):
+    for patient in track(patients, "segment"):
         scores.append(score_patient(pipeline, patient)[0])
     table = metrics.aggregate(scores, [p.centre for p in patients])
     write_text(metrics.to_frame(scores).to_csv(index=False), run / "scores.csv")

@@ -17,7 +17,6 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from hmvnet import metrics
 from hmvnet.case import Grid
@@ -26,6 +25,7 @@ from hmvnet.dataset import Patient, find_patients
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.imaging.resample import labels_onto
 from hmvnet.pipeline import Stages, load_ensemble, segment
+from hmvnet.progress import track
 from hmvnet.runtime import Ensemble, pick_device
 from hmvnet.training.task1 import BUNDLE
 from hmvnet.weights import Bundle, load_bundle, write_bundle
@@ -66,8 +66,7 @@ def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Cons
     run.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=run) as folder:
         kept = [
-            _run(patient, ensemble, bundle, Path(folder))
-            for patient in track(patients, "segment", console=Console(stderr=True))
+            _run(patient, ensemble, bundle, Path(folder)) for patient in track(patients, "segment")
         ]
         rules = bundle.manifest.postprocessing.for_region(bundle.manifest.region)
         best = search(rules, kept, console)
