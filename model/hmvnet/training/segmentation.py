@@ -88,11 +88,13 @@ def train_segmentation(
     def settle(model: nn.Module) -> None:
         settle_norms(model, batch, max(1, SETTLING_PATCHES // options.batch_size), fabric)
 
-    def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
+    def before_step(model: nn.Module, step: int) -> None:
+        if step == frozen_from and not options.frozen_norms:
+            settle(model)
         if step >= frozen_from:
-            if step == frozen_from and not options.frozen_norms:
-                settle(model)
-            freeze_norms(bare(model))
+            freeze_norms(model)
+
+    def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
         images, labels = batch(step)
         return {"total": loss(forward_scales(model, images), labels)}
 
@@ -109,6 +111,7 @@ def train_segmentation(
         loss_of_step,
         run,
         key=_run_key(settings, cases),
+        before_step=before_step,
         validate=validate if validation else None,
         title=settings.network.name,
         stop=stop,
