@@ -12,11 +12,10 @@ from test_dataset import write_patient
 from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings
 from hmvnet.dataset import Cache, find_patients
 from hmvnet.training.engine import LoopSettings, learning_rate, make_fabric
+from hmvnet.training.losses import SegmentationLoss, shrink_label
+from hmvnet.training.patches import PatchSampler
 from hmvnet.training.segmentation import (
     SETTLING_PATCHES,
-    PatchSampler,
-    SegmentationLoss,
-    _shrink,
     evaluate,
     take_over,
     train_segmentation,
@@ -71,7 +70,7 @@ def test_shrink_takes_the_commonest_class():
     label = torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
     label[:, :2, :2, :2] = 2
     label[:, 2:, 2:, 3] = 1
-    small = _shrink(label, (2, 2, 2))
+    small = shrink_label(label, (2, 2, 2))
     assert small[0, 0, 0, 0] == 2 and small[0, 1, 0, 0] == 0
 
 

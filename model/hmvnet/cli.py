@@ -209,15 +209,13 @@ def phantom(
     jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
 ) -> None:
     """Write SYNTHETIC patients with known truth, in the HECKTOR 2025 layout."""
-    from rich.progress import Progress
-
     from hmvnet.phantom import PhantomSettings, write_cohort
+    from hmvnet.progress import show_progress
 
-    with Progress(console=console) as progress:
-        bar = progress.add_task("phantoms", total=count)
+    with show_progress("phantoms", count) as progress:
         settings = PhantomSettings(whole_body=whole_body)
         summary = write_cohort(
-            root, count, seed, settings, jobs, lambda done, _: progress.update(bar, completed=done)
+            root, count, seed, settings, jobs, lambda done, _: progress.reach(done)
         )
     console.print(str(summary))
 

@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from rich.progress import track
 
 from hmvnet import metrics
 from hmvnet.bench import peak_memory, resident_mb
@@ -31,6 +30,7 @@ from hmvnet.dataset import Patient, find_patients
 from hmvnet.files import digest, write_text
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
+from hmvnet.progress import track
 from hmvnet.runtime import pick_device
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.evaluation import score_patient
@@ -243,7 +243,7 @@ def _score(
     scores, seconds, peaks = [], [], []
     for one, patients in jobs:
         pipeline = Pipeline(one, pick_device(), inference, needs_risk=False)
-        for patient in track(patients, contender.label, console=Console(stderr=True)):
+        for patient in track(patients, contender.label):
             with _peak_mb() as peak:
                 score, prediction = score_patient(pipeline, patient)
                 peaks.append(peak())

@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.progress import Progress
 
 from hmvnet.case import ClinicalRecord, Outcome
 from hmvnet.clinical import ClinicalEncoder, read_outcome_table
@@ -25,6 +24,7 @@ from hmvnet.files import digest, write_arrays, write_text
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.networks.fusion import BRANCHES, IMAGE_CHANNELS
 from hmvnet.prognosis import LesionDescription
+from hmvnet.progress import show_progress
 from hmvnet.survival import baselines
 from hmvnet.survival.evaluation import (
     DAYS_PER_YEAR,
@@ -232,19 +232,17 @@ def compare_task2(
         console.print(f"[yellow]note[/] {note}")
     predictions: dict[str, OutOfFold] = {}
     data = _data_key(cohort, fold)
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=len(models) * repeats * settings.data.folds)
+    with show_progress("cross-validate", len(models) * repeats * settings.data.folds) as progress:
         for name, model in models.items():
-            progress.update(bar, description=name)
+            progress.note(name)
             path = run / "predictions" / f"{name}-{_key(name, settings, data)}.npz"
             if path.is_file():
                 predictions[name] = _load(path)
-                progress.advance(bar, fold.shape[0] * settings.data.folds)
+                progress.advance(repeats * settings.data.folds)
                 continue
             rng = np.random.default_rng([seed, 1])
-            predictions[name] = cross_validate_by(
-                _counted(model, lambda: progress.advance(bar)), fold, rng, times
-            )
+            counted = _counted(model, progress.advance)
+            predictions[name] = cross_validate_by(counted, fold, rng, times)
             _save(predictions[name], path)
     if cohort.truth is not None:
         predictions[TRUTH] = OutOfFold(np.tile(cohort.truth, (repeats, 1)))

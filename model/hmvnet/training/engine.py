@@ -18,20 +18,25 @@ from typing import Any
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
+from lightning_fabric import Fabric, is_wrapped
 from lightning_fabric.loggers import Logger, TensorBoardLogger
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hmvnet.files import replacing, write_text
+from hmvnet.progress import show_progress
 
 CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How to optimise; the same names as in ``config.xml``."""
+    """How to optimise; the same names as in ``config.xml``.
+
+    Less than ``TrainingSettings``, because the survival model's network, which has settings of its
+    own and no patches or norms, is trained by the same loop.
+    """
 
     steps: int
     learning_rate: float
@@ -50,6 +55,84 @@ class History:
     seconds: float = 0.0
     losses: list[dict[str, float]] = field(default_factory=list)
     validations: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class State:
+    """What a training is between two steps: all that its checkpoint holds.
+
+    Attributes:
+        key: :func:`hmvnet.files.digest` of the data and settings that the losses hang on.
+        network: as optimised, without the wrappers of Fabric and DDP.
+        average: its exponential moving average.
+        precision: Fabric's plugin, which holds the gradient scaler of fp16.
+        step: how many steps are done.
+    """
+
+    key: str
+    network: nn.Module
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    history: History = field(default_factory=History)
+    step: int = 0
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a gradient scaler is at work (fp16)."""
+        return isinstance(self.precision, MixedPrecision) and self.precision.scaler is not None
+
+    def save(self, run: Path) -> None:
+        """Write the checkpoint under ``run``, and the history's tables beside it."""
+        state: dict[str, Any] = {
+            "key": self.key,
+            "step": self.step,
+            "precision": self.precision.state_dict(),
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "losses": self.history.losses,
+            "validations": self.history.validations,
+            "seconds": self.history.seconds,
+        }
+        with replacing(run / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
+        # From the history rather than a logger, which would forget the steps before a resume.
+        tables = {"losses": self.history.losses, "validations": self.history.validations}
+        for name, rows in tables.items():
+            if rows:
+                write_text(pd.DataFrame(rows).to_csv(index=False), run / f"{name}.csv")
+
+    def resume(self, run: Path) -> None:
+        """Become what the checkpoint under ``run`` holds; nothing happens where there is none.
+
+        Raises:
+            ValueError: it is of another network, other settings or other data.
+        """
+        path = run / CHECKPOINT
+        if not path.exists():
+            return
+        # To the CPU: each tensor is copied to the device of the one that it replaces.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state.get("key") != self.key:
+            raise ValueError(
+                f"{path}: the checkpoint of another network, other settings or other data; use "
+                "another --run, or remove it"
+            )
+        if state["precision"]:  # none where it ran in another precision: the scaler starts anew
+            self.precision.load_state_dict(state["precision"])
+        try:
+            self.network.load_state_dict(state["network"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: checkpoint of another network or settings: {error}"
+            ) from error
+        self.step = int(state["step"])
+        self.history.losses[:] = state["losses"]
+        self.history.validations[:] = state["validations"]
+        self.history.seconds = float(state["seconds"])
 
 
 def make_fabric(run: Path, precision: str = "auto", devices: int | str = "auto") -> Fabric:
@@ -94,6 +177,7 @@ def train(
     run: Path,
     *,
     key: str,
+    before_step: Callable[[nn.Module, int], None] = lambda network, step: None,
     validate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     title: str = "train",
     quiet: bool = False,
@@ -105,46 +189,33 @@ def train(
         loss_of_step: the losses of a step, ``total`` among them; gets the network and the step.
         run: folder of the checkpoint and the logs; a checkpoint found there is resumed.
         key: :func:`hmvnet.files.digest` of the data and settings that the losses hang on.
+        before_step: readies the network for a step, after it was put into training mode and before
+            its losses; gets what ``loss_of_step`` gets.
         validate: figures of the averaged network after so many steps; called on every process,
             since the networks are equal on all of them.
-        quiet: no progress bar.
+        quiet: do not show the progress.
         stop: asked after every step; true ends the run early, with a checkpoint.
 
     Raises:
         ValueError: the checkpoint is of another network, other settings or other data.
+        RuntimeError: the loss is no longer finite.
     """
-    decay = [p for p in network.parameters() if p.ndim > 1]
-    rest = [p for p in network.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decay, "weight_decay": settings.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rate,
-    )
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
-    average = average.to(fabric.device)
-    wrapped, optimizer = fabric.setup(network, optimizer)
-    history = History()
-    start = _resume(run, key, wrapped, average, optimizer, history, fabric)
+    wrapped, optimizer = fabric.setup(network, _optimizer(network, settings))
+    precision = fabric.strategy.precision
+    state = State(key, network, average.to(fabric.device), optimizer, precision)
+    state.resume(run)
+    history = state.history
     before, began = history.seconds, time.monotonic()
-    with _progress(quiet or fabric.global_rank != 0) as progress:
-        task = progress.add_task(title, total=settings.steps, completed=start, note="")
-        for step in range(start, settings.steps):
+    silent = quiet or fabric.global_rank != 0
+    with show_progress(title, settings.steps, state.step, silent) as progress:
+        for step in range(state.step, settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, settings)
             wrapped.train()
+            before_step(wrapped, step)
             losses = loss_of_step(wrapped, step)
-            optimizer.zero_grad(set_to_none=True)
-            fabric.backward(losses["total"])
-            norm = fabric.clip_gradients(
-                wrapped, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
-            )
-            finite = norm is None or bool(torch.isfinite(norm))
-            if finite or _scaled(fabric):  # fp16's scaler skips the step itself, and must know
-                optimizer.step()
-            if finite:
-                average.update_parameters(bare(wrapped))
+            _descend(fabric, wrapped, state, losses["total"], settings.clip_norm)
             row = {
                 name: float(fabric.all_reduce(value.detach(), reduce_op="mean"))  # type: ignore
                 for name, value in losses.items()
@@ -153,18 +224,21 @@ def train(
                 raise RuntimeError(f"{title}: the loss became {row['total']} at step {step}")
             history.losses.append({"step": step, **row})
             fabric.log_dict(row, step)
-            progress.update(task, advance=1, note=_note(history))
-            done = step + 1
+            progress.note(_note(history))
+            progress.advance()
+            done = state.step = step + 1
             if validate and (done % settings.validate_every == 0 or done == settings.steps):
                 figures = dict(validate(average.module, done))
                 history.validations.append({"step": done, **figures})
                 fabric.log_dict({f"validation/{k}": v for k, v in figures.items()}, step)
-                progress.console.print(f"step {done}: " + _text(figures))
+                progress.say(f"step {done}: " + _text(figures))
             # One process decides for all: their clocks differ.
             last = bool(fabric.broadcast(done == settings.steps or stop(done)))
             history.seconds = before + time.monotonic() - began
             if last or done % settings.checkpoint_every == 0:
-                _save(run, key, done, wrapped, average, optimizer, history, fabric)
+                if fabric.global_rank == 0:
+                    state.save(run)
+                fabric.barrier()
             if last:
                 break
     for logger in fabric.loggers:
@@ -172,21 +246,39 @@ def train(
     return average.module, history
 
 
-def bare(wrapped: nn.Module) -> nn.Module:
+def bare(network: nn.Module) -> nn.Module:
     """The network itself, without the wrappers of Fabric and DDP."""
-    module = getattr(wrapped, "module", wrapped)
-    return getattr(module, "module", module)
+    module = network.module if is_wrapped(network) else network
+    assert isinstance(module, nn.Module)
+    return module
 
 
-def _progress(quiet: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+def _optimizer(network: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
+    """AdamW; biases and the weights of norms do not decay."""
+    decay = [p for p in network.parameters() if p.ndim > 1]
+    rest = [p for p in network.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [
+            {"params": decay, "weight_decay": settings.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
     )
-    return Progress(*columns, disable=quiet)
+
+
+def _descend(
+    fabric: Fabric, wrapped: nn.Module, state: State, total: Tensor, clip_norm: float
+) -> None:
+    """One step down the gradient of ``total`` and on with the average; none where it is inf."""
+    optimizer = state.optimizer
+    optimizer.zero_grad(set_to_none=True)
+    fabric.backward(total)
+    norm = fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+    finite = norm is None or bool(torch.isfinite(norm))
+    if finite or state.scaled:  # fp16's scaler skips the step itself, and must know
+        optimizer.step()
+    if finite:
+        state.average.update_parameters(state.network)
 
 
 def _note(history: History) -> str:
@@ -196,70 +288,3 @@ def _note(history: History) -> str:
 
 def _text(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-
-
-def _scaled(fabric: Fabric) -> bool:
-    """Whether a gradient scaler is at work (fp16)."""
-    return getattr(fabric._precision, "scaler", None) is not None
-
-
-def _save(
-    run: Path,
-    key: str,
-    step: int,
-    network: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    history: History,
-    fabric: Fabric,
-) -> None:
-    if fabric.global_rank == 0:
-        state: dict[str, Any] = {
-            "key": key,
-            "step": step,
-            "precision": fabric._precision.state_dict(),
-            "network": bare(network).state_dict(),
-            "average": average.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "losses": history.losses,
-            "validations": history.validations,
-            "seconds": history.seconds,
-        }
-        with replacing(run / CHECKPOINT) as temporary:
-            torch.save(state, temporary)
-        # From the history rather than a logger, which would forget the steps before a resume.
-        for name, rows in (("losses", history.losses), ("validations", history.validations)):
-            if rows:
-                write_text(pd.DataFrame(rows).to_csv(index=False), run / f"{name}.csv")
-    fabric.barrier()
-
-
-def _resume(
-    run: Path,
-    key: str,
-    network: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    history: History,
-    fabric: Fabric,
-) -> int:
-    path = run / CHECKPOINT
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location=fabric.device, weights_only=True)
-    if state.get("key") != key:
-        raise ValueError(
-            f"{path}: the checkpoint of another network, other settings or other data; use another "
-            "--run, or remove it"
-        )
-    fabric._precision.load_state_dict(state["precision"])
-    try:
-        bare(network).load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: checkpoint of another network or settings: {error}") from error
-    history.losses[:] = state["losses"]
-    history.validations[:] = state["validations"]
-    history.seconds = float(state["seconds"])
-    return int(state["step"])

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from hmvnet import metrics
@@ -20,6 +19,7 @@ from hmvnet.dataset import Patient, find_patients
 from hmvnet.files import write_text
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.prognosis import Prognosis
+from hmvnet.progress import track
 from hmvnet.runtime import pick_device
 from hmvnet.survival.evaluation import Outcomes, harrell_c
 from hmvnet.training.prognosis import outcomes_of, predict
@@ -44,7 +44,7 @@ def evaluate_task1(
         )
     pipeline = Pipeline(bundle, pick_device(), settings.inference, needs_risk=False)
     scores, platform = [], []
-    for patient in track(patients, "segment", console=Console(stderr=True)):
+    for patient in track(patients, "segment"):
         mask, truth, spacing, _ = _segmented(pipeline, patient)
         scores.append(metrics.score_case(mask, truth, spacing, patient.patient_id))
         platform.append(metrics.platform_scores(mask, truth))

@@ -1,4 +1,4 @@
-"""Training a segmentation network: patches, losses, validation."""
+"""Training a segmentation network on patches, and validating it on whole regions."""
 
 from __future__ import annotations
 
@@ -9,141 +9,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from monai.losses import DiceLoss, FocalLoss
-from monai.networks.utils import one_hot
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from hmvnet import metrics
-from hmvnet.case import CLASSES, GTVN, GTVP
 from hmvnet.config import Settings
 from hmvnet.dataset import Prepared
 from hmvnet.files import digest
-from hmvnet.imaging.augment import MARGIN, draw_patch
-from hmvnet.imaging.intensity import AIR
 from hmvnet.networks.registry import build_network
 from hmvnet.runtime import Ensemble, TorchForward, channels_last
 from hmvnet.segmentation.segmenter import label_map
 from hmvnet.training.engine import History, LoopSettings, bare, train
+from hmvnet.training.losses import SegmentationLoss
+from hmvnet.training.patches import PatchSampler
 from hmvnet.weights import load_bundle
 
 SETTLING_PATCHES = 64
-SCALE_WEIGHTS = (1.0, 0.5, 0.25, 0.125)
-
-
-class PatchSampler:
-    """Sample number -> augmented patch; the same number gives the same patch, anywhere.
-
-    A share of the patches is centred near a tumour voxel, of GTVp and GTVn with equal chance where
-    the patient has both; the others lie anywhere in the region.
-    """
-
-    def __init__(self, cases: Sequence[Prepared], settings: Settings) -> None:
-        if not cases:
-            raise ValueError("no training cases")
-        self.cases = cases
-        self.settings = settings
-        self.patch = settings.training.patch_size
-
-    def __call__(self, number: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Image ``[2, z, y, x]`` and label ``[z, y, x]``."""
-        rng = np.random.default_rng([self.settings.training.seed, number])
-        # Every patient is seen once before any is seen twice.
-        epoch, place = divmod(number, len(self.cases))
-        order = np.random.default_rng([self.settings.training.seed, epoch]).permutation(
-            len(self.cases)
-        )
-        case = self.cases[order[place]]
-        start = self._start(case, rng)
-        size = [n + 2 * MARGIN for n in self.patch]
-        volume = np.stack([_crop(case.volume, c, start, size, fill) for c, fill in enumerate(AIR)])
-        label = _crop(case.label, None, start, size, 0)
-        return draw_patch(volume, label, self.patch, self.settings.augmentation, rng, device)
-
-    def _start(self, case: Prepared, rng: np.random.Generator) -> np.ndarray:
-        """First voxel (z, y, x) of the crop with its margin; may lie outside the volume."""
-        patch = np.array(self.patch)
-        kinds = [k for k in (GTVP, GTVN) if len(case.voxels[k])]
-        if kinds and rng.random() < self.settings.training.tumour_fraction:
-            voxels = case.voxels[kinds[rng.integers(len(kinds))]]
-            centre = voxels[rng.integers(len(voxels))] + rng.uniform(-0.3, 0.3, 3) * patch
-            start = np.round(centre - patch / 2).astype(int)
-        else:
-            room = np.maximum(np.array(case.grid.shape) - patch, 0)
-            start = rng.integers(room + 1)
-        return start - MARGIN
-
-
-def _crop(array, channel: int | None, start: np.ndarray, size: Sequence[int], fill: float):
-    """A box of a stored array, padded with ``fill`` where it reaches outside."""
-    shape = array.shape[-3:]
-    low = np.clip(start, 0, shape)
-    high = np.clip(start + np.array(size), low, shape)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
-    where = box if channel is None else (channel, *box)
-    inner = np.asarray(array[where])
-    inner = inner.reshape([b.stop - b.start for b in box])
-    before, after = low - start, start + np.array(size) - high
-    return np.pad(inner, list(zip(before, after)), constant_values=fill)
-
-
-class SegmentationLoss(nn.Module):
-    """Dice of the lesion classes + cross-entropy (+ focal), over all scales.
-
-    Classes that a patch has no voxel of count with ``absent_weight``. Their Dice loss is
-    ``sum / (sum + 1)`` of the predicted probabilities: it presses on false positives, but an empty
-    prediction earns 0 there, at which networks that start from nothing can collapse to background.
-    Cross-entropy sees every voxel either way.
-    """
-
-    def __init__(self, focal_weight: float = 0.0, absent_weight: float = 0.0) -> None:
-        super().__init__()
-        # Sample by sample and class by class: the mean over a batch is then the mean over the
-        # processes that share it, so that several GPUs compute what one does.
-        self.dice = DiceLoss(
-            include_background=False,
-            to_onehot_y=True,
-            softmax=True,
-            reduction="none",
-            smooth_nr=1.0,
-            smooth_dr=1.0,
-        )
-        self.focal = FocalLoss(to_onehot_y=True, use_softmax=True) if focal_weight else None
-        self.focal_weight = focal_weight
-        self.absent_weight = absent_weight
-
-    def forward(self, scales: Sequence[Tensor], label: Tensor) -> Tensor:
-        """Logits ``[b, c, z, y, x]`` at falling resolutions; label ``[b, z, y, x]``."""
-        total = label.new_zeros((), dtype=torch.float32)
-        weight_sum = 0.0
-        for logits, weight in zip(scales, SCALE_WEIGHTS):
-            target = _shrink(label, logits.shape[2:])[:, None]
-            logits = logits.float()
-            loss = self._dice(logits, target) + F.cross_entropy(logits, target[:, 0].long())
-            if self.focal is not None:
-                loss = loss + self.focal_weight * self.focal(logits, target)
-            total, weight_sum = total + weight * loss, weight_sum + weight
-        return total / weight_sum
-
-    def _dice(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Mean over the samples: of the classes held, and weighted, of those that are not."""
-        losses = self.dice(logits, target).flatten(1)  # (b, c)
-        classes = torch.arange(1, losses.shape[1] + 1, device=target.device)
-        held = (target.flatten(2) == classes[:, None]).any(-1).float()  # (b, c)
-        mean = lambda share: (losses * share).sum(1) / share.sum(1).clamp(min=1)  # noqa: E731
-        return (mean(held) + self.absent_weight * mean(1 - held)).mean()
-
-
-def _shrink(label: Tensor, size: Sequence[int]) -> Tensor:
-    """A label map on the lattice of coarser logits: the commonest class of each block."""
-    step = max(1, round(label.shape[-1] / size[-1]))
-    pad = [m * step - n for n, m in zip(label.shape[1:], size)]
-    label = F.pad(label, (0, pad[2], 0, pad[1], 0, pad[0]))
-    if step == 1:
-        return label
-    share = F.avg_pool3d(one_hot(label[:, None].float(), len(CLASSES)), step)
-    return share.argmax(1)
 
 
 def forward_scales(network: nn.Module, x: Tensor) -> Sequence[Tensor]:
@@ -208,11 +89,13 @@ def train_segmentation(
     def settle(model: nn.Module) -> None:
         settle_norms(model, batch, max(1, SETTLING_PATCHES // options.batch_size), fabric)
 
-    def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
+    def before_step(model: nn.Module, step: int) -> None:
+        if step == frozen_from and not options.frozen_norms:
+            settle(model)
         if step >= frozen_from:
-            if step == frozen_from and not options.frozen_norms:
-                settle(model)
-            freeze_norms(bare(model))
+            freeze_norms(model)
+
+    def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
         images, labels = batch(step)
         return {"total": loss(forward_scales(model, images), labels)}
 
@@ -229,6 +112,7 @@ def train_segmentation(
         loss_of_step,
         run,
         key=_run_key(settings, cases),
+        before_step=before_step,
         validate=validate if validation else None,
         title=settings.network.name,
         stop=stop,

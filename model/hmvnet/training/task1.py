@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from rich.console import Console
-from rich.progress import track
 
 from hmvnet.case import CaseError
 from hmvnet.config import Settings
@@ -18,6 +16,7 @@ from hmvnet.dataset import Cache, Patient, Prepared, find_patients, split_folds
 from hmvnet.exits import UnfinishedError
 from hmvnet.files import digest
 from hmvnet.images import read_geometry
+from hmvnet.progress import track
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation import (
     SegmentationRun,
@@ -96,12 +95,9 @@ def check_label_grids(patients: Sequence[Patient]) -> None:
 def prepare(
     settings: Settings, patients: Sequence[Patient], run: Path, region: str, quiet: bool = False
 ) -> list[Prepared]:
-    """Every patient preprocessed, from the cache where it is there, with a progress bar."""
+    """Every patient preprocessed, from the cache where it is there; shows how far it is."""
     cache = Cache(Path(settings.data.cache or run / "cache"), settings.preprocessing, region)
-    return [
-        cache.get(p)
-        for p in track(patients, "preprocess", console=Console(stderr=True), disable=quiet)
-    ]
+    return [cache.get(p) for p in track(patients, "preprocess", quiet=quiet)]
 
 
 def prepare_together(

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from hmvnet.config import Settings
 from hmvnet.dataset import find_patients, split_folds
 from hmvnet.prognosis import PrognosisMember
+from hmvnet.progress import track
 from hmvnet.runtime import pick_device
 from hmvnet.survival.evaluation import Outcomes, harrell_c
 from hmvnet.training.engine import make_fabric
@@ -44,10 +43,7 @@ def load_described(settings: Settings, weights: Path, run: Path) -> list[Describ
         Path(settings.data.cache or run / "cache"),
         settings.inference,
     )
-    console = Console(stderr=True)
-    described = describe_all(
-        describer, patients, lambda some: track(some, "segment and describe", console=console)
-    )
+    described = describe_all(describer, patients, lambda some: track(some, "segment and describe"))
     if not described:
         raise ValueError(f"no patient in '{settings.data.root}' has an outcome (RFS, Relapse)")
     return described

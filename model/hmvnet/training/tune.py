@@ -17,13 +17,13 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from hmvnet import metrics
 from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
 from hmvnet.dataset import Patient, find_patients
 from hmvnet.imaging.resample import labels_onto
+from hmvnet.progress import track
 from hmvnet.runtime import pick_device
 from hmvnet.segmentation.segmenter import Segmenter, label_map
 from hmvnet.training.task1 import BUNDLE
@@ -64,10 +64,7 @@ def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Cons
     segmenter = Segmenter(bundle, pick_device(), settings.inference)
     run.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=run) as folder:
-        kept = [
-            _run(patient, segmenter, Path(folder))
-            for patient in track(patients, "segment", console=Console(stderr=True))
-        ]
+        kept = [_run(patient, segmenter, Path(folder)) for patient in track(patients, "segment")]
         region = bundle.manifest.region
         rules = bundle.manifest.postprocessing.for_region(region)
         best = search(rules, kept, region, console)

@@ -1,0 +1,165 @@
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from hmvnet.training.engine import CHECKPOINT, LoopSettings, bare, make_fabric, train
+
+STEPS = 8
+LOOP = LoopSettings(STEPS, 0.01, 0.1, 2, 1.0, 0.9, 3, 4)
+KEYS = "key step precision network average optimizer losses validations seconds"
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+
+
+def loss_of_step(network: nn.Module, step: int, scale: float = 1.0) -> dict[str, torch.Tensor]:
+    x = torch.from_numpy(np.random.default_rng(step).normal(size=(5, 3))).float()
+    return {"total": scale * (network(x) - x.sum(1, keepdim=True)).square().mean()}
+
+
+def fit(run, loop=LOOP, fabric=None, losses=loss_of_step, **options):
+    fabric = fabric or make_fabric(run, "32-true")
+    return train(fabric, small_network(), loop, losses, run, key="k", quiet=True, **options)
+
+
+def half_precision() -> tuple[Fabric, torch.amp.GradScaler]:
+    """fp16 with a gradient scaler, on the CPU, which changes its scale within a few steps."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fabric = Fabric(accelerator="cpu", devices=1, plugins=[plugin])
+    return fabric, scaler
+
+
+def stored(run) -> dict:
+    return torch.load(run / CHECKPOINT, weights_only=True)
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
+    expected = other.state_dict()
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_before_step_comes_between_train_mode_and_the_losses(tmp_path):
+    seen = []
+
+    def before_step(network, step):
+        seen.append(("before", step, network.training))
+        network.eval()
+
+    def losses(network, step):
+        seen.append(("losses", step, network.training))
+        return loss_of_step(network, step)
+
+    fit(tmp_path, losses=losses, before_step=before_step, stop=lambda done: done == 2)
+    assert seen == [
+        (name, step, training)
+        for step in range(2)
+        for name, training in (("before", True), ("losses", False))
+    ]
+
+
+def test_bare_network_of_a_wrapped_one(tmp_path):
+    network = small_network()
+    optimizer = torch.optim.SGD(network.parameters())
+    wrapped, _ = make_fabric(tmp_path, "32-true").setup(network, optimizer)
+    assert bare(wrapped) is network and bare(network) is network
+
+
+def test_checkpoint_of_the_first_version_resumes(tmp_path):
+    """A file made of torch's own state dicts under the names that checkpoints had from the start.
+
+    It is what the loop has after three steps, so that the rest is as if never interrupted.
+    """
+    whole, history = fit(tmp_path / "whole")
+    fit(tmp_path / "part", stop=lambda done: done == 3)
+    part = stored(tmp_path / "part")
+    network = small_network()
+    network.load_state_dict(part["network"])
+    average = AveragedModel(small_network())
+    average.load_state_dict(part["average"])
+    weights = [p for p in network.parameters() if p.ndim > 1]
+    biases = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.01)
+    optimizer.load_state_dict(part["optimizer"])
+    file = {
+        "key": "k",
+        "step": 3,
+        "precision": {},
+        "network": network.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "losses": history.losses[:3],
+        "validations": [],
+        "seconds": 12.5,
+    }
+    assert list(file) == list(part) == KEYS.split()
+    (tmp_path / "old").mkdir()
+    torch.save(file, tmp_path / "old" / CHECKPOINT)
+    resumed, found = fit(tmp_path / "old")
+    assert_same_weights(resumed, whole)
+    assert found.losses == history.losses and found.seconds > 12.5
+
+
+def test_tables_of_the_history_go_on_over_a_resume(tmp_path):
+    validate = lambda network, step: {"figure": step / 10}  # noqa: E731
+    fit(tmp_path, validate=validate, stop=lambda done: done == 5)
+    fit(tmp_path, validate=validate)
+    assert (tmp_path / "validations.csv").read_text() == "step,figure\n4,0.4\n8,0.8\n"
+    assert len((tmp_path / "losses.csv").read_text().splitlines()) == 1 + STEPS
+
+
+def test_checkpoint_of_other_data_is_refused(tmp_path):
+    fit(tmp_path, stop=lambda done: done == 1)
+    fabric = make_fabric(tmp_path, "32-true")
+    with pytest.raises(ValueError, match="other data"):
+        train(fabric, small_network(), LOOP, loss_of_step, tmp_path, key="other", quiet=True)
+
+
+def test_gradient_scaler_goes_on_over_a_resume(tmp_path):
+    fabric, scaler = half_precision()
+    whole, _ = fit(tmp_path / "whole", fabric=fabric)
+    fit(tmp_path / "part", fabric=half_precision()[0], stop=lambda done: done == 3)
+    kept = stored(tmp_path / "part")["precision"]
+    assert kept["scale"] == 2048.0 and kept["_growth_tracker"] == 1
+    fabric, resumed_scaler = half_precision()
+    resumed, _ = fit(tmp_path / "part", fabric=fabric)
+    assert_same_weights(resumed, whole)
+    assert resumed_scaler.state_dict() == scaler.state_dict() and scaler.get_scale() == 1024.0 * 16
+
+
+def test_a_step_of_infinite_gradients_is_skipped_and_the_scale_halved(tmp_path):
+    """The loss is finite; scaled, it is beyond what float32 holds."""
+    fabric, scaler = half_precision()
+    huge = partial(loss_of_step, scale=3e37)
+    average, history = fit(tmp_path, fabric=fabric, losses=huge, stop=lambda done: done == 1)
+    assert np.isfinite(history.losses[0]["total"]) and scaler.get_scale() == 512.0
+    state = stored(tmp_path)
+    assert_same_weights(average, small_network())
+    assert state["average"]["n_averaged"] == 0 and not state["optimizer"]["state"]
+
+
+def test_a_checkpoint_without_scaler_resumes_with_one(tmp_path):
+    """From a machine that trains in full precision to one that trains in fp16."""
+    fit(tmp_path, stop=lambda done: done == 4)
+    fabric, scaler = half_precision()
+    _, history = fit(tmp_path, fabric=fabric)
+    assert len(history.losses) == STEPS and scaler.get_scale() == 1024.0 * 4
+
+
+def test_an_infinite_loss_ends_the_training(tmp_path):
+    endless = partial(loss_of_step, scale=float("inf"))
+    with pytest.raises(RuntimeError, match="the loss became inf at step 0"):
+        fit(tmp_path, losses=endless)
