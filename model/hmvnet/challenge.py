@@ -16,8 +16,9 @@ from typing import Any
 
 import SimpleITK as sitk
 
-from hmvnet.case import Case, CaseError, ClinicalRecord, read_health_record, read_json
+from hmvnet.case import Case, CaseError, ClinicalRecord
 from hmvnet.images import SUFFIXES, has_image_suffix, read_image, write_image
+from hmvnet.reading.records import read_health_record, read_json
 
 MASK_PATH = Path("images/tumor-lymph-node-segmentation/output.mha")
 RISK_PATH = Path("rfs.json")

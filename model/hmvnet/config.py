@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from hmvnet.clinical import HECKTOR, ClinicalSchema
+from hmvnet.reading.records import HECKTOR, ClinicalSchema
 
 
 def _split(value: Any) -> Any:

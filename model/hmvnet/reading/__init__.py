@@ -1,0 +1,1 @@
+"""Files and tables from outside to checked values: the trust boundary."""
