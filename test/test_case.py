@@ -3,7 +3,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import CT_GRID, tiny_ct, tiny_pet
 
-from hmvnet.case import Case, CaseError, ClinicalRecord, Grid, read_health_record
+from hmvnet.case import Case, CaseError, Grid
 
 OBLIQUE = tuple(sitk.Euler3DTransform((0, 0, 0), 0.2, -0.3, 0.5).GetMatrix())
 
@@ -35,39 +35,6 @@ def test_index_box_is_none_without_overlap():
 def test_grid_refuses_an_array_of_another_shape():
     with pytest.raises(ValueError, match="shape"):
         CT_GRID.image(np.zeros((2, 2, 2)))
-
-
-@pytest.mark.parametrize(
-    ("raw", "expected", "note"),
-    [
-        ({"Age": "71"}, 71.0, "converted"),
-        ({"Age": float("nan")}, None, "missing"),
-        ({"Age": float("inf")}, None, "missing"),
-        ({"Age": None}, None, None),
-        ({"Age": True}, 1.0, "true/false"),
-        ({"Age": [1]}, None, "single value"),
-        ({"Age": " "}, None, "missing"),
-        ({"Age": "M0"}, "M0", None),
-        ({"Age": 10**400}, None, "missing"),
-    ],
-)
-def test_record_cleans_values(raw, expected, note):
-    record, warnings = ClinicalRecord.parse(raw, "ehr.json")
-    assert record.values["Age"] == expected
-    assert (note is None and not warnings) or note in warnings[0]
-    assert "71" not in " ".join(warnings)
-
-
-def test_warnings_hold_no_values(tmp_path):
-    (tmp_path / "ehr.json").write_text('{"Age": "71", "Gender": NaN,}')
-    record, warnings = read_health_record(tmp_path / "ehr.json")
-    assert record.values == {"Age": 71.0, "Gender": None}
-    assert len(warnings) == 3 and not any("71" in w for w in warnings)
-
-
-def test_trailing_comma_inside_a_text_is_kept(tmp_path):
-    (tmp_path / "ehr.json").write_text('{"note": "a,}", "Age": 1,}')
-    assert read_health_record(tmp_path / "ehr.json")[0].values == {"note": "a,}", "Age": 1.0}
 
 
 def test_a_few_nan_voxels_are_repaired_and_many_refused():

@@ -7,13 +7,10 @@ origin, and :attr:`Grid.shape` gives the array order.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -154,37 +151,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class ClinicalRecord:
-    """A health record: HECKTOR's column names to numbers, texts or None (missing).
+    """A clean health record: column names to finite numbers, texts or None (missing).
 
-    Only types are cleaned here (text that is a number, NaN); codes and ranges are the business of
-    :mod:`hmvnet.clinical`, which knows the schema of the trained model.
+    :func:`hmvnet.reading.records.parse_record` makes one; codes and ranges are the business of the
+    trained model's schema.
     """
 
     values: Mapping[str, float | str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
-
-    @classmethod
-    def parse(cls, raw: object, source: str) -> tuple[ClinicalRecord, tuple[str, ...]]:
-        """A record and the warnings about what was repaired.
-
-        Args:
-            raw: the parsed JSON, an object of scalars.
-            source: the name of the file, for messages.
-
-        Raises:
-            CaseError: ``raw`` is not an object.
-        """
-        if not isinstance(raw, Mapping):
-            raise CaseError(f"{source}: expected a JSON object, found {_json_kind(raw)}")
-        values: dict[str, float | str | None] = {}
-        warnings: list[str] = []
-        for key, value in raw.items():
-            values[str(key).strip()], note = _clean_scalar(value)
-            if note:
-                warnings.append(f"{source}: field '{str(key)[:40]}': {note}")
-        return cls(values), tuple(warnings)
 
 
 @dataclass(frozen=True)
@@ -248,84 +224,6 @@ class Case:
             )
         record = record or ClinicalRecord()
         return cls(patient_id, ct, pet, record, truth, outcome, tuple(notes))
-
-
-def read_health_record(path: Path) -> tuple[ClinicalRecord, tuple[str, ...]]:
-    """An ``ehr.json``, tolerant of trailing commas, NaN and a byte-order mark (with a warning).
-
-    Raises:
-        CaseError: the file is missing, not text, or not a JSON object.
-    """
-    raw, warnings = read_json(path)
-    record, notes = ClinicalRecord.parse(raw, path.name)
-    return record, (*warnings, *notes)
-
-
-def read_json(path: Path, max_bytes: int = 1 << 20) -> tuple[object, tuple[str, ...]]:
-    """JSON of a bounded file; trailing commas are dropped with a warning.
-
-    Raises:
-        CaseError: missing, too large, not UTF-8 or not JSON.
-    """
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise CaseError(f"{path.name}: file not found or not readable") from error
-    if size > max_bytes:
-        raise CaseError(f"{path.name}: {size} bytes, expected at most {max_bytes}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CaseError(f"{path.name}: not readable as UTF-8 text") from error
-    try:
-        return json.loads(text), ()
-    except (json.JSONDecodeError, RecursionError) as error:
-        repaired = _drop_trailing_commas(text)
-        try:
-            return json.loads(repaired), (f"{path.name}: trailing comma dropped",)
-        except (json.JSONDecodeError, RecursionError):
-            where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nesting"
-            raise CaseError(f"{path.name}: not valid JSON ({where})") from error
-
-
-_STRING_OR_TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])')
-
-
-def _drop_trailing_commas(text: str) -> str:
-    return _STRING_OR_TRAILING_COMMA.sub(lambda m: m.group(1) or "", text)
-
-
-def _json_kind(raw: object) -> str:
-    names = {list: "an array", str: "a text", bool: "true/false", type(None): "null"}
-    return names.get(type(raw), "a number")
-
-
-def _clean_scalar(value: object) -> tuple[float | str | None, str | None]:
-    """A number, a text or None, and a note when the value had to be changed."""
-    if value is None:
-        return None, None
-    if isinstance(value, bool):
-        return float(value), "true/false read as 1/0"
-    if isinstance(value, (int, float)):
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if math.isfinite(number):
-            return number, None
-        return None, "not a finite number, treated as missing"
-    if isinstance(value, str):
-        text = value.strip()
-        if text.lower() in {"", "nan", "na", "n/a", "none", "null", "unknown"}:
-            return None, f"text {'' if text else '(empty) '}read as missing"
-        try:
-            number = float(text)
-        except ValueError:
-            return text, None
-        if math.isfinite(number):
-            return number, "text where a number was expected, converted"
-        return None, "not a finite number, treated as missing"
-    return None, f"{_json_kind(value)} where a single value was expected, treated as missing"
 
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:

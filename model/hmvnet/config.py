@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from hmvnet.clinical import HECKTOR, ClinicalSchema
+from hmvnet.reading.records import HECKTOR, ClinicalSchema
 
 MOST_BYTES = 1 << 20  # of a settings file
 WIDTH = 100  # of its lines

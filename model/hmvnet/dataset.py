@@ -10,7 +10,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,12 +25,10 @@ from hmvnet.config import DataSettings, PreprocessingSettings
 from hmvnet.files import digest, write_text
 from hmvnet.images import read_image
 from hmvnet.imaging.resample import labels_onto
+from hmvnet.reading.tables import read_tables
 from hmvnet.segmentation.segmenter import prepare
 
-ID_COLUMN, EVENT_COLUMN, TIME_COLUMN = "PatientID", "Relapse", "RFS"
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")  # with labelsTr, labelsTs beside them
-# What drew a phantom's outcome. No health record: a model that saw it would know the answer.
-TRUTH_TABLE = "truth.csv"
 CACHE_VERSION = 1
 # Voxels of each class remembered for patch sampling.
 SAMPLED_VOXELS = 4000
@@ -118,8 +116,12 @@ def find_patients(root: Path | str, *, need_labels: bool = True) -> list[Patient
     unlabelled = [p.patient_id for p in patients if p.label is None]
     if need_labels and unlabelled:
         raise ValueError(f"{len(unlabelled)} patients without a label: {', '.join(unlabelled[:5])}")
-    table = read_tables(root)
-    return [_with_row(p, table) for p in sorted(patients, key=lambda p: p.patient_id)]
+    known, nothing = read_tables(root), (ClinicalRecord(), None)
+    joined = []
+    for patient in sorted(patients, key=lambda p: p.patient_id):
+        record, outcome = known.get(patient.patient_id, nothing)
+        joined.append(replace(patient, record=record, outcome=outcome))
+    return joined
 
 
 def _from_patient_folders(base: Path) -> list[Patient]:
@@ -153,36 +155,6 @@ def _image(folder: Path, stem: str) -> Path | None:
     return next(
         (p for s in (".nii.gz", ".nii", ".mha") if (p := folder / (stem + s)).is_file()), None
     )
-
-
-def read_tables(root: Path) -> pd.DataFrame:
-    """The health-record and outcome tables under ``root``, one row a patient (index: PatientID).
-
-    Where several tables give a column, the one of the higher task number wins.
-    """
-    table = pd.DataFrame()
-    paths = {p for p in (*root.glob("*.csv"), *root.glob("Task*/*.csv")) if p.name != TRUTH_TABLE}
-    for path in sorted(paths, key=lambda p: p.name):
-        frame = pd.read_csv(path)
-        if ID_COLUMN in frame.columns:
-            frame = frame.set_index(frame[ID_COLUMN].astype(str)).drop(columns=ID_COLUMN)
-            if frame.index.has_duplicates:
-                raise ValueError(f"{path.name}: a patient has more than one row")
-            table = frame.combine_first(table)
-    return table
-
-
-def _with_row(patient: Patient, table: pd.DataFrame) -> Patient:
-    if patient.patient_id not in table.index:
-        return patient
-    row = {str(k): None if pd.isna(v) else v for k, v in table.loc[patient.patient_id].items()}
-    event, days = row.pop(EVENT_COLUMN, None), row.pop(TIME_COLUMN, None)
-    outcome = None
-    if event is not None and days is not None:
-        outcome = Outcome(float(days), bool(int(event)))
-    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
-    record, _ = ClinicalRecord.parse(plain, "table")
-    return Patient(patient.patient_id, patient.ct, patient.pet, patient.label, record, outcome)
 
 
 class HasCentre(Protocol):

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
-from hmvnet.dataset import TRUTH_TABLE
 from hmvnet.files import replacing, write_text
+from hmvnet.reading.tables import TRUTH_TABLE
 
 from .outcome import LESION_TERMS, TABLE_TERMS, WeibullCox, best_c_index
 from .patient import PatientPlan, PhantomSettings, draw_patient

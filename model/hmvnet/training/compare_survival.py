@@ -16,15 +16,15 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from hmvnet.case import ClinicalRecord, Outcome
-from hmvnet.clinical import ClinicalEncoder, read_outcome_table
+from hmvnet.case import Outcome
+from hmvnet.clinical import ClinicalEncoder
 from hmvnet.config import Settings
-from hmvnet.dataset import TRUTH_TABLE
 from hmvnet.files import digest, write_arrays, write_text
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.networks.fusion import BRANCHES, IMAGE_CHANNELS
 from hmvnet.prognosis import LesionDescription
 from hmvnet.progress import show_progress
+from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.survival import baselines
 from hmvnet.survival.evaluation import (
     DAYS_PER_YEAR,
@@ -48,7 +48,6 @@ from hmvnet.training.prognosis import (
     handcrafted,
     outcomes_of,
     predict,
-    record_table,
 )
 from hmvnet.training.task2 import fit, load_described
 
@@ -109,16 +108,15 @@ def _load_tables(settings: Settings) -> Cohort:
         event=clinical.event,
         follow_up=clinical.follow_up or None,
     )
-    if absent := [c.name for c in clinical.record_schema.columns if c.name not in found.table]:
+    if absent := [c.name for c in clinical.record_schema.columns if c.name not in found.columns]:
         raise ValueError(f"{', '.join(clinical.tables)}: no column {absent[:5]} (clinical schema)")
     nothing = LesionDescription(
         np.zeros((IMAGE_CHANNELS, 1, 1, 1), np.float32),
         LesionFeatures((), np.zeros(0, np.float32)),
     )
-    rows = found.table.astype(object).where(found.table.notna(), None).to_dict("records")
     patients = [
-        Described(str(name), "all", nothing, ClinicalRecord(row), Outcome(float(days), bool(event)))
-        for name, row, days, event in zip(found.table.index, rows, found.time, found.event)
+        Described(name, "all", nothing, record, Outcome(float(days), bool(event)))
+        for name, record, days, event in zip(found.ids, found.records, found.time, found.event)
     ]
     return Cohort(patients, False, None, found.notes)
 
@@ -170,13 +168,14 @@ def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> Fold:
 def _classical(
     base: str, with_lesions: bool, cohort: Cohort, settings: Settings, times: np.ndarray
 ) -> Fold:
-    table = record_table(cohort.patients)
+    records = [p.record for p in cohort.patients]
     outcomes = cohort.outcomes
-    lesions = handcrafted(cohort.patients) if with_lesions else np.zeros((len(table), 0))
+    lesions = handcrafted(cohort.patients) if with_lesions else np.zeros((len(records), 0))
 
     def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
-        encoder = ClinicalEncoder(settings.clinical.record_schema).fit(table.iloc[train])
-        x = np.concatenate([encoder.transform(table), lesions], axis=1)
+        encoder = ClinicalEncoder(settings.clinical.record_schema)
+        encoder.fit([records[i] for i in train])
+        x = np.concatenate([encoder.transform(records), lesions], axis=1)
         known = outcomes[train]
         model = baselines.create(base).fit(x[train], known.time, known.event, rng)
         return model.predict_risk(x[test]), model.predict_survival(x[test], times)
@@ -272,7 +271,7 @@ def _data_key(cohort: Cohort, fold: np.ndarray) -> str:
     """Patients, records, outcomes, lesions, images and folds: the same for every model."""
     return digest(
         [p.patient_id for p in cohort.patients],
-        record_table(cohort.patients).to_dict("list"),
+        [dict(p.record.values) for p in cohort.patients],
         cohort.outcomes.time,
         cohort.outcomes.event,
         np.stack([p.description.features.values for p in cohort.patients]),

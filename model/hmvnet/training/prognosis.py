@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hmvnet.case import ClinicalRecord, Outcome
-from hmvnet.clinical import HECKTOR, ClinicalEncoder, ClinicalSchema
+from hmvnet.clinical import ClinicalEncoder
 from hmvnet.config import InferenceSettings, PrognosisSettings
 from hmvnet.dataset import Patient
 from hmvnet.files import digest, write_arrays
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.networks.fusion import FusionConfig, FusionNetwork, PatientInputs, signed_log
 from hmvnet.prognosis import LesionDescription, PrognosisMember, describe
+from hmvnet.reading.records import HECKTOR, ClinicalSchema
 from hmvnet.segmentation.segmenter import Segmenter
 from hmvnet.survival.baselines import fit_linear_risk
 from hmvnet.survival.icare import BaggedIcare
@@ -137,14 +137,9 @@ def outcomes_of(patients: Sequence[Described]) -> tuple[np.ndarray, np.ndarray]:
     return days, np.array([p.outcome.event for p in patients], bool)
 
 
-def record_table(patients: Sequence[Described]) -> pd.DataFrame:
-    """The health records as a table, one row a patient."""
-    return pd.DataFrame([dict(p.record.values) for p in patients], dtype=object)
-
-
 def inputs_of(patients: Sequence[Described], encoder: ClinicalEncoder) -> PatientInputs:
     """The fusion network's inputs of many patients."""
-    table = encoder.transform(record_table(patients))
+    table = encoder.transform([p.record for p in patients])
     image = np.stack([p.description.image for p in patients])
     lesions = np.stack([p.description.features.values for p in patients])
     return PatientInputs(*(torch.from_numpy(a).float() for a in (image, table, lesions)))
@@ -174,7 +169,7 @@ def fit_member(
             "patients and a relapse"
         )
     fabric.seed_everything(settings.seed, verbose=False)
-    encoder = ClinicalEncoder(schema).fit(record_table(patients))
+    encoder = ClinicalEncoder(schema).fit([p.record for p in patients])
     inputs = inputs_of(patients, encoder).to(fabric.device)
     network = FusionNetwork(_config(inputs, settings))
     if "lesions" in settings.branches:

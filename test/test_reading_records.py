@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hmvnet.case import CaseError, ClinicalRecord
+from hmvnet.reading.records import (
+    HECKTOR,
+    ClinicalSchema,
+    Column,
+    clean_scalar,
+    is_missing,
+    parse_record,
+    read_health_record,
+)
+
+AGE, GENDER, TOBACCO, ALCOHOL, STATUS, TREATMENT, M_STAGE, HPV = HECKTOR.columns
+OPEN = Column("site", "categorical")
+CONVERTED = "text where a number was expected, converted"
+NOT_FINITE = "not a finite number, treated as missing"
+A_BOOLEAN = "true/false read as 1/0"
+MISSING_WORD = "text read as missing"
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected", "note"),
+    [
+        ({"Age": "71"}, 71.0, "converted"),
+        ({"Age": float("nan")}, None, "missing"),
+        ({"Age": float("inf")}, None, "missing"),
+        ({"Age": None}, None, None),
+        ({"Age": True}, 1.0, "true/false"),
+        ({"Age": [1]}, None, "single value"),
+        ({"Age": {"years": 1}}, None, "an object where a single value"),
+        ({"Age": " "}, None, "missing"),
+        ({"Age": "M0"}, "M0", None),
+        ({"Age": 10**400}, None, "missing"),
+    ],
+)
+def test_record_cleans_values(raw, expected, note):
+    record, notes = parse_record(raw, "ehr.json")
+    assert record.values["Age"] == expected
+    assert (note is None and not notes) or note in notes[0]
+    assert "71" not in " ".join(notes)
+
+
+def test_notes_hold_no_values(tmp_path):
+    (tmp_path / "ehr.json").write_text('{"Age": "71", "Gender": NaN,}')
+    record, notes = read_health_record(tmp_path / "ehr.json")
+    assert record.values == {"Age": 71.0, "Gender": None}
+    assert len(notes) == 3 and not any("71" in w for w in notes)
+
+
+def test_trailing_comma_inside_a_text_is_kept(tmp_path):
+    (tmp_path / "ehr.json").write_text('{"note": "a,}", "Age": 1,}')
+    assert read_health_record(tmp_path / "ehr.json")[0].values == {"note": "a,}", "Age": 1.0}
+
+
+@pytest.mark.parametrize(("raw", "kind"), [([1], "an array"), (5, "a number"), (None, "null")])
+def test_what_is_no_object_is_refused(raw, kind):
+    with pytest.raises(CaseError, match=f"ehr.json: expected a JSON object, found {kind}"):
+        parse_record(raw, "ehr.json")
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["", " ", "nan", "NaN", "NA", "n/a", "None", "NULL", "unknown", "missing", "-", "?", "<NA>"]
+    + ["#N/A", "-nan", "1.#IND"],
+)
+def test_one_list_of_words_means_missing(word):
+    assert is_missing(word)
+    value, note = clean_scalar(word)
+    assert value is None and "read as missing" in note
+    assert clean_scalar(f" {word}\n")[0] is None
+
+
+@pytest.mark.parametrize("nothing", [None, pd.NA, pd.NaT, np.datetime64("NaT")])
+def test_what_libraries_call_missing_is_missing(nothing):
+    assert is_missing(nothing) and clean_scalar(nothing) == (None, None)
+
+
+@pytest.mark.parametrize("text", ["01", "007", "1.10", "1e3", "+5", "1_0", "9" * 20, "1.00", ".5"])
+def test_a_text_that_a_number_would_change_stays_a_text(text):
+    assert clean_scalar(text) == (text, None)
+
+
+@pytest.mark.parametrize("text", ["0", "1", "-3", "1.0", "63.5", " 71 ", "0.25"])
+def test_a_text_that_is_a_plain_number_becomes_one(text):
+    assert clean_scalar(text) == (float(text), CONVERTED)
+
+
+@pytest.mark.parametrize(
+    "raw", [1, 2.5, True, "71", "01", "M0", "nan", " ", None, np.float32(3), [1], pd.NA, "-0.0"]
+)
+def test_what_is_clean_stays_as_it_is(raw):
+    value, _ = clean_scalar(raw)
+    assert clean_scalar(value) == (value, None)
+
+
+@pytest.mark.parametrize(
+    ("column", "raw", "value", "note"),
+    [
+        (AGE, 63, 63.0, None),
+        (AGE, np.int64(63), 63.0, None),
+        (AGE, "63", 63.0, CONVERTED),
+        (AGE, " 63,5 ", 63.5, "as text, read as a number"),
+        (AGE, "63.50", 63.5, "as text, read as a number"),
+        (AGE, "063Y", 63.0, "as text, read as a number"),
+        (AGE, "063", 63.0, "as text, read as a number"),
+        (AGE, "756 months", 63.0, "in months, converted to years"),
+        (AGE, 756, 63.0, "in months, converted to years"),
+        (AGE, 63 * 365.25, 63.0, "in days, converted to years"),
+        (AGE, -4, None, "outside 15 to 110 years, treated as missing"),
+        (AGE, 1e9, None, "outside 15 to 110 years, treated as missing"),
+        (AGE, np.inf, None, NOT_FINITE),
+        (AGE, "old", None, "not a number, treated as missing"),
+        (AGE, [63], None, "an array where a single value was expected, treated as missing"),
+        (AGE, np.nan, None, NOT_FINITE),
+        (AGE, "N/A", None, MISSING_WORD),
+        (AGE, pd.NA, None, None),
+        (STATUS, "1.0", 1.0, CONVERTED),
+        (STATUS, ".5", 0.5, "as text, read as a number"),
+        (STATUS, 7, None, "outside 0 to 4 ECOG, treated as missing"),
+        (GENDER, 1, "1", None),
+        (GENDER, 1.0, "1", None),
+        (GENDER, True, "1", A_BOOLEAN),
+        (GENDER, np.True_, "1", A_BOOLEAN),
+        (GENDER, "1", "1", CONVERTED),
+        (GENDER, " 1.0", "1", CONVERTED),
+        (GENDER, "01", "1", "as text, read as a code"),
+        (GENDER, "male", "M", "as text, read as a code"),
+        (GENDER, 3, None, "with an unknown code, treated as missing"),
+        (GENDER, "1a", None, "with an unknown code, treated as missing"),
+        (TOBACCO, "Yes", "1", "as text, read as a code"),
+        (M_STAGE, "M0", "M0", None),
+        (M_STAGE, " m0 ", "M0", "as text, read as a code"),
+        (M_STAGE, "MX", "Mx", "as text, read as a code"),
+        (M_STAGE, 1, "M1", None),
+        (M_STAGE, "M7", None, "with an unknown code, treated as missing"),
+        (M_STAGE, None, None, None),
+        (M_STAGE, "?", None, MISSING_WORD),
+        (HPV, "unknown", None, MISSING_WORD),
+        (HPV, "-", None, MISSING_WORD),
+        (OPEN, "01", "01", "as text, read as a code"),
+        (OPEN, 1.0, "1", None),
+        (OPEN, "1.10", "1.10", None),
+        (OPEN, " pT4a ", "pT4a", None),
+    ],
+)
+def test_from_what_is_written_to_what_it_means(
+    column: Column, raw: object, value: object, note: str | None
+) -> None:
+    """The two steps in a row; at most one of them has to repair something."""
+    scalar, cleaned = clean_scalar(raw)
+    found, interpreted = column.interpret(scalar)
+    assert found == (pytest.approx(value) if isinstance(value, float) else value)
+    assert [n for n in (cleaned, interpreted) if n] == ([note] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "value", "note"),
+    [
+        (AGE, "63", 63.0, "as text, read as a number"),
+        (AGE, np.inf, None, NOT_FINITE),
+        (AGE, np.nan, None, None),
+        (AGE, "N/A", None, None),
+        (AGE, pd.NA, None, None),
+        (STATUS, "1.0", 1.0, "as text, read as a number"),
+        (GENDER, True, "1", None),
+        (GENDER, "1", "1", "as text, read as a code"),
+        (GENDER, " 1.0", "1", "as text, read as a code"),
+        (M_STAGE, " m0 ", "M0", "as text, read as a code"),
+        (HPV, "unknown", None, None),
+    ],
+)
+def test_a_column_reads_a_value_that_nobody_cleaned(column, text, value, note):
+    assert column.interpret(text) == (value, note)
+
+
+def test_schema_of_texts_as_from_a_settings_file() -> None:
+    schema = ClinicalSchema.from_dict(
+        {
+            "Haemoglobin": {
+                "kind": "numeric",
+                "low": "4",
+                "high": "22",
+                "unit": "g/dL",
+                "other_units": {"g/L": "0.1"},
+            },
+            "site": {"kind": "categorical", "codes": "larynx, oropharynx"},
+            "grade": {"kind": "categorical"},
+        }
+    )
+    assert ClinicalSchema.from_dict(schema.to_dict()) == schema
+    rows = zip([14.0, 135.0, 12.0], ["Larynx", "oropharynx", "nose"], [1, 2, 3], strict=True)
+    records = [ClinicalRecord({"Haemoglobin": h, "site": s, "grade": g}) for h, s, g in rows]
+    cleaned, notes = schema.clean(records)
+    assert cleaned["Haemoglobin"] == [14.0, 13.5, 12.0]
+    assert cleaned["site"] == ["larynx", "oropharynx", None]
+    assert cleaned["grade"] == ["1", "2", "3"]
+    assert "Haemoglobin: 1 value in g/L, converted to g/dL" in notes
+
+
+def test_columns_are_found_in_all_records_at_once() -> None:
+    """A field that one record lacks is missing there; the exact name goes before another name."""
+    records = [
+        ClinicalRecord({"tobacco": 1.0}),
+        ClinicalRecord({}),
+        ClinicalRecord({"tobacco": 0.0, "AGE": 60.0}),
+    ]
+    cleaned, notes = HECKTOR.clean(records)
+    assert cleaned["Tobacco Consumption"] == ["1", None, "0"]
+    assert cleaned["Age"] == [None, None, 60.0]
+    assert "Tobacco Consumption: read from column 'tobacco'" in notes
+    assert "Gender: no such column, treated as missing" in notes
+    exact = ClinicalRecord({"tobacco": 1.0, "Tobacco Consumption": 0.0})
+    assert HECKTOR.clean([exact])[0]["Tobacco Consumption"] == ["0"]
+
+
+def test_hecktor_schema_survives_json() -> None:
+    assert ClinicalSchema.from_dict(json.loads(json.dumps(HECKTOR.to_dict()))) == HECKTOR
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({}, "without columns"),
+        ({"Age": {"kind": "number"}}, "'Age': kind must be"),
+        ({"Age": {"kind": "numeric", "hihg": 3}}, r"'Age': unknown \['hihg'\]"),
+        ({"Age": {"kind": "numeric", "low": "a"}}, "'Age': could not convert"),
+        ({"Age": {"kind": "numeric", "low": 9, "high": 3}}, "low 9 is above high 3"),
+        ({"M": {"kind": "categorical", "codes": "a", "aliases": {"x": "b"}}}, "no codes"),
+    ],
+)
+def test_malformed_schema_is_named(raw: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClinicalSchema.from_dict(raw)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hmvnet.case import Outcome
+from hmvnet.reading.records import clean_scalar
+from hmvnet.reading.tables import read_outcome_table, read_tables
+
+NAMES = {"patient": "id", "time": "RFS", "event": "Relapse"}
+
+
+def test_outcome_table(tmp_path: Path) -> None:
+    first, second = tmp_path / "clinical.csv", tmp_path / "targets.csv"
+    first.write_text("id,age\n001,60\n002,61\n003,62\n004,63\n")
+    second.write_text("id,relapse,days,last\n002,yes,100,400\n001,no,,500\n003,,,300\n")
+    outcomes = read_outcome_table(
+        [first, second], patient="id", time="days", event="relapse", follow_up="last"
+    )
+    assert outcomes.ids == ("001", "002")
+    assert outcomes.columns == ("age",)
+    assert [dict(r.values) for r in outcomes.records] == [{"age": 60.0}, {"age": 61.0}]
+    assert outcomes.time.tolist() == [500.0, 100.0]
+    assert outcomes.event.tolist() == [False, True]
+    assert outcomes.notes == ("2 values without an outcome, left out",)
+
+
+def test_outcome_table_names_what_is_wrong(tmp_path: Path) -> None:
+    path, twice = tmp_path / "a.csv", tmp_path / "b.csv"
+    path.write_text("id,RFS,Relapse\n1,10,0\n")
+    twice.write_text("id,x\n1,10\n1,11\n")
+    with pytest.raises(ValueError, match=r"a.csv: no column \['Recurrence'\]"):
+        read_outcome_table([path], **(NAMES | {"event": "Recurrence"}))
+    with pytest.raises(ValueError, match=r"b.csv: a patient occurs more than once"):
+        read_outcome_table([path, twice], **NAMES)
+    with pytest.raises(ValueError, match=r"a.csv: columns .* earlier table"):
+        read_outcome_table([path, path], **NAMES)
+    with pytest.raises(ValueError, match=r"none.csv: not readable"):
+        read_outcome_table([tmp_path / "none.csv"], **NAMES)
+    twice.write_text("id,x,x \n1,10,11\n")
+    with pytest.raises(ValueError, match=r"b.csv: columns \['x'\] more than once"):
+        read_outcome_table([path, twice], **NAMES)
+
+
+@pytest.mark.parametrize(
+    "text", ["01", "1.0", "71", " M0 ", "-", "?", "unknown", "NA", "#N/A", "nan", "", "yes", "1e3"]
+)
+def test_a_cell_is_cleaned_as_a_json_value(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.csv"
+    # The second row makes it a column of texts.
+    path.write_text(f"id,RFS,Relapse,x\n1,10,0,{text}\n2,10,1,word\n")
+    record = read_outcome_table([path], **NAMES).records[0]
+    assert record.values["x"] == clean_scalar(text)[0]
+
+
+def test_codes_of_a_table_are_the_categories_they_were(tmp_path: Path) -> None:
+    """A column of digits is one of numbers, zeros or not; beside a word the texts stay."""
+    path = tmp_path / "a.csv"
+    path.write_text("id,RFS,Relapse,digits,mixed\n1,10,0,01,01\n2,10,1,02,2a\n3,5,1,,1\n")
+    records = read_outcome_table([path], **NAMES).records
+    assert [r.values["digits"] for r in records] == [1.0, 2.0, None]
+    assert [r.values["mixed"] for r in records] == ["01", "2a", 1.0]
+
+
+def test_notes_on_cells_are_counts(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,RFS,Relapse,x\n1,10,0,63\n2,10,1,old\n3,10,1,64\n4,10,1,\n5,9,0,?\n")
+    assert read_outcome_table([path], **NAMES).notes == (
+        "a.csv: field 'x': text where a number was expected, converted (2 values)",
+        "a.csv: field 'x': text read as missing (1 value)",
+    )
+
+
+def test_the_table_of_the_higher_task_wins_where_it_says_something(tmp_path: Path) -> None:
+    for task, text in {
+        "Task 1": "PatientID,Age,Gender,Site\n001,60,1,a\n002,61,0,b\n",
+        "Task 2": "PatientID,Age,Gender,RFS,Relapse\n001,62,,100,1\n003,70,-,,0\n",
+    }.items():
+        (tmp_path / task).mkdir()
+        (tmp_path / task / f"table {task}.csv").write_text(text)
+    (tmp_path / "notes.csv").write_text("who,what\na,b\na,c\n")
+    found = read_tables(tmp_path)
+    assert list(found) == ["001", "002", "003"]
+    assert {name: dict(record.values) for name, (record, _) in found.items()} == {
+        "001": {"Age": 62.0, "Gender": 1.0, "Site": "a"},
+        "002": {"Age": 61.0, "Gender": 0.0, "Site": "b"},
+        "003": {"Age": 70.0, "Gender": None},
+    }
+    assert [outcome for _, outcome in found.values()] == [Outcome(100.0, True), None, None]
+
+
+@pytest.mark.parametrize(
+    ("event", "days", "outcome"),
+    [
+        ("1", "812", Outcome(812.0, True)),
+        ("0.0", "812.5", Outcome(812.5, False)),
+        ("yes", "10", Outcome(10.0, True)),
+        ("False", "10", Outcome(10.0, False)),
+        ("", "10", None),
+        ("1", "", None),
+        ("1", "long", None),
+        ("unknown", "10", None),
+        ("1", "-3", None),
+    ],
+)
+def test_outcomes_beside_the_patients(tmp_path: Path, event: str, days: str, outcome) -> None:
+    (tmp_path / "a.csv").write_text(f"PatientID,RFS,Relapse\nA-1,{days},{event}\n")
+    record, found = read_tables(tmp_path)["A-1"]
+    assert found == outcome and not record.values
+
+
+@pytest.mark.parametrize("code", ["2", "-1", "perhaps"])
+def test_an_event_of_another_code_is_refused(tmp_path: Path, code: str) -> None:
+    """1 = censored and 2 = relapse, as R's survival has it, would turn the outcomes round."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"PatientID,RFS,Relapse\nA-1,10,1\nA-2,20,{code}\n")
+    message = r"a.csv: column 'Relapse' holds 1 value other than 0/1"
+    with pytest.raises(ValueError, match=message):
+        read_tables(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        read_outcome_table([path], **(NAMES | {"patient": "PatientID"}))
+
+
+def test_names_are_texts_without_outer_blanks(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("PatientID, Age\n001 ,60\n002,61\n")
+    assert {k: dict(r.values) for k, (r, _) in read_tables(tmp_path).items()} == {
+        "001": {"Age": 60.0},
+        "002": {"Age": 61.0},
+    }
+    (tmp_path / "b.csv").write_text("PatientID,Age\n001,60\n001 ,61\n")
+    with pytest.raises(ValueError, match=r"b.csv: a patient occurs more than once"):
+        read_tables(tmp_path)
+
+
+def test_a_table_without_missing_cells_is_the_same_as_by_pandas(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"PatientID": ["A", "B"], "Age": [60.25, 1 / 3], "Sex": ["F", "M"]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    found = read_tables(tmp_path)
+    assert [dict(found[name][0].values) for name in "AB"] == [
+        {"Age": 60.25, "Sex": "F"},
+        {"Age": 1 / 3, "Sex": "M"},
+    ]
