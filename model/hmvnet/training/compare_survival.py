@@ -17,7 +17,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import Progress
 
-from hmvnet.case import ClinicalRecord, Outcome
+from hmvnet.case import ClinicalRecord, Outcome, Outcomes
 from hmvnet.challenge import write_text
 from hmvnet.clinical import ClinicalEncoder, read_outcome_table
 from hmvnet.config import Settings
@@ -26,24 +26,18 @@ from hmvnet.lesions import LesionFeatures
 from hmvnet.networks.fusion import BRANCHES, IMAGE_CHANNELS
 from hmvnet.prognosis import LesionDescription
 from hmvnet.survival import baselines
-from hmvnet.survival.evaluation import (
-    DAYS_PER_YEAR,
-    BootstrapConcordance,
-    Fold,
-    Outcomes,
+from hmvnet.survival.bootstrap import Bootstrap, bootstrap_concordance
+from hmvnet.survival.metrics import DAYS_PER_YEAR
+from hmvnet.survival.validation import (
+    FitPredict,
     OutOfFold,
     Scores,
-    bootstrap_concordance,
-    calibration_figure,
     comparison_table,
     cross_validate_by,
-    forest_figure,
-    kaplan_meier_figure,
-    repeated_folds,
-    risk_groups,
     score,
 )
 from hmvnet.training.engine import digest, write_arrays
+from hmvnet.training.folds import repeated_folds
 from hmvnet.training.prognosis import (
     Described,
     handcrafted,
@@ -78,7 +72,7 @@ class Cohort:
     @property
     def outcomes(self) -> Outcomes:
         """Their follow-up."""
-        return Outcomes(*outcomes_of(self.patients))
+        return outcomes_of(self.patients)
 
 
 def load_cohort(settings: Settings, weights: Path | None, run: Path) -> Cohort:
@@ -132,7 +126,9 @@ def model_names(cohort: Cohort) -> list[str]:
     return [*FUSIONS, *classical, *(name + LESIONS_TOO for name in classical[:2])]
 
 
-def predictor(name: str, cohort: Cohort, settings: Settings, run: Path, times: np.ndarray) -> Fold:
+def predictor(
+    name: str, cohort: Cohort, settings: Settings, run: Path, times: np.ndarray
+) -> FitPredict:
     """What fits model ``name`` on training rows and predicts test rows.
 
     Raises:
@@ -153,7 +149,7 @@ def predictor(name: str, cohort: Cohort, settings: Settings, run: Path, times: n
     return _classical(base, name != base, cohort, settings, times)
 
 
-def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> Fold:
+def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> FitPredict:
     options = settings.prognosis.model_copy(update={"branches": FUSIONS[name]})
 
     def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
@@ -170,7 +166,7 @@ def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> Fold:
 
 def _classical(
     base: str, with_lesions: bool, cohort: Cohort, settings: Settings, times: np.ndarray
-) -> Fold:
+) -> FitPredict:
     table = record_table(cohort.patients)
     outcomes = cohort.outcomes
     lesions = handcrafted(cohort.patients) if with_lesions else np.zeros((len(table), 0))
@@ -178,8 +174,7 @@ def _classical(
     def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
         encoder = ClinicalEncoder(settings.clinical.record_schema).fit(table.iloc[train])
         x = np.concatenate([encoder.transform(table), lesions], axis=1)
-        known = outcomes[train]
-        model = baselines.create(base).fit(x[train], known.time, known.event, rng)
+        model = baselines.create(base).fit(x[train], outcomes[train], rng)
         return model.predict_risk(x[test]), model.predict_survival(x[test], times)
 
     return fit_predict
@@ -276,7 +271,7 @@ def _data_key(cohort: Cohort, fold: np.ndarray) -> str:
     return digest(
         [p.patient_id for p in cohort.patients],
         record_table(cohort.patients).to_dict("list"),
-        cohort.outcomes.time,
+        cohort.outcomes.days,
         cohort.outcomes.event,
         np.stack([p.description.features.values for p in cohort.patients]),
         np.stack([p.description.image for p in cohort.patients]),
@@ -297,7 +292,7 @@ def _load(path: Path) -> OutOfFold:
         return OutOfFold(stored["risk"], stored.get("survival"), stored.get("times"))
 
 
-def _counted(model: Fold, done: Callable[[], None]) -> Fold:
+def _counted(model: FitPredict, done: Callable[[], None]) -> FitPredict:
     def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
         found = model(train, test, rng)
         done()
@@ -330,18 +325,21 @@ def _write_tables(
 def _draw(
     predictions: Mapping[str, OutOfFold],
     scores: Mapping[str, Scores],
-    boot: BootstrapConcordance,
+    boot: Bootstrap,
     outcomes: Outcomes,
     fold: np.ndarray,
     run: Path,
 ) -> None:
+    from hmvnet.training import pictures  # matplotlib only here
+
     order = sorted(boot.estimate, key=lambda name: -boot.estimate[name])
-    forest_figure({name: boot.interval(name) for name in order}).savefig(run / "forest.png")
+    intervals = {name: boot.interval(name) for name in order}
+    pictures.forest_figure(intervals).savefig(run / "forest.png")
     first = next(iter(predictions))
     rank = predictions[first].mean_rank(fold)
-    figure = kaplan_meier_figure(outcomes, risk_groups(rank, rank))
+    figure = pictures.kaplan_meier_figure(outcomes, pictures.risk_groups(rank, rank))
     figure.suptitle(first)
     figure.savefig(run / "kaplan-meier.png")
     curves = {name: s.calibration for name, s in scores.items() if s.calibration}
     if curves:
-        calibration_figure(curves).savefig(run / "calibration.png")
+        pictures.calibration_figure(curves).savefig(run / "calibration.png")
