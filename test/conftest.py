@@ -16,7 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hmvnet.case import ClinicalRecord, Grid, Outcome  # noqa: E402
+from hmvnet.case import ClinicalRecord, Grid, Outcome, Outcomes  # noqa: E402
 from hmvnet.config import (  # noqa: E402
     PostprocessingSettings,
     PreprocessingSettings,
@@ -24,6 +24,7 @@ from hmvnet.config import (  # noqa: E402
 )
 from hmvnet.imaging.roi import Region  # noqa: E402
 from hmvnet.lesions.features import LesionFeatures  # noqa: E402
+from hmvnet.metrics import CaseScore, LabelScore, LesionCount  # noqa: E402
 from hmvnet.networks.registry import build_network  # noqa: E402
 from hmvnet.prognosis import LesionDescription, describe  # noqa: E402
 from hmvnet.segmentation.segmenter import Segmentation, Volume  # noqa: E402
@@ -99,6 +100,8 @@ def write_case(tmp_path: Path) -> Callable[..., Path]:
 
     return write
 
+
+YEAR = 365.25  # days
 
 # A coarse region (4 mm) and a small network: the whole pipeline in about a second.
 COARSE = PreprocessingSettings(spacing_mm=4.0)
@@ -179,3 +182,31 @@ def tiny_bundle(tmp_path_factory) -> Path:
     )
     files = {"fold0.safetensors": network.state_dict()} | survival
     return write_bundle(folder / "tiny", manifest, files)
+
+
+def follow_up(seed: int = 0, n: int = 150) -> tuple[np.ndarray, Outcomes]:
+    """Features ``[n, 3]``, the first of which raises the risk, and follow-up of up to ten years."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 3))
+    failure = rng.exponential(4 * YEAR * np.exp(-x[:, 0]))
+    censoring = rng.uniform(1, 10, size=n) * YEAR
+    return x, Outcomes(np.ceil(np.minimum(failure, censoring)), failure <= censoring)
+
+
+def case_score(
+    dice: float = 0.5,
+    inter: float = 1.0,
+    total: float = 2.0,
+    tp: int = 1,
+    fp: int = 0,
+    fn: int = 0,
+    hd: float = 1.0,
+    name: str = "",
+) -> CaseScore:
+    """A score made of its sums: GTVp of volume 100 + 100 with the Dice asked for."""
+    return CaseScore(
+        gtvp=LabelScore(dice * 100, 100, 100, hd),
+        gtvn=LabelScore(inter, total / 2, total / 2, hd),
+        nodes=LesionCount(tp, fp, fn),
+        patient_id=name,
+    )

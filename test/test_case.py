@@ -3,7 +3,7 @@ import pytest
 import SimpleITK as sitk
 from conftest import CT_GRID, tiny_ct, tiny_pet
 
-from hmvnet.case import Case, CaseError, Grid
+from hmvnet.case import Case, CaseError, Grid, Outcome, Outcomes, has_comparable_pair
 
 OBLIQUE = tuple(sitk.Euler3DTransform((0, 0, 0), 0.2, -0.3, 0.5).GetMatrix())
 
@@ -54,3 +54,39 @@ def test_truth_on_another_grid_is_refused():
     truth = other.image(np.zeros(other.shape, np.uint8))
     with pytest.raises(CaseError, match="label grid"):
         Case.of("x", tiny_ct(), tiny_pet(), truth=truth)
+
+
+def test_outcomes_are_those_of_the_patients_in_order():
+    outcomes = Outcomes.of([Outcome(30, True), Outcome(10.5, False), Outcome(20, True)])
+    assert len(outcomes) == 3 and (outcomes.days.dtype, outcomes.event.dtype) == (float, bool)
+    assert outcomes.days.tolist() == [30, 10.5, 20]
+    again = outcomes[[2, 0, 2]]
+    assert again.days.tolist() == [20, 30, 20] and again.event.all()
+    early = outcomes.until(15)
+    assert early.days.tolist() == [16, 10.5, 16] and not early.event.any()
+    assert len(Outcomes.of([])) == 0
+
+
+def test_outcomes_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"days and event must be \[n\] each"):
+        Outcomes([1.0, 2.0], [True])
+    for days in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="finite and not negative"):
+            Outcomes([1.0, days], [True, False])
+    with pytest.raises(ValueError, match="True/False or 1/0"):
+        Outcomes([1.0, 2.0], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("days", "event", "expected"),
+    [
+        ([1, 2], [1, 0], True),
+        ([1, 2], [0, 1], False),  # who was lost before may have had the event before, too
+        ([1, 1], [1, 0], True),  # censored at the time of the event: outlasts it
+        ([1, 1], [1, 1], False),
+        ([1, 2], [0, 0], False),
+        ([], [], False),
+    ],
+)
+def test_who_compares(days, event, expected):
+    assert has_comparable_pair(Outcomes(days, event)) is expected

@@ -121,7 +121,7 @@ def task2_settings(**data) -> Settings:
 def test_survival_models_side_by_side(tmp_path, monkeypatch, tiny_bundle):
     patients = described_patients(45)
     monkeypatch.setattr(compare_survival, "load_described", lambda *_: patients)
-    eta = [-np.log(p.outcome.time_days) for p in patients]
+    eta = [-np.log(p.outcome.days) for p in patients]
     (tmp_path / "data").mkdir()
     pd.DataFrame({"PatientID": [p.patient_id for p in patients], "linear_predictor": eta}).to_csv(
         tmp_path / "data" / "truth.csv", index=False

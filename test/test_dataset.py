@@ -5,8 +5,7 @@ import SimpleITK as sitk
 from conftest import COARSE, CT_GRID, ball, tiny_ct, tiny_pet
 
 from hmvnet.case import CaseError, Grid
-from hmvnet.config import DataSettings
-from hmvnet.dataset import Cache, find_patients, split_folds
+from hmvnet.dataset import Cache, find_patients
 from hmvnet.training.task1 import check_label_grids
 
 
@@ -57,7 +56,7 @@ def test_tables_are_joined(tmp_path):
     rows = {"PatientID": ["MDA-001"], "CenterID": [7], "Age": [61], "Relapse": [1], "RFS": [812]}
     pd.DataFrame(rows).to_csv(tmp_path / "Task 2" / "HECKTOR_2025_Training_Task_2.csv", index=False)
     (patient,) = find_patients(tmp_path)
-    assert patient.outcome.time_days == 812 and patient.outcome.event
+    assert patient.outcome.days == 812 and patient.outcome.event
     assert patient.record.values == {"CenterID": 7.0, "Age": 61.0} and patient.centre == "7"
 
 
@@ -87,28 +86,6 @@ def test_label_with_other_values_is_refused(tmp_path):
     write_patient(tmp_path, "A-1", label=tiny_label() * 3)
     with pytest.raises(CaseError, match="label values"):
         find_patients(tmp_path)[0].read()
-
-
-def test_folds_part_the_patients(tmp_path):
-    for i in range(12):
-        write_patient(tmp_path, f"{'CHUM' if i < 8 else 'MDA'}-{i:03d}")
-    patients = find_patients(tmp_path)
-    folds = split_folds(patients, DataSettings(folds=4))
-    assert sorted(i for _, validation in folds for i in validation) == list(range(12))
-    for train, validation in folds:
-        assert not set(train) & set(validation)
-        assert [patients[i].centre for i in validation].count("MDA") == 1
-    by_centre = split_folds(patients, DataSettings(fold_by="leave-one-centre-out"))
-    assert [{patients[i].centre for i in v} for _, v in by_centre] == [{"CHUM"}, {"MDA"}]
-
-
-def test_too_few_patients_or_centres(tmp_path):
-    write_patient(tmp_path, "A-1")
-    patients = find_patients(tmp_path)
-    with pytest.raises(ValueError, match="cannot make 5 folds"):
-        split_folds(patients, DataSettings())
-    with pytest.raises(ValueError, match="only one centre"):
-        split_folds(patients, DataSettings(fold_by="leave-one-centre-out"))
 
 
 def test_cache_is_reused_and_a_stale_entry_is_noticed(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from sksurv.exceptions import NoComparablePairException
 from sksurv.metrics import concordance_index_censored
 
+from hmvnet.case import Outcomes
 from hmvnet.survival.icare import (
     BaggedIcare,
     Icare,
@@ -33,15 +34,16 @@ def fitted(case: dict[str, np.ndarray]) -> Icare | BaggedIcare:
     rho, cmin, seed, bags = case["settings"]
     rho, cmin = (None if np.isnan(v) else float(v) for v in (rho, cmin))
     model = BaggedIcare(rho, cmin, int(bags)) if bags else Icare(rho, cmin)
-    return model.fit(case["x"], case["time"], case["event"], np.random.default_rng(int(seed)))
+    outcomes = Outcomes(case["time"], case["event"])
+    return model.fit(case["x"], outcomes, np.random.default_rng(int(seed)))
 
 
-def cohort(seed: int, n: int = 80, p: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cohort(seed: int, n: int = 80, p: int = 12) -> tuple[np.ndarray, Outcomes]:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, p))
     failure = rng.exponential(900 * np.exp(-x[:, 0] + 0.5 * x[:, 1]))
     censoring = rng.exponential(1500, size=n)
-    return x, np.ceil(np.minimum(failure, censoring)), failure <= censoring
+    return x, Outcomes(np.ceil(np.minimum(failure, censoring)), failure <= censoring)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -75,21 +77,23 @@ def test_concordance_is_that_of_scikit_survival(
     rounding: int | None, missing: float, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hmvnet.survival.icare.PAIRS_PER_BLOCK", block)
-    x, time, event = cohort(5)
+    x, outcomes = cohort(5)
     if rounding is not None:
-        x, time = np.round(x, rounding), np.ceil(time / 300)
+        x = np.round(x, rounding)
+        outcomes = Outcomes(np.ceil(outcomes.days / 300), outcomes.event)
     x[np.random.default_rng(0).random(x.shape) < missing] = np.nan
     x[:, 4] = np.nan
     x = x.astype(np.float32)
 
-    found = single_variable_concordance(x, time, event)
+    found = single_variable_concordance(x, outcomes)
 
     for column, value in zip(x.T, found, strict=True):
         seen = ~np.isnan(column)
         if not seen.any():
             assert np.isnan(value)
             continue
-        expected = concordance_index_censored(event[seen], time[seen], column[seen])[0]
+        known = outcomes[seen]
+        expected = concordance_index_censored(known.event, known.days, column[seen])[0]
         assert value == pytest.approx(expected, abs=1e-12)
 
 
@@ -98,15 +102,17 @@ def test_concordance_is_nan_where_no_pair_compares() -> None:
     x = np.array([[np.nan, 3.0], [2.0, 2.0], [1.0, 1.0]])
     with pytest.raises((ValueError, NoComparablePairException)):
         concordance_index_censored(event[1:], time[1:], x[1:, 0])
-    np.testing.assert_array_equal(single_variable_concordance(x, time, event), [np.nan, 1.0])
+    found = single_variable_concordance(x, Outcomes(time, event))
+    np.testing.assert_array_equal(found, [np.nan, 1.0])
 
 
 def test_higher_risk_means_earlier_event() -> None:
-    x, time, event = cohort(1, n=300)
-    model = Icare(cmin=0.55).fit(x, time, event, np.random.default_rng(0))
+    x, outcomes = cohort(1, n=300)
+    model = Icare(cmin=0.55).fit(x, outcomes, np.random.default_rng(0))
     assert model.sign_[0] == 1
     assert model.sign_[1] == -1
-    assert concordance_index_censored(event, time, model.predict_risk(x))[0] > 0.7
+    risk = model.predict_risk(x)
+    assert concordance_index_censored(outcomes.event, outcomes.days, risk)[0] > 0.7
 
 
 def test_correlation_matches_pandas_with_gaps() -> None:
@@ -124,10 +130,10 @@ def test_correlation_matches_pandas_with_gaps() -> None:
 
 @pytest.mark.parametrize("model", [Icare(0.8, 0.52), BaggedIcare(0.8, 0.52, bags=5)])
 def test_contributions_sum_to_the_risk(model: Icare | BaggedIcare) -> None:
-    x, time, event = cohort(3)
+    x, outcomes = cohort(3)
     x[np.random.default_rng(2).random(x.shape) < 0.2] = np.nan
     x[0] = np.nan
-    model.fit(x, time, event, np.random.default_rng(4))
+    model.fit(x, outcomes, np.random.default_rng(4))
     parts = model.contributions(x)
     assert parts.shape == x.shape
     np.testing.assert_allclose(parts.sum(axis=1), model.predict_risk(x), atol=1e-12)
@@ -136,8 +142,8 @@ def test_contributions_sum_to_the_risk(model: Icare | BaggedIcare) -> None:
 
 
 def test_bag_in_which_nothing_is_observed_does_not_vote() -> None:
-    x, time, event = cohort(8, n=40, p=4)
-    model = BaggedIcare(cmin=0.6, bags=12).fit(x, time, event, np.random.default_rng(1))
+    x, outcomes = cohort(8, n=40, p=4)
+    model = BaggedIcare(cmin=0.6, bags=12).fit(x, outcomes, np.random.default_rng(1))
     selected = np.array([bag.sign_ != 0 for bag in model.bags_])
     sometimes = int(np.flatnonzero((selected.any(axis=0)) & (~selected.all(axis=0)))[0])
     patient = np.full((1, 4), np.nan)
@@ -148,17 +154,17 @@ def test_bag_in_which_nothing_is_observed_does_not_vote() -> None:
 
 
 def test_variable_constant_in_training_cannot_move_the_risk() -> None:
-    x, time, event = cohort(4)
+    x, outcomes = cohort(4)
     x[:, 3] = 0.1
-    model = Icare().fit(x, time, event, np.random.default_rng(0))
+    model = Icare().fit(x, outcomes, np.random.default_rng(0))
     other = x.copy()
     other[:, 3] = 7.0
     np.testing.assert_array_equal(model.predict_risk(other), model.predict_risk(x))
 
 
 def test_nothing_selected_gives_risk_zero() -> None:
-    x, time, event = cohort(4)
-    model = Icare(cmin=0.99).fit(x, time, event, np.random.default_rng(0))
+    x, outcomes = cohort(4)
+    model = Icare(cmin=0.99).fit(x, outcomes, np.random.default_rng(0))
     assert len(model.selected_) == 0
     np.testing.assert_array_equal(model.predict_risk(x), np.zeros(len(x)))
     assert not model.contributions(x).any()
@@ -166,8 +172,8 @@ def test_nothing_selected_gives_risk_zero() -> None:
 
 @pytest.mark.parametrize("kind", [Icare, BaggedIcare])
 def test_state_survives_a_round_trip(kind: type, tmp_path: Path) -> None:
-    x, time, event = cohort(6)
-    model = kind(0.9, 0.52).fit(x, time, event, np.random.default_rng(0))
+    x, outcomes = cohort(6)
+    model = kind(0.9, 0.52).fit(x, outcomes, np.random.default_rng(0))
     np.savez(tmp_path / "state.npz", **model.state())
     with np.load(tmp_path / "state.npz", allow_pickle=False) as stored:
         again = kind.from_state(dict(stored))
@@ -178,8 +184,8 @@ def test_state_survives_a_round_trip(kind: type, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [Icare, BaggedIcare])
 def test_damaged_state_is_refused(kind: type) -> None:
-    x, time, event = cohort(6)
-    state = kind().fit(x, time, event, np.random.default_rng(0)).state()
+    x, outcomes = cohort(6)
+    state = kind().fit(x, outcomes, np.random.default_rng(0)).state()
     with pytest.raises(ValueError, match="lacks mean"):
         kind.from_state({k: v for k, v in state.items() if k != "mean"})
     with pytest.raises(ValueError, match="'scale' has shape"):
@@ -187,33 +193,29 @@ def test_damaged_state_is_refused(kind: type) -> None:
 
 
 def test_same_seed_same_model() -> None:
-    x, time, event = cohort(7)
+    x, outcomes = cohort(7)
     first, second = (
-        BaggedIcare(0.5, 0.52).fit(x, time, event, np.random.default_rng(9)) for _ in range(2)
+        BaggedIcare(0.5, 0.52).fit(x, outcomes, np.random.default_rng(9)) for _ in range(2)
     )
     np.testing.assert_array_equal(first.predict_risk(x), second.predict_risk(x))
-    other = BaggedIcare(0.5, 0.52).fit(x, time, event, np.random.default_rng(10))
+    other = BaggedIcare(0.5, 0.52).fit(x, outcomes, np.random.default_rng(10))
     assert not np.array_equal(first.predict_risk(x), other.predict_risk(x))
 
 
 def test_bad_input_is_named() -> None:
-    x, time, event = cohort(7)
+    x, outcomes = cohort(7)
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match=r"time and event must be \[80\]"):
-        Icare().fit(x, time[:-1], event, rng)
+    with pytest.raises(ValueError, match="features of 80 patients, but outcomes of 79"):
+        Icare().fit(x, outcomes[:-1], rng)
     with pytest.raises(ValueError, match="no comparable pair"):
-        Icare().fit(x, time, np.zeros(len(x), dtype=bool), rng)
+        Icare().fit(x, Outcomes(outcomes.days, np.zeros(len(x), dtype=bool)), rng)
     with pytest.raises(ValueError, match="no comparable pair"):
-        Icare().fit(x, np.full(len(x), 5.0), np.ones(len(x), dtype=bool), rng)
-    with pytest.raises(ValueError, match="finite and not negative"):
-        Icare().fit(x, -time, event, rng)
-    with pytest.raises(ValueError, match="True/False or 1/0"):
-        Icare().fit(x, time, event + 1, rng)
+        Icare().fit(x, Outcomes(np.full(len(x), 5.0), np.ones(len(x), dtype=bool)), rng)
     infinite = x.copy()
     infinite[3, 2] = np.inf
     with pytest.raises(ValueError, match="column 2 holds an infinite"):
-        Icare().fit(infinite, time, event, rng)
+        Icare().fit(infinite, outcomes, rng)
     with pytest.raises(ValueError, match="fitted on 12 variables, found 5"):
-        Icare().fit(x, time, event, rng).predict_risk(x[:, :5])
+        Icare().fit(x, outcomes, rng).predict_risk(x[:, :5])
     with pytest.raises(ValueError, match="bags must be at least 1"):
         BaggedIcare(bags=0)

@@ -7,19 +7,17 @@ import math
 
 import numpy as np
 import pytest
+from conftest import case_score
 from grand_challenge_metrics import stats
 from monai.metrics import compute_hausdorff_distance
 from scipy.ndimage import gaussian_filter
 
 from hmvnet.metrics import (
-    METRICS,
     CaseScore,
-    LabelScore,
     LesionCount,
     aggregate,
     count_lesions,
     hd95_mm,
-    paired_bootstrap,
     platform_scores,
     score_case,
     to_frame,
@@ -43,25 +41,6 @@ def row(*extents: tuple[int, int]) -> np.ndarray:
     for start, stop in extents:
         mask[1, 1, start:stop] = True
     return mask
-
-
-def case(
-    dice: float = 0.5,
-    inter: float = 1.0,
-    total: float = 2.0,
-    tp: int = 1,
-    fp: int = 0,
-    fn: int = 0,
-    hd: float = 1.0,
-    name: str = "",
-) -> CaseScore:
-    """A score made of its sums: GTVp of volume 100 + 100 with the Dice asked for."""
-    return CaseScore(
-        gtvp=LabelScore(dice * 100, 100, 100, hd),
-        gtvn=LabelScore(inter, total / 2, total / 2, hd),
-        nodes=LesionCount(tp, fp, fn),
-        patient_id=name,
-    )
 
 
 def test_perfect_prediction_scores_one() -> None:
@@ -212,8 +191,8 @@ def test_lesion_count_is_symmetric_and_independent_of_orientation() -> None:
 
 def test_aggregated_is_not_the_mean() -> None:
     scores = [
-        case(dice=1.0, inter=10, total=20, tp=1),
-        case(dice=0.0, inter=0, total=60, fn=3, tp=0, fp=1),
+        case_score(dice=1.0, inter=10, total=20, tp=1),
+        case_score(dice=0.0, inter=0, total=60, fn=3, tp=0, fp=1),
     ]
     table = aggregate(scores)
     assert table.gtvp_mean_dice == 0.5
@@ -223,74 +202,18 @@ def test_aggregated_is_not_the_mean() -> None:
 
 
 def test_mean_hd95_is_over_the_patients_that_have_one() -> None:
-    table = aggregate([case(hd=2.0), case(hd=4.0), case(hd=math.nan)])
+    table = aggregate([case_score(hd=2.0), case_score(hd=4.0), case_score(hd=math.nan)])
     assert table.gtvp_mean_hd95_mm == 3.0
     assert table.gtvp_hd95_patients == 2
 
 
 def test_per_centre() -> None:
-    table = aggregate([case(dice=0.2), case(dice=0.4), case(dice=0.9)], ["MDA", "CHUM", "MDA"])
+    table = aggregate(
+        [case_score(dice=0.2), case_score(dice=0.4), case_score(dice=0.9)], ["MDA", "CHUM", "MDA"]
+    )
     assert list(table.per_centre) == ["CHUM", "MDA"]
     assert table.per_centre["MDA"].patients == 2
     assert table.per_centre["MDA"].gtvp_mean_dice == pytest.approx(0.55)
-
-
-def cohort(rng: np.random.Generator, gain: float) -> list[CaseScore]:
-    """60 patients; the noise is the generator's, the gain the method's."""
-    difficulty = np.random.default_rng(0).random(60) * 0.5
-    noise = rng.normal(0, 0.02, 60)
-    return [
-        case(
-            dice=0.4 + d + gain + e,
-            inter=(0.2 + d + gain + e) * v / 2,
-            total=v,
-            tp=1,
-            fn=1,
-            hd=8 - 10 * gain if i % 7 else math.nan,
-            name=f"P{i}",
-        )
-        for i, (d, e, v) in enumerate(zip(difficulty, noise, 10 + 500 * difficulty, strict=True))
-    ]
-
-
-def test_paired_bootstrap_finds_a_small_gain_that_unpaired_spread_would_hide() -> None:
-    rng = np.random.default_rng(1)
-    result = paired_bootstrap(cohort(rng, 0.05), cohort(rng, 0.0), rng, resamples=2000)
-    for metric in ("gtvp_mean_dice", "gtvn_aggregated_dice"):
-        assert 0.03 < result[metric].low < 0.05 < result[metric].high < 0.07
-    assert result["gtvn_aggregated_f1"].difference == 0.0
-    assert result["gtvp_mean_hd95_mm"].difference == pytest.approx(-0.5)
-    assert result["gtvp_mean_hd95_mm"].patients == sum(i % 7 > 0 for i in range(60))
-
-
-def test_paired_bootstrap_agrees_with_the_loop_over_aggregate() -> None:
-    rng = np.random.default_rng(2)
-    first, second = cohort(rng, 0.02), cohort(rng, 0.0)
-    result = paired_bootstrap(first, second, np.random.default_rng(5), resamples=300)
-    weights = np.random.default_rng(5).multinomial(60, np.full(60, 1 / 60), size=300)
-    drawn = []
-    for w in weights:
-        pick = np.repeat(np.arange(60), w)
-        a, b = (aggregate([scores[i] for i in pick]) for scores in (first, second))
-        drawn.append([getattr(a, m) - getattr(b, m) for m in METRICS])
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    assert [result[m].low for m in METRICS] == pytest.approx(low.tolist())
-    assert [result[m].high for m in METRICS] == pytest.approx(high.tolist())
-
-
-def test_paired_hd95_is_over_patients_that_both_methods_found() -> None:
-    first = [case(hd=2.0, name="A"), case(hd=90.0, name="B"), case(hd=3.0, name="C")]
-    second = [case(hd=3.0, name="A"), case(hd=math.nan, name="B"), case(hd=4.0, name="C")]
-    found = paired_bootstrap(first, second, np.random.default_rng(0), resamples=200)
-    hd95 = found["gtvp_mean_hd95_mm"]
-    assert (hd95.first, hd95.second, hd95.patients) == (2.5, 3.5, 2)
-    assert hd95.low == hd95.high == pytest.approx(-1.0)
-
-
-def test_paired_bootstrap_refuses_other_patients() -> None:
-    rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="same patients"):
-        paired_bootstrap([case(name="A")], [case(name="B")], rng)
 
 
 @pytest.mark.parametrize(
@@ -313,11 +236,11 @@ def test_aggregate_refuses_nothing_and_centres_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="no patients"):
         aggregate([])
     with pytest.raises(ValueError, match="2 centres"):
-        aggregate([case()], ["A", "B"])
+        aggregate([case_score()], ["A", "B"])
 
 
 def test_scores_go_through_json_and_a_table() -> None:
-    scores = [case(hd=math.nan, name="A"), case(name="B")]
+    scores = [case_score(hd=math.nan, name="A"), case_score(name="B")]
     text = json.dumps([s.to_dict() for s in scores], allow_nan=False)
     back = [CaseScore.from_dict(values) for values in json.loads(text)]
     assert back[1] == scores[1]

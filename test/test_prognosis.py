@@ -19,7 +19,7 @@ from hmvnet.networks.fusion import (
     PatientInputs,
 )
 from hmvnet.prognosis import Prognosis, PrognosisMember, describe
-from hmvnet.survival.evaluation import Outcomes, harrell_c
+from hmvnet.survival.metrics import harrell_c
 from hmvnet.training import evaluation, task2
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.evaluation import evaluate_task2
@@ -78,7 +78,7 @@ def test_higher_risk_is_earlier_recurrence(tmp_path):
     """End to end: the first lesion feature shortens the simulated time to recurrence."""
     member = fit(tmp_path, described_patients(60), steps=60, batch_size=32)
     unseen = described_patients(60, seed=1)
-    concordance = harrell_c(Outcomes(*outcomes_of(unseen)), predict([member], unseen))
+    concordance = harrell_c(outcomes_of(unseen), predict([member], unseen))
     assert concordance > 0.55
 
 
@@ -273,7 +273,7 @@ def test_evaluation_gives_the_model_what_it_was_fitted_on(tiny_bundle, tmp_path,
     (tmp_path / "run").mkdir()
     found = evaluate_task2(settings, folder, tmp_path / "run", 0, Console(quiet=True))
     members = Prognosis(load_bundle(folder)).members
-    expected = harrell_c(Outcomes(*outcomes_of(patients)), predict(members, patients))
+    expected = harrell_c(outcomes_of(patients), predict(members, patients))
     assert found == expected and seen == [8.0] != [settings.prognosis.image_spacing_mm]
 
 
@@ -293,7 +293,7 @@ def test_one_relapse_is_enough_to_fit(tmp_path):
     """No inner fold can judge the ridge then; the strongest is taken."""
     patients = described_patients()
     quiet = [
-        replace(p, outcome=replace(p.outcome, event=i == 5, time_days=100.0 + i))
+        replace(p, outcome=replace(p.outcome, event=i == 5, days=100.0 + i))
         for i, p in enumerate(patients)
     ]
     assert np.isfinite(predict([fit(tmp_path, quiet)], quiet)).all()

@@ -22,8 +22,7 @@ def test_outcome_table(tmp_path: Path) -> None:
     assert outcomes.ids == ("001", "002")
     assert outcomes.columns == ("age",)
     assert [dict(r.values) for r in outcomes.records] == [{"age": 60.0}, {"age": 61.0}]
-    assert outcomes.time.tolist() == [500.0, 100.0]
-    assert outcomes.event.tolist() == [False, True]
+    assert outcomes.outcomes == (Outcome(500.0, False), Outcome(100.0, True))
     assert outcomes.notes == ("2 values without an outcome, left out",)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hmvnet.case import Outcomes
 from hmvnet.survival.icare import Icare
 
 RHO, CMIN, SEED = 0.8, 0.52, 3
@@ -47,37 +48,40 @@ print(json.dumps({"seconds": min(seconds), "sign": sign.tolist()}))
 """
 
 
-def simulated(patients: int, variables: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features `[n, p]` with correlated blocks, times `[n]` in whole days, events `[n]`."""
+def simulated(patients: int, variables: int) -> tuple[np.ndarray, Outcomes]:
+    """Features `[n, p]` with correlated blocks, and follow-up in whole days."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(patients, variables))
     copied = variables // 6
     x[:, -copied:] = x[:, :copied] + 0.3 * rng.normal(size=(patients, copied))
     failure = rng.exponential(1000 * np.exp(-0.5 * x[:, 0]))
     censoring = rng.exponential(1500, size=patients)
-    return x, np.ceil(np.minimum(failure, censoring)), failure <= censoring
+    return x, Outcomes(np.ceil(np.minimum(failure, censoring)), failure <= censoring)
 
 
-def our_fit(
-    x: np.ndarray, days: np.ndarray, event: np.ndarray, repeats: int
-) -> tuple[float, np.ndarray]:
+def our_fit(x: np.ndarray, outcomes: Outcomes, repeats: int) -> tuple[float, np.ndarray]:
     """Seconds of the fastest fit, and the signs `[p]`."""
-    Icare(RHO, CMIN).fit(x[:, :20], days, event, np.random.default_rng(SEED))
+    Icare(RHO, CMIN).fit(x[:, :20], outcomes, np.random.default_rng(SEED))
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        model = Icare(RHO, CMIN).fit(x, days, event, np.random.default_rng(SEED))
+        model = Icare(RHO, CMIN).fit(x, outcomes, np.random.default_rng(SEED))
         seconds.append(time.perf_counter() - start)
     return min(seconds), model.sign_
 
 
 def reference_fit(
-    python: Path, x: np.ndarray, days: np.ndarray, event: np.ndarray, repeats: int
+    python: Path, x: np.ndarray, outcomes: Outcomes, repeats: int
 ) -> tuple[float, np.ndarray]:
     """As `our_fit`, by the package, in its own environment and an empty working directory."""
     with tempfile.TemporaryDirectory() as scratch:
-        settings = np.array([RHO, CMIN, SEED, repeats])
-        np.savez(Path(scratch) / "patients.npz", x=x, time=days, event=event, settings=settings)
+        np.savez(
+            Path(scratch) / "patients.npz",
+            x=x,
+            time=outcomes.days,
+            event=outcomes.event,
+            settings=np.array([RHO, CMIN, SEED, repeats]),
+        )
         run = subprocess.run(
             [str(python.absolute()), "-c", REFERENCE],
             cwd=scratch,
@@ -97,12 +101,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
 
-    data = simulated(args.patients, args.variables)
-    ours, sign = our_fit(*data, args.repeats)
+    x, outcomes = simulated(args.patients, args.variables)
+    ours, sign = our_fit(x, outcomes, args.repeats)
     print(f"{args.patients} patients x {args.variables} variables, {(sign != 0).sum()} selected")
     print(f"hmvnet         {ours:8.3f} s")
     if args.reference:
-        theirs, their_sign = reference_fit(args.reference, *data, args.repeats)
+        theirs, their_sign = reference_fit(args.reference, x, outcomes, args.repeats)
         if not np.array_equal(sign, their_sign):
             parser.exit(1, f"{(sign != their_sign).sum()} variables differ\n")
         print(f"icare package  {theirs:8.3f} s, the same variables and signs")

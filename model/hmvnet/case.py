@@ -8,7 +8,7 @@ origin, and :attr:`Grid.shape` gives the array order.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from types import MappingProxyType
@@ -167,8 +167,66 @@ class ClinicalRecord:
 class Outcome:
     """Recurrence-free survival: days to relapse or censoring, and whether it was a relapse."""
 
-    time_days: float
+    days: float
     event: bool
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Follow-up of n patients.
+
+    Attributes:
+        days: float64 ``[n]``, to the event or to censoring.
+        event: bool ``[n]``, whether it ended in an event.
+
+    Raises:
+        ValueError: shapes that do not agree, days that are not finite or negative, an event that is
+            neither 0 nor 1.
+    """
+
+    days: np.ndarray
+    event: np.ndarray
+
+    def __post_init__(self) -> None:
+        days, event = np.asarray(self.days, dtype=np.float64), np.asarray(self.event)
+        if days.ndim != 1 or days.shape != event.shape:
+            raise ValueError(
+                f"days and event must be [n] each, found {days.shape} and {event.shape}"
+            )
+        if not (np.isfinite(days) & (days >= 0)).all():
+            raise ValueError("every follow-up must be finite and not negative, in days")
+        if not np.isin(event, (0, 1)).all():
+            raise ValueError("event must be True/False or 1/0")
+        object.__setattr__(self, "days", days)
+        object.__setattr__(self, "event", event.astype(bool))
+
+    @classmethod
+    def of(cls, patients: Iterable[Outcome]) -> Outcomes:
+        """The follow-up of these patients, in their order."""
+        each = list(patients)
+        return cls(np.array([o.days for o in each]), np.array([o.event for o in each]))
+
+    def __len__(self) -> int:
+        return len(self.days)
+
+    def __getitem__(self, rows: np.ndarray | Sequence[int] | slice) -> Outcomes:
+        """Of some patients: their numbers, or a bool ``[n]``; a patient may be there twice."""
+        return Outcomes(self.days[rows], self.event[rows])
+
+    def until(self, days: float) -> Outcomes:
+        """The same follow-up, ended a day after ``days``: all that matters up to there."""
+        seen = self.days <= days
+        return Outcomes(np.where(seen, self.days, days + 1.0), self.event & seen)
+
+
+def has_comparable_pair(outcomes: Outcomes) -> bool:
+    """Whether any patient is known to outlast another's event.
+
+    Who is censored at the time of an event outlasts it; two events at one time do not compare.
+    """
+    first = outcomes.days[outcomes.event].min(initial=np.inf)
+    later, then = outcomes.days > first, outcomes.days == first
+    return bool((later | (then & ~outcomes.event)).any())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A folder of training data to cases, folds, and preprocessed volumes cached on disk.
+"""A folder of training data to cases, and preprocessed volumes cached on disk.
 
 Layouts read: HECKTOR 2025 (``Task 1/<ID>/<ID>__CT.nii.gz``), any folder of such patient folders,
 HECKTOR 2022 and nnU-Net (``imagesTr``/``labelsTr``), with or without the outcome table.
@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import blosc2
 import numpy as np
-import pandas as pd
 import SimpleITK as sitk
-from sklearn.model_selection import StratifiedKFold
 
 from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Grid, Outcome
-from hmvnet.config import DataSettings, PreprocessingSettings
+from hmvnet.config import PreprocessingSettings
 from hmvnet.files import digest, write_text
 from hmvnet.images import read_image
 from hmvnet.imaging.resample import labels_onto
@@ -155,47 +151,6 @@ def _image(folder: Path, stem: str) -> Path | None:
     return next(
         (p for s in (".nii.gz", ".nii", ".mha") if (p := folder / (stem + s)).is_file()), None
     )
-
-
-class HasCentre(Protocol):
-    """What folds are made by."""
-
-    @property
-    def centre(self) -> str: ...
-    @property
-    def outcome(self) -> Outcome | None: ...
-
-
-def split_folds(
-    patients: Sequence[HasCentre], settings: DataSettings
-) -> list[tuple[list[int], list[int]]]:
-    """Training and validation indices of every fold; a patient is in one validation part only.
-
-    ``stratified`` keeps the centres' (and, where known, the events') shares alike in every fold;
-    ``leave-one-centre-out`` has one fold a centre.
-
-    Raises:
-        ValueError: fewer patients than folds, or a single centre to leave out.
-    """
-    everyone = np.arange(len(patients))
-    centres = np.array([p.centre for p in patients])
-    if settings.fold_by == "leave-one-centre-out":
-        names = np.unique(centres)
-        if len(names) < 2:
-            raise ValueError(f"leave-one-centre-out: only one centre ('{names[0]}') in the data")
-        parts = [np.flatnonzero(centres == name) for name in names]
-    else:
-        if len(patients) < settings.folds:
-            raise ValueError(f"{len(patients)} patients cannot make {settings.folds} folds")
-        strata = [f"{p.centre}/{p.outcome.event if p.outcome else ''}" for p in patients]
-        counts = pd.Series(strata).value_counts()
-        # Strata smaller than the number of folds cannot be spread; they share one.
-        strata = [s if counts[s] >= settings.folds else "rest" for s in strata]
-        splitter = StratifiedKFold(settings.folds, shuffle=True, random_state=settings.seed)
-        with warnings.catch_warnings():  # "rest" may be smaller than the number of folds
-            warnings.simplefilter("ignore", UserWarning)
-            parts = [validation for _, validation in splitter.split(everyone, strata)]
-    return [(np.setdiff1d(everyone, part).tolist(), part.tolist()) for part in parts]
 
 
 @dataclass(frozen=True)

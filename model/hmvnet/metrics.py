@@ -52,7 +52,7 @@ METRICS = (
     "gtvp_mean_hd95_mm",
     "gtvn_mean_hd95_mm",
 )
-LOWER_IS_BETTER = frozenset({"gtvp_mean_hd95_mm", "gtvn_mean_hd95_mm"})
+HD95 = slice(3, None)  # those of METRICS that a patient with a label in one mask alone lacks
 
 
 @dataclass(frozen=True)
@@ -134,23 +134,6 @@ class Table1Scores:
     def to_dict(self) -> dict[str, Any]:
         """Nested values for JSON, NaN as None."""
         return _json_safe(asdict(self))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One metric of method ``first`` against ``second`` on the same patients.
-
-    ``difference`` is first - second; [``low``, ``high``] is its bootstrap confidence interval over
-    ``patients`` patients (for HD95: those where both methods have a value).
-    """
-
-    metric: str
-    first: float
-    second: float
-    difference: float
-    low: float
-    high: float
-    patients: int
 
 
 def score_case(
@@ -282,9 +265,9 @@ def aggregate(scores: Sequence[CaseScore], centres: Sequence[str] | None = None)
         centre: aggregate([s for s, c in zip(scores, centres or (), strict=True) if c == centre])
         for centre in sorted(set(centres or ()))
     }
-    terms = _terms(scores)
-    values = dict(zip(METRICS, _ratios(terms.sum(axis=0)).tolist(), strict=True))
-    hd95_patients = terms[:, 3:, 1].sum(axis=0).astype(int).tolist()
+    parts = terms(scores)
+    values = dict(zip(METRICS, ratios(parts.sum(axis=0)).tolist(), strict=True))
+    hd95_patients = parts[:, HD95, 1].sum(axis=0).astype(int).tolist()
     return Table1Scores(
         patients=len(scores),
         **values,
@@ -297,52 +280,28 @@ def aggregate(scores: Sequence[CaseScore], centres: Sequence[str] | None = None)
     )
 
 
-def paired_bootstrap(
-    first: Sequence[CaseScore],
-    second: Sequence[CaseScore],
-    rng: np.random.Generator,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-) -> dict[str, Difference]:
-    """Percentile bootstrap of every metric's difference between two methods, paired by patient.
-
-    Patients are drawn with replacement, the same draw for both methods, and the metrics are
-    computed anew from the drawn patients' sums, so aggregated metrics are treated as exactly as
-    means are (Efron and Tibshirani, 1993, chapters 8 and 13).
-
-    Returns:
-        A :class:`Difference` for each name in ``METRICS``; low and high are NaN where no patient
-        has a value.
-
-    Raises:
-        ValueError: no scores, or patients that are not the same in the same order.
-    """
-    names = [[s.patient_id for s in scores] for scores in (first, second)]
-    if not first or names[0] != names[1]:
-        raise ValueError(
-            f"paired_bootstrap: {len(first)} and {len(second)} scores, expected the same patients "
-            "in the same order in both, at least one"
+def terms(scores: Sequence[CaseScore]) -> np.ndarray:
+    """``[patient, metric, 2]``: numerator and denominator; a metric is a ratio of their sums."""
+    rows = []
+    for s in scores:
+        hits = 2 * s.nodes.tp
+        rows.append(
+            [
+                (s.gtvp.dice, 1),
+                (2 * s.gtvn.intersection_mm3, s.gtvn.volume_sum_mm3),
+                (hits, hits + s.nodes.fp + s.nodes.fn),
+                *((0, 0) if math.isnan(d) else (d, 1) for d in (s.gtvp.hd95_mm, s.gtvn.hd95_mm)),
+            ]
         )
-    terms = np.stack([_terms(first), _terms(second)])  # [method, patient, metric, 2]
-    both = np.all(terms[..., 3:, 1] > 0, axis=0)  # HD95: only patients where both have a value
-    terms[:, :, 3:, :] *= both[None, :, :, None]
-    n = len(first)
-    weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
-    drawn = _ratios(np.einsum("rp,mpkt->mrkt", weights, terms, optimize=True))
-    observed = _ratios(terms.sum(axis=1))
-    tail = (1 - confidence) / 2
-    patients = [n, n, n, *both.sum(axis=0).tolist()]
-    return {
-        metric: Difference(
-            metric=metric,
-            first=float(observed[0, k]),
-            second=float(observed[1, k]),
-            difference=float(observed[0, k] - observed[1, k]),
-            **_interval(drawn[0, :, k] - drawn[1, :, k], tail),
-            patients=int(patients[k]),
-        )
-        for k, metric in enumerate(METRICS)
-    }
+    return np.array(rows, dtype=float)
+
+
+def ratios(sums: np.ndarray) -> np.ndarray:
+    """``[..., metric, 2]`` sums to ``[..., metric]`` values, with the empty cases' own values."""
+    empty = np.array([1, 1, 1, math.nan, math.nan])
+    numerator, denominator = sums[..., 0], sums[..., 1]
+    defined = denominator > 0
+    return np.where(defined, numerator / np.where(defined, denominator, 1), empty)
 
 
 def to_frame(scores: Sequence[CaseScore]) -> pd.DataFrame:
@@ -360,39 +319,6 @@ def _score_label(prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarray)
         truth_mm3=int(np.count_nonzero(truth)) * voxel_mm3,
         hd95_mm=hd95_mm(prediction, truth, spacing.tolist()),
     )
-
-
-def _terms(scores: Sequence[CaseScore]) -> np.ndarray:
-    """``[patient, metric, 2]``: numerator and denominator; a metric is a ratio of their sums."""
-    rows = []
-    for s in scores:
-        hits = 2 * s.nodes.tp
-        rows.append(
-            [
-                (s.gtvp.dice, 1),
-                (2 * s.gtvn.intersection_mm3, s.gtvn.volume_sum_mm3),
-                (hits, hits + s.nodes.fp + s.nodes.fn),
-                *((0, 0) if math.isnan(d) else (d, 1) for d in (s.gtvp.hd95_mm, s.gtvn.hd95_mm)),
-            ]
-        )
-    return np.array(rows, dtype=float)
-
-
-def _ratios(sums: np.ndarray) -> np.ndarray:
-    """``[..., metric, 2]`` sums to ``[..., metric]`` values, with the empty cases' own values."""
-    empty = np.array([1, 1, 1, math.nan, math.nan])
-    numerator, denominator = sums[..., 0], sums[..., 1]
-    defined = denominator > 0
-    return np.where(defined, numerator / np.where(defined, denominator, 1), empty)
-
-
-def _interval(differences: np.ndarray, tail: float) -> dict[str, float]:
-    """Quantiles over the resamples that have a value."""
-    values = differences[~np.isnan(differences)]
-    if not values.size:
-        return {"low": math.nan, "high": math.nan}
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return {"low": float(low), "high": float(high)}
 
 
 def _check_label_map(name: str, mask: np.ndarray, patient_id: str) -> None:

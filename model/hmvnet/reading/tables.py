@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from hmvnet.case import ClinicalRecord, Outcome
@@ -33,16 +32,14 @@ class OutcomeTable:
         ids: the patients' names.
         columns: what the records hold; the outcome's columns are not among them.
         records: clean, in the order of ``ids``.
-        time: ``[n]``, in the table's unit.
-        event: ``[n]``, bool.
+        outcomes: their follow-up, in the table's unit of time.
         notes: what was left out or repaired, in counts.
     """
 
     ids: tuple[str, ...]
     columns: tuple[str, ...]
     records: tuple[ClinicalRecord, ...]
-    time: np.ndarray
-    event: np.ndarray
+    outcomes: tuple[Outcome, ...]
     notes: tuple[str, ...]
 
 
@@ -95,8 +92,7 @@ def read_outcome_table(
         tuple(ids),
         tuple(c for c in columns if c not in outcome_columns),
         tuple(records),
-        np.array([o.time_days for o in outcomes], float),
-        np.array([o.event for o in outcomes], bool),
+        tuple(outcomes),
         (*notes, *(note for table in tables for note in table.notes)),
     )
 

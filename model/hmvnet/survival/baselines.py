@@ -1,6 +1,6 @@
 """Classical survival models by name, behind one interface.
 
-    model = create("coxph").fit(x, time, event, rng)
+    model = create("coxph").fit(x, outcomes, rng)
     risk = model.predict_risk(x)                # [n], higher = earlier event
     curves = model.predict_survival(x, times)   # [n, t], or None where a model gives no curve
 
@@ -26,22 +26,20 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sksurv.ensemble import GradientBoostingSurvivalAnalysis, RandomSurvivalForest
 from sksurv.linear_model import CoxPHSurvivalAnalysis
-from sksurv.metrics import concordance_index_censored
-from sksurv.util import Surv
 from torch import Tensor, nn
 
-from hmvnet.survival.icare import BaggedIcare, has_comparable_pair
+from hmvnet.case import Outcomes, has_comparable_pair
+from hmvnet.survival.icare import BaggedIcare
 from hmvnet.survival.linear import LinearRisk
 from hmvnet.survival.losses import deephit_ranking_loss, discrete_loss
+from hmvnet.survival.metrics import harrell_c, structured
 
 
 class SurvivalModel(Protocol):
     """What every model here can do; see the module's description."""
 
-    def fit(
-        self, x: np.ndarray, time: np.ndarray, event: np.ndarray, rng: np.random.Generator
-    ) -> SurvivalModel:
-        """Fit on `x` `[n, p]` (NaN = missing), `time` `[n]` and `event` `[n]` (bool)."""
+    def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> SurvivalModel:
+        """Fit on `x` `[n, p]` (NaN = missing) and the `n` patients' outcomes."""
 
     def predict_risk(self, x: np.ndarray) -> np.ndarray:
         """Risk `[n]`; higher = earlier event. Only its order has a meaning across models."""
@@ -56,12 +54,10 @@ class SksurvModel:
     def __init__(self, build: Callable[[int], Any]) -> None:
         self.build = build
 
-    def fit(
-        self, x: np.ndarray, time: np.ndarray, event: np.ndarray, rng: np.random.Generator
-    ) -> SksurvModel:
+    def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> SksurvModel:
         self.scaler_ = standardiser().fit(x)
         self.model_ = self.build(int(rng.integers(2**31)))
-        self.model_.fit(self.scaler_.transform(x), Surv.from_arrays(event, time))
+        self.model_.fit(self.scaler_.transform(x), structured(outcomes))
         return self
 
     def predict_risk(self, x: np.ndarray) -> np.ndarray:
@@ -87,15 +83,13 @@ class Tuned:
         self.candidates = candidates
         self.folds = folds
 
-    def fit(
-        self, x: np.ndarray, time: np.ndarray, event: np.ndarray, rng: np.random.Generator
-    ) -> Tuned:
+    def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> Tuned:
         splitter = StratifiedKFold(self.folds, shuffle=True, random_state=int(rng.integers(2**31)))
-        splits = list(splitter.split(x, event))
-        scores = [self._concordance(c, splits, x, time, event, rng) for c in self.candidates]
+        splits = list(splitter.split(x, outcomes.event))
+        scores = [self._concordance(c, splits, x, outcomes, rng) for c in self.candidates]
         # Of equals the last, which shrinks most: without an event to judge by, keep to directions.
         self.chosen_ = max(range(len(scores)), key=lambda i: (scores[i], i))
-        self.model_ = self.candidates[self.chosen_]().fit(x, time, event, rng)
+        self.model_ = self.candidates[self.chosen_]().fit(x, outcomes, rng)
         return self
 
     @staticmethod
@@ -103,17 +97,15 @@ class Tuned:
         candidate: Callable[[], SurvivalModel],
         splits: Sequence[tuple[np.ndarray, np.ndarray]],
         x: np.ndarray,
-        time: np.ndarray,
-        event: np.ndarray,
+        outcomes: Outcomes,
         rng: np.random.Generator,
     ) -> float:
         """Mean concordance over the splits in which patients compare."""
         values = []
         for train, test in splits:
-            if all(has_comparable_pair(time[part], event[part]) for part in (train, test)):
-                model = candidate().fit(x[train], time[train], event[train], rng)
-                risk = model.predict_risk(x[test])
-                values.append(concordance_index_censored(event[test], time[test], risk)[0])
+            if all(has_comparable_pair(outcomes[part]) for part in (train, test)):
+                model = candidate().fit(x[train], outcomes[train], rng)
+                values.append(harrell_c(outcomes[test], model.predict_risk(x[test])))
         return float(np.mean(values)) if values else 0.5
 
     def predict_risk(self, x: np.ndarray) -> np.ndarray:
@@ -129,10 +121,8 @@ class IcareModel:
     def __init__(self, rho: float | None = 0.9, cmin: float = 0.53, bags: int = 25) -> None:
         self.model = BaggedIcare(rho, cmin, bags)
 
-    def fit(
-        self, x: np.ndarray, time: np.ndarray, event: np.ndarray, rng: np.random.Generator
-    ) -> IcareModel:
-        self.model.fit(x, time, event, rng)
+    def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> IcareModel:
+        self.model.fit(x, outcomes, rng)
         return self
 
     def predict_risk(self, x: np.ndarray) -> np.ndarray:
@@ -150,16 +140,14 @@ class DiscreteTimeModel:
     expected time without event up to then, negated.
     """
 
-    def fit(
-        self, x: np.ndarray, time: np.ndarray, event: np.ndarray, rng: np.random.Generator
-    ) -> DiscreteTimeModel:
-        time, event = np.asarray(time, dtype=np.float64), np.asarray(event, dtype=bool)
+    def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> DiscreteTimeModel:
+        days, event = outcomes.days, outcomes.event
         if not event.any():
             raise ValueError("no event among the training patients")
         self.scaler_ = standardiser().fit(x)
         count = int(np.ceil(np.sqrt(event.sum())))
-        self.ends_ = np.unique(np.quantile(time[event], np.linspace(0, 1, count + 1)[1:]))
-        interval, elapsed = self._locate(time)
+        self.ends_ = np.unique(np.quantile(days[event], np.linspace(0, 1, count + 1)[1:]))
+        interval, elapsed = self._locate(days)
         # The global generator of torch is used by dropout and put back afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**31)))
@@ -167,7 +155,7 @@ class DiscreteTimeModel:
                 self._tensor(x),
                 torch.from_numpy(interval),
                 torch.from_numpy(elapsed),
-                torch.from_numpy(time),
+                torch.from_numpy(days),
                 torch.from_numpy(event),
             ).eval()
         return self
@@ -346,11 +334,9 @@ def _boosting(seed: int) -> GradientBoostingSurvivalAnalysis:
     )
 
 
-def fit_linear_risk(
-    x: np.ndarray, time: np.ndarray, event: np.ndarray, rng: np.random.Generator
-) -> LinearRisk:
+def fit_linear_risk(x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> LinearRisk:
     """The registry's ``coxph``, ridge chosen by inner cross-validation, as plain arrays."""
-    cox = _tuned_coxph().fit(x, time, event, rng).model_
+    cox = _tuned_coxph().fit(x, outcomes, rng).model_
     assert isinstance(cox, SksurvModel)
     imputer, scaler = (step for _, step in cox.scaler_.steps)
     risk = LinearRisk(imputer.statistics_, scaler.mean_, scaler.scale_, cox.model_.coef_, 1.0)

@@ -31,6 +31,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from hmvnet.case import Outcomes, has_comparable_pair
+
 # scikit-survival counts risks closer than this as tied, and so the package does.
 TIED_TOLERANCE = np.float32(1e-8)
 # Pairs compared at once; keeps the working set of one block inside the processor's cache.
@@ -54,26 +56,23 @@ class Icare:
         self.rho = rho
         self.cmin = cmin
 
-    def fit(
-        self, x: np.ndarray, time: np.ndarray, event: np.ndarray, rng: np.random.Generator
-    ) -> Icare:
-        """Fit on `x` `[n, p]` (NaN = missing), `time` `[n]` and `event` `[n]` (bool).
+    def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> Icare:
+        """Fit on `x` `[n, p]` (NaN = missing) and the `n` patients' outcomes.
 
         Raises:
-            ValueError: shapes that do not agree, infinite values, no comparable pair of patients.
+            ValueError: features that do not fit the outcomes, infinite values, no comparable pair
+                of patients.
         """
-        return self._fit(*checked_outcomes(x, time, event), rng)
+        return self._fit(checked_training(x, outcomes), outcomes, rng)
 
-    def _fit(
-        self, x: np.ndarray, time: np.ndarray, event: np.ndarray, rng: np.random.Generator
-    ) -> Icare:
+    def _fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> Icare:
         order = np.arange(x.shape[1])
         rng.shuffle(order)
         if self.rho is not None and self.rho < 1:
             order = order[~follows_correlated(x[:, order], self.rho)]
 
         self.concordance_ = np.full(x.shape[1], np.nan)
-        self.concordance_[order] = single_variable_concordance(x[:, order], time, event)
+        self.concordance_[order] = single_variable_concordance(x[:, order], outcomes)
         self.sign_ = signs(self.concordance_, self.cmin)
 
         self.mean_, self.scale_ = column_moments(x)
@@ -167,22 +166,16 @@ class BaggedIcare:
         self.cmin = cmin
         self.bags = bags
 
-    def fit(
-        self, x: np.ndarray, time: np.ndarray, event: np.ndarray, rng: np.random.Generator
-    ) -> BaggedIcare:
-        """Fit on `x` `[n, p]` (NaN = missing), `time` `[n]` and `event` `[n]` (bool).
-
-        Raises:
-            ValueError: shapes that do not agree, infinite values, no comparable pair of patients.
-        """
-        x, time, event = checked_outcomes(x, time, event)
+    def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> BaggedIcare:
+        """As `Icare.fit`."""
+        x = checked_training(x, outcomes)
         # Seeds are drawn and used as the package does, so that results compare one to one.
         seeds = [int(rng.integers(0, 99999999, size=1)[0]) for _ in range(self.bags)]
         self.bags_ = []
         for seed in seeds:
             rows = np.random.default_rng(seed).choice(np.arange(len(x)), len(x), replace=True)
             bag = Icare(self.rho, self.cmin)
-            bag._fit(x[rows], time[rows], event[rows], np.random.default_rng(seed))
+            bag._fit(x[rows], outcomes[rows], np.random.default_rng(seed))
             self.bags_.append(bag)
         return self
 
@@ -227,7 +220,7 @@ class BaggedIcare:
         return model
 
 
-def single_variable_concordance(x: np.ndarray, time: np.ndarray, event: np.ndarray) -> np.ndarray:
+def single_variable_concordance(x: np.ndarray, outcomes: Outcomes) -> np.ndarray:
     """Harrell's concordance of every column of `x` `[n, p]` taken as a risk, `[p]`.
 
     Equal to `sksurv.metrics.concordance_index_censored` column by column on float32 values,
@@ -235,16 +228,16 @@ def single_variable_concordance(x: np.ndarray, time: np.ndarray, event: np.ndarr
     plain comparisons: patients are sorted by time, so an event is compared with a slice.
     """
     x = np.asarray(x, dtype=np.float32)
-    order = np.argsort(time, kind="stable")
+    order = np.argsort(outcomes.days, kind="stable")
     columns = np.ascontiguousarray(x[order].T)
-    time, event = np.asarray(time)[order], np.asarray(event, dtype=bool)[order]
+    outcomes = outcomes[order]
     observed = ~np.isnan(columns)
     complete = observed.all(axis=1)
 
     twice_concordant = np.zeros(len(columns), dtype=np.int64)
     pairs = np.zeros(len(columns), dtype=np.int64)
-    for rows, start in _event_blocks(time, event):
-        comparable = _comparable(time, event, rows, start)
+    for rows, start in _event_blocks(outcomes):
+        comparable = _comparable(outcomes, rows, start)
         pairs += comparable.sum()
         if not complete.all():
             pairs[~complete] -= comparable.sum() - _observed_pairs(
@@ -265,24 +258,23 @@ def single_variable_concordance(x: np.ndarray, time: np.ndarray, event: np.ndarr
     )
 
 
-def _event_blocks(time: np.ndarray, event: np.ndarray):
+def _event_blocks(outcomes: Outcomes):
     """Events in blocks of rows, each with the first patient any of them is compared with."""
-    events = np.flatnonzero(event)
-    size = max(1, PAIRS_PER_BLOCK // len(time))
+    events = np.flatnonzero(outcomes.event)
+    size = max(1, PAIRS_PER_BLOCK // len(outcomes))
     for first in range(0, len(events), size):
         rows = events[first : first + size]
         # Back to the first patient of the same time: one censored then is comparable.
-        yield rows, int(np.searchsorted(time, time[rows[0]], side="left"))
+        yield rows, int(np.searchsorted(outcomes.days, outcomes.days[rows[0]], side="left"))
 
 
-def _comparable(time: np.ndarray, event: np.ndarray, rows: np.ndarray, start: int) -> np.ndarray:
+def _comparable(outcomes: Outcomes, rows: np.ndarray, start: int) -> np.ndarray:
     """Which of the patients from `start` on outlast the events in `rows`, bool `[rows, n-start]`.
 
     A patient censored at the time of the event outlasts it; two events at one time do not compare.
     """
-    later = time[None, start:] > time[rows, None]
-    censored_then = (time[None, start:] == time[rows, None]) & ~event[None, start:]
-    return later | censored_then
+    days, at_event = outcomes.days[None, start:], outcomes.days[rows, None]
+    return (days > at_event) | ((days == at_event) & ~outcomes.event[None, start:])
 
 
 def _observed_pairs(
@@ -365,36 +357,19 @@ def checked_features(x: np.ndarray, expected: int | None = None) -> np.ndarray:
     return x
 
 
-def checked_outcomes(
-    x: np.ndarray, time: np.ndarray, event: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features float32 `[n, p]`, times float64 `[n]`, events bool `[n]`, checked to agree.
+def checked_training(x: np.ndarray, outcomes: Outcomes) -> np.ndarray:
+    """Features to be fitted to the outcomes, float32 `[n, p]`, checked to agree with them.
 
     Raises:
-        ValueError: shapes that do not agree, a time that is not finite and positive or zero, an
-            event that is neither 0 nor 1, or no comparable pair (no event that others outlast).
+        ValueError: as `checked_features`, not one row an outcome, or no comparable pair (no event
+            that others outlast).
     """
     x = checked_features(x)
-    time, event = np.asarray(time, dtype=np.float64), np.asarray(event)
-    if time.shape != (len(x),) or event.shape != (len(x),):
-        raise ValueError(
-            f"time and event must be [{len(x)}] as the features, "
-            f"found {time.shape} and {event.shape}"
-        )
-    if not (np.isfinite(time) & (time >= 0)).all():
-        raise ValueError("every time must be finite and not negative")
-    if not np.isin(event, (0, 1)).all():
-        raise ValueError("event must be True/False or 1/0")
-    event = event.astype(bool)
-    if not has_comparable_pair(time, event):
+    if len(x) != len(outcomes):
+        raise ValueError(f"features of {len(x)} patients, but outcomes of {len(outcomes)}")
+    if not has_comparable_pair(outcomes):
         raise ValueError("no comparable pair: no patient is known to outlast another's event")
-    return x, time, event
-
-
-def has_comparable_pair(time: np.ndarray, event: np.ndarray) -> bool:
-    """Whether any patient is known to outlast another's event."""
-    first = time[event].min(initial=np.inf)
-    return bool((time > first).any() or (time[~event] == first).any())
+    return x
 
 
 STATE_KEYS = ("sign", "mean", "scale", "concordance", "risk_moments", "settings")

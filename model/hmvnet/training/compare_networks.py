@@ -32,6 +32,7 @@ from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.progress import track
 from hmvnet.runtime import pick_device
+from hmvnet.survival.bootstrap import bootstrap_segmentation
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.evaluation import score_patient
 from hmvnet.training.segmentation import train_segmentation
@@ -150,7 +151,7 @@ def compare_task1(
     table = comparison(scored)
     write_text(table.to_markdown(index=False) + "\n", run / "segmentation.md")
     write_text(table.to_csv(index=False), run / "segmentation.csv")
-    from hmvnet.report import draw_comparison  # matplotlib only where pictures are made
+    from hmvnet.training.pictures import draw_comparison  # matplotlib only here
 
     draw_comparison({name: s.scores for name, s in scored.items()}, run / "segmentation.png")
     console.print(table.to_string(index=False))
@@ -297,7 +298,7 @@ def comparison(
 ) -> pd.DataFrame:
     """One row a network, in order; differences are the first network less this one.
 
-    With paired 95% bootstrap intervals over patients (:func:`hmvnet.metrics.paired_bootstrap`).
+    With paired 95% bootstrap intervals over patients (:func:`bootstrap_segmentation`).
     Metrics of nodes are left out where no patient has any.
     """
     rng = rng or np.random.default_rng(0)
@@ -308,13 +309,11 @@ def comparison(
     for name, one in scored.items():
         total = metrics.aggregate(one.scores)
         row: dict[str, object] = {"network": name, "patients": total.patients}
-        differences = metrics.paired_bootstrap(scored[first].scores, one.scores, rng)
+        boot = bootstrap_segmentation({first: scored[first].scores, name: one.scores}, rng)
         for metric, title in compared.items():
             row[title] = f"{getattr(total, metric):.3f}"
-            d = differences[metric]
-            row[f"{first} - this, {title}"] = (
-                "" if name == first else f"{d.difference:+.3f} ({d.low:+.3f} to {d.high:+.3f})"
-            )
+            difference = boot[metric].difference(first, name)
+            row[f"{first} - this, {title}"] = "" if name == first else f"{difference:+.3f}"
         row["GTVp HD95 mm"] = f"{total.gtvp_mean_hd95_mm:.1f}"
         if with_nodes:
             row["GTVn HD95 mm"] = f"{total.gtvn_mean_hd95_mm:.1f}"

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from hmvnet.case import Outcome
+from hmvnet.case import Outcomes
 from hmvnet.clinical import ClinicalEncoder
 from hmvnet.config import Settings
 from hmvnet.files import digest, write_arrays, write_text
@@ -26,23 +26,17 @@ from hmvnet.prognosis import LesionDescription
 from hmvnet.progress import show_progress
 from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.survival import baselines
-from hmvnet.survival.evaluation import (
-    DAYS_PER_YEAR,
-    BootstrapConcordance,
-    Fold,
-    Outcomes,
+from hmvnet.survival.bootstrap import Bootstrap, bootstrap_concordance
+from hmvnet.survival.metrics import DAYS_PER_YEAR
+from hmvnet.survival.validation import (
+    FitPredict,
     OutOfFold,
     Scores,
-    bootstrap_concordance,
-    calibration_figure,
     comparison_table,
     cross_validate_by,
-    forest_figure,
-    kaplan_meier_figure,
-    repeated_folds,
-    risk_groups,
     score,
 )
+from hmvnet.training.folds import repeated_folds
 from hmvnet.training.prognosis import (
     Described,
     handcrafted,
@@ -76,7 +70,7 @@ class Cohort:
     @property
     def outcomes(self) -> Outcomes:
         """Their follow-up."""
-        return Outcomes(*outcomes_of(self.patients))
+        return outcomes_of(self.patients)
 
 
 def load_cohort(settings: Settings, weights: Path | None, run: Path) -> Cohort:
@@ -115,8 +109,8 @@ def _load_tables(settings: Settings) -> Cohort:
         LesionFeatures((), np.zeros(0, np.float32)),
     )
     patients = [
-        Described(name, "all", nothing, record, Outcome(float(days), bool(event)))
-        for name, record, days, event in zip(found.ids, found.records, found.time, found.event)
+        Described(name, "all", nothing, record, outcome)
+        for name, record, outcome in zip(found.ids, found.records, found.outcomes, strict=True)
     ]
     return Cohort(patients, False, None, found.notes)
 
@@ -129,7 +123,9 @@ def model_names(cohort: Cohort) -> list[str]:
     return [*FUSIONS, *classical, *(name + LESIONS_TOO for name in classical[:2])]
 
 
-def predictor(name: str, cohort: Cohort, settings: Settings, run: Path, times: np.ndarray) -> Fold:
+def predictor(
+    name: str, cohort: Cohort, settings: Settings, run: Path, times: np.ndarray
+) -> FitPredict:
     """What fits model ``name`` on training rows and predicts test rows.
 
     Raises:
@@ -150,7 +146,7 @@ def predictor(name: str, cohort: Cohort, settings: Settings, run: Path, times: n
     return _classical(base, name != base, cohort, settings, times)
 
 
-def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> Fold:
+def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> FitPredict:
     options = settings.prognosis.model_copy(update={"branches": FUSIONS[name]})
 
     def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
@@ -167,7 +163,7 @@ def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> Fold:
 
 def _classical(
     base: str, with_lesions: bool, cohort: Cohort, settings: Settings, times: np.ndarray
-) -> Fold:
+) -> FitPredict:
     records = [p.record for p in cohort.patients]
     outcomes = cohort.outcomes
     lesions = handcrafted(cohort.patients) if with_lesions else np.zeros((len(records), 0))
@@ -176,8 +172,7 @@ def _classical(
         encoder = ClinicalEncoder(settings.clinical.record_schema)
         encoder.fit([records[i] for i in train])
         x = np.concatenate([encoder.transform(records), lesions], axis=1)
-        known = outcomes[train]
-        model = baselines.create(base).fit(x[train], known.time, known.event, rng)
+        model = baselines.create(base).fit(x[train], outcomes[train], rng)
         return model.predict_risk(x[test]), model.predict_survival(x[test], times)
 
     return fit_predict
@@ -272,7 +267,7 @@ def _data_key(cohort: Cohort, fold: np.ndarray) -> str:
     return digest(
         [p.patient_id for p in cohort.patients],
         [dict(p.record.values) for p in cohort.patients],
-        cohort.outcomes.time,
+        cohort.outcomes.days,
         cohort.outcomes.event,
         np.stack([p.description.features.values for p in cohort.patients]),
         np.stack([p.description.image for p in cohort.patients]),
@@ -293,7 +288,7 @@ def _load(path: Path) -> OutOfFold:
         return OutOfFold(stored["risk"], stored.get("survival"), stored.get("times"))
 
 
-def _counted(model: Fold, done: Callable[[], None]) -> Fold:
+def _counted(model: FitPredict, done: Callable[[], None]) -> FitPredict:
     def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
         found = model(train, test, rng)
         done()
@@ -326,18 +321,21 @@ def _write_tables(
 def _draw(
     predictions: Mapping[str, OutOfFold],
     scores: Mapping[str, Scores],
-    boot: BootstrapConcordance,
+    boot: Bootstrap,
     outcomes: Outcomes,
     fold: np.ndarray,
     run: Path,
 ) -> None:
+    from hmvnet.training import pictures  # matplotlib only here
+
     order = sorted(boot.estimate, key=lambda name: -boot.estimate[name])
-    forest_figure({name: boot.interval(name) for name in order}).savefig(run / "forest.png")
+    intervals = {name: boot.interval(name) for name in order}
+    pictures.forest_figure(intervals).savefig(run / "forest.png")
     first = next(iter(predictions))
     rank = predictions[first].mean_rank(fold)
-    figure = kaplan_meier_figure(outcomes, risk_groups(rank, rank))
+    figure = pictures.kaplan_meier_figure(outcomes, pictures.risk_groups(rank, rank))
     figure.suptitle(first)
     figure.savefig(run / "kaplan-meier.png")
     curves = {name: s.calibration for name, s in scores.items() if s.calibration}
     if curves:
-        calibration_figure(curves).savefig(run / "calibration.png")
+        pictures.calibration_figure(curves).savefig(run / "calibration.png")

@@ -21,7 +21,7 @@ from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.prognosis import Prognosis
 from hmvnet.progress import track
 from hmvnet.runtime import pick_device
-from hmvnet.survival.evaluation import Outcomes, harrell_c
+from hmvnet.survival.metrics import harrell_c
 from hmvnet.training.prognosis import outcomes_of, predict
 from hmvnet.training.task2 import load_described
 from hmvnet.weights import load_bundle
@@ -122,14 +122,16 @@ def evaluate_task2(
         replace(p, description=prognosis.own_features(p.description))
         for p in load_described(own, weights, run)[: limit or None]
     ]
-    days, event = outcomes_of(described)
     risk = predict(prognosis.members, described)
-    concordance = harrell_c(Outcomes(days, event), risk)
+    outcomes = outcomes_of(described)
+    concordance = harrell_c(outcomes, risk)
     rows = [
-        f"{p.patient_id},{r:.6f},{d:g},{int(e)}" for p, r, d, e in zip(described, risk, days, event)
+        f"{p.patient_id},{r:.6f},{p.outcome.days:g},{int(p.outcome.event)}"
+        for p, r in zip(described, risk)
     ]
     write_text("\n".join(["PatientID,risk,RFS,Relapse", *rows]) + "\n", run / "risks.csv")
     console.print(
-        f"C-index {concordance:.4f} on {len(described)} patients, {int(event.sum())} relapses"
+        f"C-index {concordance:.4f} on {len(outcomes)} patients, "
+        f"{int(outcomes.event.sum())} relapses"
     )
     return concordance

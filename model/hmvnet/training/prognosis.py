@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from hmvnet.case import ClinicalRecord, Outcome
+from hmvnet.case import ClinicalRecord, Outcome, Outcomes
 from hmvnet.clinical import ClinicalEncoder
 from hmvnet.config import InferenceSettings, PrognosisSettings
 from hmvnet.dataset import Patient
@@ -131,10 +131,9 @@ class LesionDescriber:
         )
 
 
-def outcomes_of(patients: Sequence[Described]) -> tuple[np.ndarray, np.ndarray]:
-    """Days ``[n]`` and event ``[n]`` (bool)."""
-    days = np.array([p.outcome.time_days for p in patients], float)
-    return days, np.array([p.outcome.event for p in patients], bool)
+def outcomes_of(patients: Sequence[Described]) -> Outcomes:
+    """The patients' follow-up."""
+    return Outcomes.of(p.outcome for p in patients)
 
 
 def inputs_of(patients: Sequence[Described], encoder: ClinicalEncoder) -> PatientInputs:
@@ -162,11 +161,11 @@ def fit_member(
     Raises:
         ValueError: fewer than 10 patients, or no relapse among them.
     """
-    days, event = outcomes_of(patients)
-    if len(patients) < 10 or not event.any():
+    outcomes = outcomes_of(patients)
+    if len(outcomes) < 10 or not outcomes.event.any():
         raise ValueError(
-            f"{len(patients)} patients with {int(event.sum())} relapses, expected at least 10 "
-            "patients and a relapse"
+            f"{len(outcomes)} patients with {int(outcomes.event.sum())} relapses, expected at "
+            "least 10 patients and a relapse"
         )
     fabric.seed_everything(settings.seed, verbose=False)
     encoder = ClinicalEncoder(schema).fit([p.record for p in patients])
@@ -174,17 +173,18 @@ def fit_member(
     network = FusionNetwork(_config(inputs, settings))
     if "lesions" in settings.branches:
         network.standardise.fit(inputs.lesions.cpu())
-    time, happened = (torch.from_numpy(a).to(fabric.device) for a in (days, event))
+    days, event = (torch.from_numpy(a).to(fabric.device) for a in (outcomes.days, outcomes.event))
 
     def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
         rng = np.random.default_rng([settings.seed, step])
-        rows = torch.from_numpy(_draw_rows(event, settings.batch_size, rng)).to(fabric.device)
+        drawn = _draw_rows(outcomes.event, settings.batch_size, rng)
+        rows = torch.from_numpy(drawn).to(fabric.device)
         batch = inputs.rows(rows)
         if rng.random() < 0.5:
             batch = PatientInputs(batch.image.flip(-1), batch.table, batch.lesions)
         risk = model(batch)
-        cox = cox_loss(risk, time[rows], happened[rows])
-        ranking = ranking_loss(risk, time[rows], happened[rows])
+        cox = cox_loss(risk, days[rows], event[rows])
+        ranking = ranking_loss(risk, days[rows], event[rows])
         return {"total": cox + settings.ranking_weight * ranking, "cox": cox, "ranking": ranking}
 
     loop = LoopSettings(
@@ -200,21 +200,23 @@ def fit_member(
     key = digest(
         settings.model_dump(mode="json"),
         [p.patient_id for p in patients],
-        *(np.asarray(a) for a in (days, event, inputs.table.cpu(), inputs.lesions.cpu())),
+        outcomes.days,
+        outcomes.event,
+        *(np.asarray(a) for a in (inputs.table.cpu(), inputs.lesions.cpu())),
     )
     trained, _ = train(fabric, network, loop, loss_of_step, run, key=key, title=title, quiet=quiet)
     assert isinstance(trained, FusionNetwork)
     inputs = inputs.to(torch.device("cpu"))
-    member = _with_head(trained.cpu().eval(), encoder, inputs, days, event, settings)
+    member = _with_head(trained.cpu().eval(), encoder, inputs, outcomes, settings)
     if set(settings.branches) & {"table", "lesions"}:
         member.direct_columns = _direct_columns(patients, settings)
         variables = member.direct_variables(inputs)
         rng = np.random.default_rng(settings.seed)
         if settings.direct_weight:
-            member.direct = _icare(settings).fit(variables, days, event, rng)
+            member.direct = _icare(settings).fit(variables, outcomes, rng)
             member.direct_weight = settings.direct_weight
         if settings.linear_weight:
-            member.linear = fit_linear_risk(variables, days, event, rng)
+            member.linear = fit_linear_risk(variables, outcomes, rng)
             member.linear_weight = settings.linear_weight
     return member
 
@@ -270,13 +272,12 @@ def _with_head(
     network: FusionNetwork,
     encoder: ClinicalEncoder,
     inputs: PatientInputs,
-    days: np.ndarray,
-    event: np.ndarray,
+    outcomes: Outcomes,
     settings: PrognosisSettings,
 ) -> PrognosisMember:
     outputs = network.branch_outputs(inputs)
     fused = network.join(outputs).double().numpy()
-    head = _icare(settings).fit(fused, days, event, np.random.default_rng(settings.seed))
+    head = _icare(settings).fit(fused, outcomes, np.random.default_rng(settings.seed))
     means = {name: values.mean(0) for name, values in outputs.items()}
     return PrognosisMember(encoder, network, head, means)
 

@@ -12,12 +12,13 @@ from lightning_fabric import Fabric
 
 from hmvnet.case import CaseError
 from hmvnet.config import Settings
-from hmvnet.dataset import Cache, Patient, Prepared, find_patients, split_folds
+from hmvnet.dataset import Cache, Patient, Prepared, find_patients
 from hmvnet.exits import UnfinishedError
 from hmvnet.files import digest
 from hmvnet.images import read_geometry
 from hmvnet.progress import track
 from hmvnet.training.engine import make_fabric
+from hmvnet.training.folds import split_folds
 from hmvnet.training.segmentation import (
     SegmentationRun,
     one_network,
@@ -203,7 +204,7 @@ def _draw(
     result: SegmentationRun, validation: Sequence[Prepared], settings: Settings, folder: Path
 ) -> None:
     """Curves of the training, and how the network does on a few validation patients."""
-    from hmvnet.report import draw_examples, draw_history  # matplotlib only where pictures are made
+    from hmvnet.training.pictures import draw_examples, draw_history  # matplotlib only here
 
     draw_history(result.history, folder / "curves.png")
     ensemble = one_network(result.network, settings, next(result.network.parameters()).device)

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from sksurv.nonparametric import kaplan_meier_estimator
 
+from hmvnet.case import Outcomes
 from hmvnet.config import Settings
-from hmvnet.dataset import find_patients, split_folds
+from hmvnet.dataset import find_patients
 from hmvnet.prognosis import PrognosisMember
 from hmvnet.progress import track
 from hmvnet.runtime import pick_device
-from hmvnet.survival.evaluation import Outcomes, harrell_c
+from hmvnet.survival.metrics import harrell_c
 from hmvnet.training.engine import make_fabric
+from hmvnet.training.folds import split_folds
 from hmvnet.training.prognosis import (
     Described,
     LesionDescriber,
@@ -58,12 +61,11 @@ def cross_validate(
     """
     data = settings.data.model_copy(update={"folds": min(settings.data.folds, len(described))})
     risks, concordances = np.full(len(described), np.nan), []
-    days, event = outcomes_of(described)
+    outcomes = outcomes_of(described)
     for number, (train, validation) in enumerate(split_folds(described, data)):
         members = fit(settings, [described[i] for i in train], run / f"fold{number}")
         risks[validation] = predict(members, [described[i] for i in validation])
-        outcomes = Outcomes(days[validation], event[validation])
-        concordances.append(harrell_c(outcomes, risks[validation]))
+        concordances.append(harrell_c(outcomes[validation], risks[validation]))
     return risks, float(np.nanmean(concordances))
 
 
@@ -74,7 +76,7 @@ def train_task2(settings: Settings, weights: Path, run: Path) -> Path:
         ValueError: as :func:`load_described`, or too few patients.
     """
     described = load_described(settings, weights, run)
-    days, event = outcomes_of(described)
+    outcomes = outcomes_of(described)
     out_of_fold, concordance = cross_validate(settings, described, run)
     members = fit(settings, described, run / "all")
     bundle = load_bundle(weights)
@@ -87,7 +89,7 @@ def train_task2(settings: Settings, weights: Path, run: Path) -> Path:
         risk_quantiles=np.quantile(
             predict(members, described), np.linspace(0, 1, RISK_QUANTILES)
         ).tolist(),
-        expected_days=_expected_days(out_of_fold, days, event),
+        expected_days=_expected_days(out_of_fold, outcomes),
         seen=sorted(fingerprint(p.patient_id) for p in described),
         files=list(tensors),
     )
@@ -96,7 +98,7 @@ def train_task2(settings: Settings, weights: Path, run: Path) -> Path:
             "c_index_cross_validated": round(concordance, 4),
             "folds": settings.data.folds,
             "patients": len(described),
-            "relapses": int(event.sum()),
+            "relapses": int(outcomes.event.sum()),
             "data": Path(settings.data.root).resolve().name,
         }
     }
@@ -116,17 +118,15 @@ def fit(
     return fit_members(fabric, described, settings.prognosis, folder, schema, folder.name, quiet)
 
 
-def _expected_days(risk: np.ndarray, days: np.ndarray, event: np.ndarray) -> list[list[float]]:
+def _expected_days(risk: np.ndarray, outcomes: Outcomes) -> list[list[float]]:
     """Pairs of risk and restricted mean recurrence-free days, for terciles of out-of-fold risk.
 
     The area under the Kaplan-Meier curve up to the longest follow-up, made to fall with risk.
     """
-    from sksurv.nonparametric import kaplan_meier_estimator
-
-    horizon = days.max()
+    horizon = outcomes.days.max()
     pairs = []
     for rows in np.array_split(np.argsort(risk), 3):
-        time, survival = kaplan_meier_estimator(event[rows], days[rows])
+        time, survival = kaplan_meier_estimator(outcomes.event[rows], outcomes.days[rows])
         edges = np.concatenate([[0.0], time, [horizon]])
         pairs.append(
             [

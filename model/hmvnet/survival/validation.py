@@ -1,0 +1,182 @@
+"""How well survival models do on patients they have not seen: cross-validation, scores, one table.
+
+Risks are higher for earlier events; times are in days.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from hmvnet.case import Outcomes
+from hmvnet.survival.baselines import SurvivalModel
+from hmvnet.survival.bootstrap import Bootstrap
+from hmvnet.survival.metrics import (
+    DAYS_PER_YEAR,
+    Calibration,
+    auc_at,
+    brier,
+    calibration,
+    harrell_c,
+    uno_c,
+)
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What a model said about each patient without having seen them.
+
+    Attributes:
+        risk: ``[repeats, n]``, comparable within a fold only.
+        survival: ``[repeats, n, t]``, the chance of no event up to each of ``times``, or None.
+        times: ``[t]`` in days, or None.
+    """
+
+    risk: np.ndarray
+    survival: np.ndarray | None = None
+    times: np.ndarray | None = None
+
+    def mean_rank(self, fold: np.ndarray) -> np.ndarray:
+        """Rank in (0, 1) of each patient within the fold, mean over repeats, ``[n]``."""
+        ranks = np.empty(self.risk.shape)
+        for rank, risk, folds in zip(ranks, self.risk, fold, strict=True):
+            by_fold = pd.Series(risk).groupby(folds)
+            rank[:] = (by_fold.rank() - 0.5) / by_fold.transform("size")
+        return ranks.mean(axis=0)
+
+
+# Rows of training and test patients to risk [n] of the latter, and survival [n, t] or None.
+FitPredict = Callable[
+    [np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray | None]
+]
+
+
+def cross_validate_by(
+    fit_predict: FitPredict,
+    fold: np.ndarray,
+    rng: np.random.Generator,
+    times: np.ndarray | None = None,
+) -> OutOfFold:
+    """Out-of-fold predictions of anything that fits on some rows and predicts others.
+
+    Args:
+        fold: ``[repeats, n]``, as :func:`hmvnet.training.folds.repeated_folds` gives it.
+        times: ``[t]`` in days, where ``fit_predict`` gives survival curves, if it does.
+    """
+    risk = np.empty(fold.shape)
+    curves: np.ndarray | None = None if times is None else np.empty((*fold.shape, len(times)))
+    for repeat, numbers in enumerate(fold):
+        for number in np.unique(numbers):
+            test = numbers == number
+            rows = np.flatnonzero(test)
+            risk[repeat, rows], curve = fit_predict(np.flatnonzero(~test), rows, rng)
+            if curve is None:
+                curves = None
+            if curves is not None:
+                curves[repeat, rows] = curve
+    return OutOfFold(risk, curves, None if curves is None else times)
+
+
+def cross_validate(
+    build: Callable[[], SurvivalModel],
+    features: Callable[[np.ndarray], np.ndarray],
+    outcomes: Outcomes,
+    fold: np.ndarray,
+    rng: np.random.Generator,
+    times: np.ndarray | None = None,
+) -> OutOfFold:
+    """Out-of-fold predictions of a model.
+
+    Args:
+        build: makes an unfitted model.
+        features: given the row numbers of the training patients, all patients' features ``[n, p]``.
+            Whatever is fitted (medians, categories, a network) it fits on those rows only.
+        fold: ``[repeats, n]``, as :func:`hmvnet.training.folds.repeated_folds` gives it.
+        times: where survival curves are wanted, ``[t]`` in days.
+    """
+
+    def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
+        x = features(train)
+        model = build().fit(x[train], outcomes[train], rng)
+        risk = model.predict_risk(x[test])
+        return risk, None if times is None else model.predict_survival(x[test], times)
+
+    return cross_validate_by(fit_predict, fold, rng, times)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over all test folds of all repeats; NaN or None where a metric does not apply.
+
+    Attributes:
+        harrell, uno: concordance indices.
+        auc: by the years up to which it is.
+        brier: integrated Brier score; needs survival curves.
+        calibration: of all folds together, at the last of the years; needs survival curves too.
+    """
+
+    harrell: float
+    uno: float
+    auc: Mapping[float, float]
+    brier: float
+    calibration: Calibration | None
+
+
+def score(
+    predictions: OutOfFold,
+    outcomes: Outcomes,
+    fold: np.ndarray,
+    years: Sequence[float] = (1, 2, 3),
+) -> Scores:
+    """The metrics of out-of-fold predictions; ``fold`` as they were made with."""
+    horizons = [year * DAYS_PER_YEAR for year in years]
+    rows = []
+    for repeat, numbers in enumerate(fold):
+        for number in np.unique(numbers):
+            test = numbers == number
+            held_out, train, risk = outcomes[test], outcomes[~test], predictions.risk[repeat, test]
+            error = np.nan
+            if predictions.survival is not None and predictions.times is not None:
+                curves = predictions.survival[repeat, test]
+                error = brier(train, held_out, curves, predictions.times)
+            row = [harrell_c(held_out, risk), uno_c(train, held_out, risk), error]
+            rows.append(row + auc_at(train, held_out, risk, horizons).tolist())
+    # A fold without a comparable pair says nothing; the others still do.
+    table = np.ma.masked_invalid(rows).mean(axis=0).filled(np.nan)
+    auc = dict(zip(years, table[3:].tolist(), strict=True))
+    pooled = _pooled_calibration(predictions, outcomes, horizons[-1])
+    return Scores(float(table[0]), float(table[1]), auc, float(table[2]), pooled)
+
+
+def _pooled_calibration(
+    predictions: OutOfFold, outcomes: Outcomes, time: float
+) -> Calibration | None:
+    if predictions.survival is None or predictions.times is None:
+        return None
+    if not predictions.times[0] <= time <= min(predictions.times[-1], outcomes.days.max()):
+        return None
+    mean = predictions.survival.mean(axis=0)
+    at = np.array([np.interp(time, predictions.times, curve) for curve in mean])
+    return calibration(outcomes, np.clip(1.0 - at, 0.0, 1.0), time)
+
+
+def comparison_table(
+    scores: Mapping[str, Scores], concordance: Bootstrap, reference: str
+) -> pd.DataFrame:
+    """One row per model, best first: the metrics, and the paired difference to ``reference``."""
+    rows = {}
+    for name, s in scores.items():
+        row: dict[str, object] = {
+            "C (95% CI)": str(concordance.interval(name)),
+            f"C - {reference}": str(concordance.difference(name, reference)),
+            "Uno's C": s.uno,
+        }
+        row |= {f"AUC {year:g} y": value for year, value in s.auc.items()}
+        row["Brier"] = s.brier
+        row["calibration error"] = s.calibration.error if s.calibration else np.nan
+        rows[name] = row
+    order = sorted(rows, key=lambda name: -concordance.estimate[name])
+    return pd.DataFrame.from_dict({name: rows[name] for name in order}, orient="index")

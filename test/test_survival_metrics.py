@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import YEAR, follow_up
+from sksurv.linear_model import CoxPHSurvivalAnalysis
+from sksurv.metrics import (
+    brier_score,
+    concordance_index_censored,
+    concordance_index_ipcw,
+    cumulative_dynamic_auc,
+    integrated_brier_score,
+)
+
+from hmvnet.case import Outcomes
+from hmvnet.survival.baselines import SksurvModel
+from hmvnet.survival.metrics import auc_at, brier, calibration, harrell_c, structured, uno_c
+
+
+def test_harrell_by_hand() -> None:
+    outcomes = Outcomes([1.0, 2.0, 3.0, 4.0], [True, False, True, False])
+    # Comparable: 0 with 1, 2, 3, and 2 with 3.
+    assert harrell_c(outcomes, np.array([4.0, 3.0, 2.0, 1.0])) == 1.0
+    assert harrell_c(outcomes, np.array([1.0, 2.0, 3.0, 4.0])) == 0.0
+    assert harrell_c(outcomes, np.array([2.0, 2.0, 3.0, 3.0])) == pytest.approx(1.0 / 4)
+    assert np.isnan(harrell_c(Outcomes([1.0, 2.0], [False, False]), np.zeros(2)))
+    with pytest.raises(ValueError, match="NaN"):
+        harrell_c(outcomes, np.array([1.0, np.nan, 0.0, 0.0]))
+
+
+def test_metrics_are_those_of_scikit_survival() -> None:
+    train_x, train = follow_up(1)
+    x, test = follow_up(2)
+    risk, tau = x[:, 0], 6 * YEAR
+    assert harrell_c(test, risk) == concordance_index_censored(test.event, test.days, risk)[0]
+    assert (
+        uno_c(train, test, risk, tau)
+        == concordance_index_ipcw(structured(train), structured(test), risk, tau)[0]
+    )
+    years = np.array([1, 2, 3]) * YEAR
+    np.testing.assert_allclose(
+        auc_at(train, test, risk, years),
+        cumulative_dynamic_auc(structured(train), structured(test), risk, years)[0],
+    )
+    curves = SksurvModel(lambda _: CoxPHSurvivalAnalysis(ties="efron")).fit(
+        train_x, train, np.random.default_rng(0)
+    )
+    times = np.linspace(0.5, 5, 30) * YEAR
+    predicted = curves.predict_survival(x, times)
+    assert brier(train, test, predicted, times) == pytest.approx(
+        integrated_brier_score(structured(train), structured(test), predicted, times)
+    )
+
+
+def test_metrics_beyond_the_follow_up_are_nan_and_later_times_left_out() -> None:
+    _, train = follow_up(1)
+    x, test = follow_up(2)
+    short = test.until(2 * YEAR)
+    values = auc_at(train, short, x[:, 0], [1 * YEAR, 5 * YEAR])
+    assert np.isfinite(values[0])
+    assert np.isnan(values[1])
+    times = np.array([0.5, 1.0, 1.5, 5.0]) * YEAR
+    predicted = np.tile([0.9, 0.8, 0.7, 0.0], (len(x), 1))
+    expected = integrated_brier_score(
+        structured(train), structured(short), predicted[:, :3], times[:3]
+    )
+    assert brier(train, short, predicted, times) == pytest.approx(expected)
+
+
+def test_test_patients_may_outlast_the_training_patients() -> None:
+    _, test = follow_up(1)
+    x, _ = follow_up(2)
+    train = test.until(3.5 * YEAR)
+    assert np.isfinite(uno_c(train, test, x[:, 0]))
+    assert np.isfinite(auc_at(train, test, x[:, 0], [1 * YEAR, 3 * YEAR])).all()
+    assert np.isnan(auc_at(train, test, x[:, 0], [4 * YEAR])).all()
+    times = np.linspace(0.5, 9, 20) * YEAR
+    assert np.isfinite(brier(train, test, np.full((len(x), 20), 0.5), times))
+
+
+def test_brier_of_a_coin_is_a_quarter_without_censoring() -> None:
+    time = np.arange(1.0, 41.0)
+    outcomes = Outcomes(time, np.ones(40, dtype=bool))
+    curves = np.full((40, 10), 0.5)
+    times = np.linspace(2, 30, 10)
+    assert brier(outcomes, outcomes, curves, times) == pytest.approx(0.25)
+    expected = brier_score(structured(outcomes), structured(outcomes), curves, times)[1]
+    np.testing.assert_allclose(expected, 0.25)
+
+
+def test_calibration_of_known_chances() -> None:
+    rng = np.random.default_rng(0)
+    chance = rng.choice([0.1, 0.5, 0.9], size=3000)
+    hit = rng.random(3000) < chance
+    outcomes = Outcomes(np.where(hit, rng.uniform(1, 365, 3000), 800.0), hit)
+    good = calibration(outcomes, chance, 365, groups=3)
+    np.testing.assert_allclose(good.predicted, good.observed, atol=0.05)
+    assert (good.low <= good.observed).all()
+    assert (good.observed <= good.high).all()
+    assert good.error < 0.03
+    assert calibration(outcomes, chance**2, 365, groups=3).error > 0.1
+    with pytest.raises(ValueError, match="follow-up ends at 800"):
+        calibration(outcomes, chance, 900)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        calibration(outcomes, chance * 3, 365)
