@@ -44,7 +44,7 @@ COPY --chown=1000:1000 model/hmvnet /opt/app/model/hmvnet
 COPY --chown=1000:1000 process.py /opt/app/
 # Byte code is written now, since it cannot be later; a missing import fails here, not on the platform.
 RUN python3 -m compileall -q /opt/app/model \
-    && python3 -c "import hmvnet.challenge, hmvnet.pipeline" \
+    && python3 -c "import hmvnet.container, hmvnet.pipeline, hmvnet.writing.pictures" \
     && python3 /opt/app/process.py --help > /dev/null
 
 WORKDIR /opt/app

@@ -16,6 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from hmvnet.bundle import Manifest, PrognosisPart, SegmentationPart, write_bundle  # noqa: E402
 from hmvnet.case import ClinicalRecord, Grid, Outcome, Outcomes  # noqa: E402
 from hmvnet.config import (  # noqa: E402
     PostprocessingSettings,
@@ -24,13 +25,12 @@ from hmvnet.config import (  # noqa: E402
 )
 from hmvnet.imaging.roi import Region  # noqa: E402
 from hmvnet.lesions.features import LesionFeatures  # noqa: E402
-from hmvnet.metrics import CaseScore, LabelScore, LesionCount  # noqa: E402
 from hmvnet.networks.registry import build_network  # noqa: E402
-from hmvnet.prognosis import LesionDescription, describe  # noqa: E402
+from hmvnet.prognosis.risk import LesionDescription, describe  # noqa: E402
+from hmvnet.segmentation.metrics import CaseScore, LabelScore, LesionCount  # noqa: E402
 from hmvnet.segmentation.segmenter import Segmentation, Volume  # noqa: E402
 from hmvnet.training.engine import make_fabric  # noqa: E402
 from hmvnet.training.prognosis import Described, fit_members  # noqa: E402
-from hmvnet.weights import Manifest, PrognosisPart, SegmentationPart, write_bundle  # noqa: E402
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)

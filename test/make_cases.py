@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hmvnet.images import read_image, write_image
 from hmvnet.phantom import PhantomSettings, make_phantom
+from hmvnet.reading.images import read_image, write_image
 
 CASES = Path(__file__).parent / "cases"
 PHANTOMS = {"phantom-1": (7001, "MDA"), "phantom-2": (7002, "USZ")}

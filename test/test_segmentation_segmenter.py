@@ -5,11 +5,11 @@ import pytest
 import torch
 from conftest import COARSE, SMALL_NETWORK, tiny_ct, tiny_pet
 
+from hmvnet.bundle import Manifest, SegmentationPart, load_bundle, write_bundle
 from hmvnet.case import Case, Grid
 from hmvnet.config import PostprocessingSettings
 from hmvnet.networks.registry import build_network
 from hmvnet.segmentation.segmenter import Segmenter, Stages, label_map, prepare
-from hmvnet.weights import Manifest, SegmentationPart, load_bundle, write_bundle
 
 CPU = torch.device("cpu")
 

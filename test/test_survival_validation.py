@@ -171,7 +171,7 @@ def test_comparison_table_is_sorted_and_names_the_reference() -> None:
 ROOMS = """
 import sys
 sys.modules.update(sksurv=None, matplotlib=None)
-import hmvnet.pipeline, hmvnet.prognosis
+import hmvnet.pipeline, hmvnet.prognosis.risk
 found = lambda: {n.split(".")[-1] for n in sys.modules if n.startswith("hmvnet.survival.")}
 rooms = ("metrics", "bootstrap", "baselines", "validation")
 assert found() == {"icare", "linear"}, found()

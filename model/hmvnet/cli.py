@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from hmvnet.bundle import WeightsError
 from hmvnet.config import load_settings, settings_markdown, settings_xml
-from hmvnet.weights import WeightsError
 
 app = typer.Typer(
     help="Head-and-neck PET/CT tumour segmentation and RFS prediction. Not for clinical use.",
@@ -34,7 +34,7 @@ COMPARED_NETWORKS = ("hmvnet", "segresnet", "swinunetr", "resenc-unet")
 
 def bundle_folder(weights: Path | None) -> Path:
     """The bundle asked for, or the shipped one."""
-    from hmvnet.weights import find_bundle
+    from hmvnet.bundle import find_bundle
 
     return find_bundle(weights)
 
@@ -74,11 +74,11 @@ def evaluate(
     """Score a weight bundle on a data folder: the challenge's metrics, per patient and in all."""
     settings = load_settings(config, overrides or ())
     if task == 2:
-        from hmvnet.training.evaluation import evaluate_task2
+        from hmvnet.experiments.evaluate import evaluate_task2
 
         evaluate_task2(settings, bundle_folder(weights), run, limit, console)
     else:
-        from hmvnet.training.evaluation import evaluate_task1
+        from hmvnet.experiments.evaluate import evaluate_task1
 
         evaluate_task1(settings, bundle_folder(weights), run, limit, console)
 
@@ -89,7 +89,7 @@ def export(
     size: Annotated[str, typer.Option(help="z,y,x voxels; default: the bundle's region")] = "",
 ) -> None:
     """Write the bundle's ONNX files beside its weights, and check them against torch."""
-    from hmvnet.onnx_export import export_bundle
+    from hmvnet.segmentation.onnx_export import export_bundle
 
     shape = tuple(int(n) for n in size.split(",")) if size else None
     for path, error in export_bundle(bundle_folder(weights), shape):
@@ -105,7 +105,7 @@ def tune(
     limit: Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")] = 0,
 ) -> None:
     """Choose a bundle's postprocessing on patients its networks did not see."""
-    from hmvnet.training.tune import tune as tune_bundle
+    from hmvnet.experiments.tune import tune as tune_bundle
 
     settings = load_settings(config, overrides or ())
     console.print(f"bundle: {tune_bundle(settings, bundle_folder(weights), run, limit, console)}")
@@ -142,12 +142,12 @@ def compare(
     """Train and score networks (Task 1) or survival models (Task 2) alike; one table, pictures."""
     settings = load_settings(config, overrides or ())
     if task == 2:
-        from hmvnet.training.compare_survival import compare_task2
+        from hmvnet.experiments.compare_survival import compare_task2
 
         bundle = None if settings.clinical.tables else bundle_folder(weights)
         compare_task2(settings, bundle, run, console, model or (), repeats, reference)
         return
-    from hmvnet.training.compare_networks import Contender, compare_task1
+    from hmvnet.experiments.compare_networks import Contender, compare_task1
 
     contenders = [Contender.parse(text) for text in network or COMPARED_NETWORKS]
     compare_task1(settings, contenders, run, fold, console, test, minutes, train_minutes)
@@ -165,10 +165,10 @@ def bench_case(
     folder: Annotated[Path, typer.Option(help="scratch folder")] = Path("runs/bench"),
 ) -> None:
     """One 512 x 512 x 200 case: every step here and done the official baseline's way."""
-    from hmvnet.bench import case_table, run_baseline, run_ours, write_bench_case
+    from hmvnet.bundle import load_bundle
+    from hmvnet.experiments.bench import case_table, run_baseline, run_ours, write_bench_case
     from hmvnet.pipeline import Pipeline
-    from hmvnet.runtime import pick_device
-    from hmvnet.weights import load_bundle
+    from hmvnet.segmentation.ensemble import pick_device
 
     folder.mkdir(parents=True, exist_ok=True)
     with console.status("making the case"):
@@ -193,7 +193,7 @@ def bench_networks(
     repeats: Annotated[int, typer.Option(min=1, help="timed passes; the median counts")] = 3,
 ) -> None:
     """Forward pass, training step and peak memory of each network on the same patch."""
-    from hmvnet.bench import network_table
+    from hmvnet.experiments.bench import network_table
 
     console.print(network_table(names.split(","), patch, repeats, console))
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import SimpleITK as sitk
 import torch
 
+from hmvnet.bundle import Bundle
 from hmvnet.case import Case, Grid
 from hmvnet.config import InferenceSettings
 from hmvnet.lesions.table import Lesion, lesion_table
-from hmvnet.prognosis import Prognosis, Risk, describe
+from hmvnet.prognosis.risk import Prognosis, Risk, describe
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Segmenter, Stages
-from hmvnet.weights import Bundle
 
 LOW_CONFIDENCE = 0.5
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from hmvnet.case import Case, ClinicalRecord
-from hmvnet.challenge import is_challenge_folder, read_case
-from hmvnet.dataset import find_patients
 from hmvnet.exits import RefusedError
-from hmvnet.images import SUFFIXES, read_image
+from hmvnet.reading.challenge import is_challenge_folder, read_case
+from hmvnet.reading.folder import find_patients
+from hmvnet.reading.images import SUFFIXES, read_image
 from hmvnet.reading.records import read_health_record
 
 NO_RECORD: tuple[str, ...] = ("no health record: every field treated as missing",)

@@ -16,14 +16,14 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from hmvnet.bundle import Bundle
 from hmvnet.case import Case, Grid
 from hmvnet.config import InferenceSettings, PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.intensity import normalise
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.imaging.resample import labels_onto, resample_pet_ct
 from hmvnet.imaging.roi import Region, centre_region, find_region
-from hmvnet.runtime import load_ensemble
-from hmvnet.weights import Bundle
+from hmvnet.segmentation.ensemble import load_ensemble
 
 OnStage = Callable[[str], None]
 

@@ -29,8 +29,8 @@ from sksurv.linear_model import CoxPHSurvivalAnalysis
 from torch import Tensor, nn
 
 from hmvnet.case import Outcomes, has_comparable_pair
-from hmvnet.survival.icare import BaggedIcare
-from hmvnet.survival.linear import LinearRisk
+from hmvnet.prognosis.icare import BaggedIcare
+from hmvnet.prognosis.linear import LinearRisk
 from hmvnet.survival.losses import deephit_ranking_loss, discrete_loss
 from hmvnet.survival.metrics import harrell_c, structured
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hmvnet.case import Outcomes
-from hmvnet.metrics import HD95, METRICS, CaseScore, ratios, terms
+from hmvnet.segmentation.metrics import HD95, METRICS, CaseScore, ratios, terms
 
 TIED_TOLERANCE = 1e-8  # scikit-survival's: risks closer than this are tied
 
@@ -139,7 +139,7 @@ def _weighted_concordance(
 def bootstrap_segmentation(
     scores: Mapping[str, Sequence[CaseScore]], rng: np.random.Generator, samples: int = 10_000
 ) -> dict[str, Bootstrap]:
-    """Each of :data:`hmvnet.metrics.METRICS` of several methods, by the metric's name.
+    """Each of :data:`hmvnet.segmentation.metrics.METRICS` of several methods, by the metric's name.
 
     Metrics are computed anew from the drawn patients' sums, so aggregated ones are treated as
     exactly as means are. HD95 is over the patients for whom all methods have a value.

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from hmvnet.case import GTVN, GTVP
 from hmvnet.config import Settings
-from hmvnet.dataset import Prepared
 from hmvnet.imaging.augment import MARGIN, draw_patch
 from hmvnet.imaging.intensity import AIR
+from hmvnet.reading.folder import Prepared
 
 
 class PatchSampler:

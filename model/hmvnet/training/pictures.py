@@ -1,4 +1,4 @@
-"""Pictures of trainings and comparisons. Imported only where one is drawn; see hmvnet.report."""
+"""Pictures of trainings and comparisons; a case's are in :mod:`hmvnet.writing.pictures`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sksurv.compare import compare_survival
 from sksurv.nonparametric import kaplan_meier_estimator
 
 from hmvnet.case import Outcomes
-from hmvnet.report import draw_contours, save
 from hmvnet.survival.bootstrap import Interval
 from hmvnet.survival.metrics import DAYS_PER_YEAR, Calibration, structured
+from hmvnet.writing.pictures import draw_contours, save
 
 if TYPE_CHECKING:
-    from hmvnet.metrics import CaseScore
+    from hmvnet.segmentation.metrics import CaseScore
     from hmvnet.training.engine import History
 
 

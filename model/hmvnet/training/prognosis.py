@@ -11,21 +11,21 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from hmvnet.bundle import Bundle, fingerprint
 from hmvnet.case import ClinicalRecord, Outcome, Outcomes
-from hmvnet.clinical import ClinicalEncoder
 from hmvnet.config import InferenceSettings, PrognosisSettings
-from hmvnet.dataset import Patient
 from hmvnet.files import digest, write_arrays
 from hmvnet.lesions.features import LesionFeatures
-from hmvnet.networks.fusion import FusionConfig, FusionNetwork, PatientInputs, signed_log
-from hmvnet.prognosis import LesionDescription, PrognosisMember, describe
+from hmvnet.prognosis.encoder import ClinicalEncoder
+from hmvnet.prognosis.fusion import FusionConfig, FusionNetwork, PatientInputs, signed_log
+from hmvnet.prognosis.icare import BaggedIcare
+from hmvnet.prognosis.risk import LesionDescription, PrognosisMember, describe
+from hmvnet.reading.folder import Patient
 from hmvnet.reading.records import HECKTOR, ClinicalSchema
 from hmvnet.segmentation.segmenter import Segmenter
 from hmvnet.survival.baselines import fit_linear_risk
-from hmvnet.survival.icare import BaggedIcare
 from hmvnet.survival.losses import cox_loss, ranking_loss
 from hmvnet.training.engine import LoopSettings, train
-from hmvnet.weights import Bundle, fingerprint
 
 EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
 DESCRIPTION_VERSION = 2  # counts changes to masks and features that no setting shows

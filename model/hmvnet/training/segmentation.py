@@ -12,17 +12,17 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from hmvnet import metrics
+from hmvnet.bundle import load_bundle
 from hmvnet.config import Settings
-from hmvnet.dataset import Prepared
 from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
-from hmvnet.runtime import Ensemble, TorchForward, channels_last
+from hmvnet.reading.folder import Prepared
+from hmvnet.segmentation import metrics
+from hmvnet.segmentation.ensemble import Ensemble, TorchForward, channels_last
 from hmvnet.segmentation.segmenter import label_map
 from hmvnet.training.engine import History, LoopSettings, bare, train
 from hmvnet.training.losses import SegmentationLoss
 from hmvnet.training.patches import PatchSampler
-from hmvnet.weights import load_bundle
 
 SETTLING_PATCHES = 64
 

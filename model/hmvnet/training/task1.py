@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from hmvnet.bundle import Manifest, SegmentationPart, fingerprint, load_bundle, write_bundle
 from hmvnet.case import CaseError
 from hmvnet.config import Settings
-from hmvnet.dataset import Cache, Patient, Prepared, find_patients
 from hmvnet.exits import UnfinishedError
 from hmvnet.files import digest
-from hmvnet.images import read_geometry
 from hmvnet.progress import track
+from hmvnet.reading.folder import Cache, Patient, Prepared, find_patients
+from hmvnet.reading.images import read_geometry
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.folds import split_folds
 from hmvnet.training.segmentation import (
@@ -25,7 +26,6 @@ from hmvnet.training.segmentation import (
     predict_labels,
     train_segmentation,
 )
-from hmvnet.weights import Manifest, SegmentationPart, fingerprint, load_bundle, write_bundle
 
 BUNDLE = "bundle"
 EXAMPLES = 4

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from sksurv.nonparametric import kaplan_meier_estimator
 
+from hmvnet.bundle import PrognosisPart, fingerprint, load_bundle, write_bundle
 from hmvnet.case import Outcomes
 from hmvnet.config import Settings
-from hmvnet.dataset import find_patients
-from hmvnet.prognosis import PrognosisMember
+from hmvnet.prognosis.risk import PrognosisMember
 from hmvnet.progress import track
-from hmvnet.runtime import pick_device
+from hmvnet.reading.folder import find_patients
+from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.survival.metrics import harrell_c
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.folds import split_folds
@@ -27,7 +28,6 @@ from hmvnet.training.prognosis import (
     predict,
 )
 from hmvnet.training.task1 import BUNDLE
-from hmvnet.weights import PrognosisPart, fingerprint, load_bundle, write_bundle
 
 RISK_QUANTILES = 21
 

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from hmvnet.case import CaseError
 from hmvnet.files import write_text
-from hmvnet.images import write_image
+from hmvnet.reading.images import write_image
 
 MASK_PATH = Path("images/tumor-lymph-node-segmentation/output.mha")
 RISK_PATH = Path("rfs.json")

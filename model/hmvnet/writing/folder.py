@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from hmvnet.bundle import Manifest
 from hmvnet.files import replacing
-from hmvnet.images import write_image
 from hmvnet.pipeline import Prediction
-from hmvnet.weights import Manifest
+from hmvnet.reading.images import write_image
 from hmvnet.writing.report import write_lesions, write_report
 
 MASK, REPORT, LESIONS, PICTURE = "mask.nii.gz", "report.json", "lesions.csv", "picture.png"
@@ -39,7 +39,7 @@ def write_folder(
 
 def write_picture(prediction: Prediction, path: Path) -> Path:
     """Slices and projections as PNG."""
-    from hmvnet.report import draw_prediction  # matplotlib only where pictures are made
+    from hmvnet.writing.pictures import draw_prediction  # matplotlib only where pictures are made
 
     return draw_prediction(prediction, path)
 

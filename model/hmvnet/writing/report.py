@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from hmvnet import __version__
+from hmvnet.bundle import Manifest
 from hmvnet.case import CLASSES, Grid
 from hmvnet.files import write_text
 from hmvnet.lesions.table import Lesion
 from hmvnet.pipeline import Prediction
-from hmvnet.weights import Manifest
 
 
 def report(prediction: Prediction, manifest: Manifest, device: str = "") -> dict[str, Any]:

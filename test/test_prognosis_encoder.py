@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from hmvnet.case import ClinicalRecord
-from hmvnet.clinical import MISSING, ClinicalEncoder
+from hmvnet.prognosis.encoder import MISSING, ClinicalEncoder
 from hmvnet.reading.records import HECKTOR, ClinicalSchema, parse_record
 
 NAN = float("nan")

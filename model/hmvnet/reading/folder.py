@@ -19,8 +19,8 @@ import SimpleITK as sitk
 from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Grid, Outcome
 from hmvnet.config import PreprocessingSettings
 from hmvnet.files import digest, write_text
-from hmvnet.images import read_image
 from hmvnet.imaging.resample import labels_onto
+from hmvnet.reading.images import read_image
 from hmvnet.reading.tables import read_tables
 from hmvnet.segmentation.segmenter import prepare
 

@@ -18,16 +18,16 @@ import SimpleITK as sitk
 import torch
 from rich.console import Console
 
-from hmvnet import metrics
+from hmvnet.bundle import load_bundle, write_bundle
 from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
-from hmvnet.dataset import Patient, find_patients
 from hmvnet.imaging.resample import labels_onto
 from hmvnet.progress import track
-from hmvnet.runtime import pick_device
+from hmvnet.reading.folder import Patient, find_patients
+from hmvnet.segmentation import metrics
+from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import Segmenter, label_map
 from hmvnet.training.task1 import BUNDLE
-from hmvnet.weights import load_bundle, write_bundle
 
 CANDIDATES: Mapping[str, Sequence[float]] = {
     "airway_mm": (0.0, 15.0, 20.0, 30.0),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hmvnet.survival.icare import checked_features
+from hmvnet.prognosis.icare import checked_features
 
 STATE_KEYS = ("fill", "mean", "scale", "coefficient", "spread")
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import COARSE, SMALL_NETWORK
-from test_dataset import write_patient
+from test_reading_folder import write_patient
 
+from hmvnet.bundle import load_bundle
 from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings
-from hmvnet.dataset import Cache, find_patients
+from hmvnet.reading.folder import Cache, find_patients
 from hmvnet.training.engine import LoopSettings, learning_rate, make_fabric
 from hmvnet.training.losses import SegmentationLoss, shrink_label
 from hmvnet.training.patches import PatchSampler
@@ -21,7 +22,6 @@ from hmvnet.training.segmentation import (
     train_segmentation,
 )
 from hmvnet.training.task1 import plan_folds, train_task1
-from hmvnet.weights import load_bundle
 
 PATCH = (32, 32, 32)
 
@@ -195,9 +195,9 @@ SCRIPT = """
 import json, sys, torch
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from test_training import settings, PATCH
+from test_training_segmentation import settings, PATCH
 from conftest import COARSE
-from hmvnet.dataset import Cache, find_patients
+from hmvnet.reading.folder import Cache, find_patients
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation import evaluate, train_segmentation
 torch.set_num_threads(1)
@@ -238,7 +238,7 @@ def test_scores_of_ours_and_the_platform_stand_in_one_table(tiny_bundle, tmp_pat
     import pandas as pd
     from rich.console import Console
 
-    from hmvnet.training.evaluation import evaluate_task1
+    from hmvnet.experiments.evaluate import evaluate_task1
 
     for name in ("A-1", "A-2"):
         write_patient(tmp_path / "data", name, "plain")
@@ -258,8 +258,8 @@ def test_scores_of_ours_and_the_platform_stand_in_one_table(tiny_bundle, tmp_pat
 def test_postprocessing_is_tuned_on_unseen_patients_only(tiny_bundle, tmp_path):
     from rich.console import Console
 
-    from hmvnet.training.tune import tune
-    from hmvnet.weights import all_tensors, fingerprint, load_bundle, write_bundle
+    from hmvnet.bundle import all_tensors, fingerprint, load_bundle, write_bundle
+    from hmvnet.experiments.tune import tune
 
     write_patient(tmp_path / "data", "A-1", "plain")
     wanted = Settings(data={"root": str(tmp_path / "data")})
@@ -280,7 +280,7 @@ def test_tuning_finds_the_threshold_that_fits():
     from rich.console import Console
 
     from hmvnet.config import PostprocessingSettings
-    from hmvnet.training.tune import Kept, search
+    from hmvnet.experiments.tune import Kept, search
 
     lesion = ball(CT_GRID, (0, 0, 0), 25)
     probabilities = np.zeros((3, *CT_GRID.shape), np.float16)

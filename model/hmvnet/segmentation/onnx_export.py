@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from hmvnet.bundle import add_file, load_bundle
 from hmvnet.files import replacing
-from hmvnet.runtime import OnnxForward, TorchForward, load_network
-from hmvnet.weights import add_file, load_bundle
+from hmvnet.segmentation.ensemble import OnnxForward, TorchForward, load_network
 
 
 class _LogitsAndMaps(nn.Module):

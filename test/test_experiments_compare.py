@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 from conftest import COARSE, FAST_PROGNOSIS, SMALL_NETWORK, described_patients
 from rich.console import Console
-from test_dataset import write_patient
+from test_reading_folder import write_patient
 
 from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings, load_settings
 from hmvnet.exits import UnfinishedError
-from hmvnet.training import compare_networks, compare_survival
-from hmvnet.training.compare_networks import Contender, Cost, Scored, compare_task1, comparison
-from hmvnet.training.compare_survival import TRUTH, compare_task2, load_cohort
+from hmvnet.experiments import compare_networks, compare_survival
+from hmvnet.experiments.compare_networks import Contender, Cost, Scored, compare_task1, comparison
+from hmvnet.experiments.compare_survival import TRUTH, compare_task2, load_cohort
 from hmvnet.training.task1 import plan_folds
 
 QUIET = Console(quiet=True)
@@ -96,7 +96,7 @@ def test_the_pace_is_measured_on_real_steps(task1, tmp_path):
 
 
 def test_differences_are_paired_and_nodes_left_out_where_there_are_none():
-    from hmvnet.metrics import CaseScore, LabelScore, LesionCount
+    from hmvnet.segmentation.metrics import CaseScore, LabelScore, LesionCount
 
     def scored(dice):
         hit = [LabelScore(d * 10, 10.0, 10.0, 1.0) for d in dice]

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hmvnet.bundle import Bundle
 from hmvnet.case import GTVN, GTVP, ClinicalRecord
-from hmvnet.clinical import ClinicalEncoder
 from hmvnet.lesions.features import LesionFeatures, lesion_features, pool_encoder_features
-from hmvnet.networks.fusion import (
+from hmvnet.prognosis.encoder import ClinicalEncoder
+from hmvnet.prognosis.fusion import (
     BRANCHES,
     FusionConfig,
     FusionNetwork,
     PatientInputs,
     signed_log,
 )
+from hmvnet.prognosis.icare import BaggedIcare
+from hmvnet.prognosis.linear import LinearRisk
 from hmvnet.segmentation.segmenter import Segmentation
-from hmvnet.survival.icare import BaggedIcare
-from hmvnet.survival.linear import LinearRisk
-from hmvnet.weights import Bundle
 
 ICARE_PREFIX, DIRECT_PREFIX, LINEAR_PREFIX = "icare.", "direct.", "linear."
 NETWORK_PREFIX = "fusion."

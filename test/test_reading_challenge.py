@@ -6,7 +6,7 @@ import SimpleITK as sitk
 from conftest import tiny_ct, tiny_pet
 
 from hmvnet.case import CaseError
-from hmvnet.challenge import read_case
+from hmvnet.reading.challenge import read_case
 from hmvnet.writing.challenge import MASK_PATH, RISK_PATH, OutputFolder
 
 SOCKETS = [

@@ -1,6 +1,6 @@
 """Time our ICARE against the published package, side by side, on the same simulated patients.
 
-    python -m hmvnet.bench_icare --reference /tmp/icare/bin/python
+    python -m hmvnet.experiments.bench_icare --reference /tmp/icare/bin/python
 
 The package needs an environment of its own (see test/data/icare_reference.py); without
 `--reference` only our time is printed. Both fit once to warm up and then `--repeats` times; the
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from hmvnet.case import Outcomes
-from hmvnet.survival.icare import Icare
+from hmvnet.prognosis.icare import Icare
 
 RHO, CMIN, SEED = 0.8, 0.52, 3
 

@@ -12,7 +12,7 @@ from grand_challenge_metrics import stats
 from monai.metrics import compute_hausdorff_distance
 from scipy.ndimage import gaussian_filter
 
-from hmvnet.metrics import (
+from hmvnet.segmentation.metrics import (
     CaseScore,
     LesionCount,
     aggregate,

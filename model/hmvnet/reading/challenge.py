@@ -14,7 +14,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from hmvnet.case import Case, CaseError, ClinicalRecord
-from hmvnet.images import SUFFIXES, has_image_suffix, read_image
+from hmvnet.reading.images import SUFFIXES, has_image_suffix, read_image
 from hmvnet.reading.records import read_health_record, read_json
 
 

@@ -10,6 +10,7 @@ from sksurv.nonparametric import kaplan_meier_estimator
 from sksurv.util import Surv
 
 from hmvnet.case import Outcomes
+from hmvnet.prognosis.linear import LinearRisk
 from hmvnet.survival.baselines import (
     DeepHit,
     Mtlr,
@@ -20,7 +21,6 @@ from hmvnet.survival.baselines import (
     create,
     fit_linear_risk,
 )
-from hmvnet.survival.linear import LinearRisk
 
 QUICK = ("coxph", "icare", "deephit", "mtlr", "gbm")
 

@@ -7,17 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmvnet.config import InferenceSettings, load_settings
-from hmvnet.files import sha256
-from hmvnet.runtime import (
-    Ensemble,
-    OnnxForward,
-    TorchForward,
-    load_ensemble,
-    load_network,
-    pick_device,
-)
-from hmvnet.weights import (
+from hmvnet.bundle import (
     Bundle,
     WeightsError,
     all_tensors,
@@ -26,6 +16,16 @@ from hmvnet.weights import (
     fingerprint,
     load_bundle,
     write_bundle,
+)
+from hmvnet.config import InferenceSettings, load_settings
+from hmvnet.files import sha256
+from hmvnet.segmentation.ensemble import (
+    Ensemble,
+    OnnxForward,
+    TorchForward,
+    load_ensemble,
+    load_network,
+    pick_device,
 )
 
 
@@ -68,7 +68,7 @@ def test_damaged_manifest(tmp_path, text):
 
 
 def test_where_bundles_are_looked_for(tiny_bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("hmvnet.weights.PLATFORM_MODEL_DIR", tmp_path / "opt")
+    monkeypatch.setattr("hmvnet.bundle.PLATFORM_MODEL_DIR", tmp_path / "opt")
     with pytest.raises(WeightsError, match="no bundle"):
         find_bundle(None, [tmp_path])
     bundle = load_bundle(tiny_bundle)
@@ -151,7 +151,7 @@ def test_gpu_asked_for_but_not_there():
 
 @pytest.fixture(scope="module")
 def onnx_bundle(tiny_bundle, tmp_path_factory):
-    from hmvnet.onnx_export import export_bundle
+    from hmvnet.segmentation.onnx_export import export_bundle
 
     bundle = load_bundle(tiny_bundle)
     folder = tmp_path_factory.mktemp("onnx") / "bundle"

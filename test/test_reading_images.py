@@ -8,7 +8,7 @@ import SimpleITK as sitk
 import tifffile
 
 from hmvnet.case import CaseError, Grid
-from hmvnet.images import read_geometry, read_image, write_image
+from hmvnet.reading.images import read_geometry, read_image, write_image
 
 OBLIQUE = tuple(sitk.Euler3DTransform((0, 0, 0), 0.2, -0.3, 0.5).GetMatrix())
 GRID = Grid((12, 14, 16), (1.0, 2.0, 3.0), (5.0, -6.0, 7.0), OBLIQUE)

@@ -15,11 +15,11 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
+from hmvnet.bundle import Bundle, WeightsError
 from hmvnet.config import InferenceSettings
 from hmvnet.exits import RefusedError
 from hmvnet.networks.hmvnet import HMVNet, pad_with_air
 from hmvnet.networks.registry import build_network
-from hmvnet.weights import Bundle, WeightsError
 
 Log = Callable[[str], None]
 Precision = Literal["auto", "32", "bf16"]

@@ -23,12 +23,12 @@ from scipy import ndimage
 from skimage import measure
 
 from hmvnet.case import HU_OF_AIR, Grid
-from hmvnet.challenge import read_case
-from hmvnet.images import write_image
 from hmvnet.imaging.resample import resample
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
-from hmvnet.runtime import channels_last
+from hmvnet.reading.challenge import read_case
+from hmvnet.reading.images import write_image
+from hmvnet.segmentation.ensemble import channels_last
 
 # The scan of the comparison: sizes of a whole-body CT and PET.
 CT_GRID = Grid((512, 512, 200), (0.98, 0.98, 2.0))

@@ -12,19 +12,19 @@ import SimpleITK as sitk
 from rich.console import Console
 from rich.table import Table
 
-from hmvnet import metrics
+from hmvnet.bundle import load_bundle
 from hmvnet.case import Grid
 from hmvnet.config import Settings
-from hmvnet.dataset import Patient, find_patients
 from hmvnet.files import write_text
 from hmvnet.pipeline import Pipeline, Prediction
-from hmvnet.prognosis import Prognosis
+from hmvnet.prognosis.risk import Prognosis
 from hmvnet.progress import track
-from hmvnet.runtime import pick_device
+from hmvnet.reading.folder import Patient, find_patients
+from hmvnet.segmentation import metrics
+from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.survival.metrics import harrell_c
 from hmvnet.training.prognosis import outcomes_of, predict
 from hmvnet.training.task2 import load_described
-from hmvnet.weights import load_bundle
 
 
 def evaluate_task1(
@@ -33,7 +33,7 @@ def evaluate_task1(
     """The challenge's Task 1 metrics on the CT grids, end to end, as the container would score.
 
     Writes ``scores.csv`` (a row a patient: our scores, then the platform's own,
-    :func:`hmvnet.metrics.platform_scores`) and ``scores.json`` under ``run``.
+    :func:`hmvnet.segmentation.metrics.platform_scores`) and ``scores.json`` under ``run``.
     """
     patients = find_patients(settings.data.root)[: limit or None]
     bundle = load_bundle(weights)

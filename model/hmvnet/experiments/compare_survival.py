@@ -17,12 +17,12 @@ import pandas as pd
 from rich.console import Console
 
 from hmvnet.case import Outcomes
-from hmvnet.clinical import ClinicalEncoder
 from hmvnet.config import Settings
 from hmvnet.files import digest, write_arrays, write_text
 from hmvnet.lesions.features import LesionFeatures
-from hmvnet.networks.fusion import BRANCHES, IMAGE_CHANNELS
-from hmvnet.prognosis import LesionDescription
+from hmvnet.prognosis.encoder import ClinicalEncoder
+from hmvnet.prognosis.fusion import BRANCHES, IMAGE_CHANNELS
+from hmvnet.prognosis.risk import LesionDescription
 from hmvnet.progress import show_progress
 from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.survival import baselines

@@ -1,7 +1,7 @@
 """The multi-modal fusion network: images, health record and lesions to a risk of recurrence.
 
 Three branches (image -> 512, table -> 32, lesions -> 2048) meet in an MLP -> 256, whose values
-are the variables of a bagged ICARE head (:mod:`hmvnet.survival.icare`). While training, a linear
+are the variables of a bagged ICARE head (:mod:`hmvnet.prognosis.icare`). While training, a linear
 layer on the 256 gives the risk that the losses see.
 """
 

@@ -23,18 +23,19 @@ import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 
-from hmvnet import metrics
-from hmvnet.bench import peak_memory, resident_mb
+from hmvnet.bundle import MANIFEST, Bundle, load_bundle
 from hmvnet.config import InferenceSettings, NetworkSettings, Settings
-from hmvnet.dataset import Patient, find_patients
+from hmvnet.experiments.bench import peak_memory, resident_mb
+from hmvnet.experiments.evaluate import score_patient
 from hmvnet.files import digest, write_text
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.progress import track
-from hmvnet.runtime import pick_device
+from hmvnet.reading.folder import Patient, find_patients
+from hmvnet.segmentation import metrics
+from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.survival.bootstrap import bootstrap_segmentation
 from hmvnet.training.engine import make_fabric
-from hmvnet.training.evaluation import score_patient
 from hmvnet.training.segmentation import train_segmentation
 from hmvnet.training.task1 import (
     BUNDLE,
@@ -44,7 +45,6 @@ from hmvnet.training.task1 import (
     task_key,
     train_task1,
 )
-from hmvnet.weights import MANIFEST, Bundle, load_bundle
 
 PACE_STEPS = 8
 COMPARED = {

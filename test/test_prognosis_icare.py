@@ -8,7 +8,7 @@ from sksurv.exceptions import NoComparablePairException
 from sksurv.metrics import concordance_index_censored
 
 from hmvnet.case import Outcomes
-from hmvnet.survival.icare import (
+from hmvnet.prognosis.icare import (
     BaggedIcare,
     Icare,
     follows_correlated,
@@ -76,7 +76,7 @@ def test_reference_selects_some_and_drops_some() -> None:
 def test_concordance_is_that_of_scikit_survival(
     rounding: int | None, missing: float, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hmvnet.survival.icare.PAIRS_PER_BLOCK", block)
+    monkeypatch.setattr("hmvnet.prognosis.icare.PAIRS_PER_BLOCK", block)
     x, outcomes = cohort(5)
     if rounding is not None:
         x = np.round(x, rounding)

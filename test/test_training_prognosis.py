@@ -6,23 +6,25 @@ import pytest
 import torch
 from conftest import FAST_PROGNOSIS, described_patients, nothing_found
 from rich.console import Console
-from test_dataset import write_patient
+from test_reading_folder import write_patient
 
-from hmvnet.clinical import ClinicalEncoder
+from hmvnet.bundle import all_tensors, fingerprint, load_bundle, write_bundle
 from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
-from hmvnet.dataset import find_patients
+from hmvnet.experiments import evaluate as evaluation
+from hmvnet.experiments.evaluate import evaluate_task2
 from hmvnet.lesions.features import LesionFeatures
-from hmvnet.networks.fusion import (
+from hmvnet.prognosis.encoder import ClinicalEncoder
+from hmvnet.prognosis.fusion import (
     FusionConfig,
     FusionNetwork,
     LesionStandardiser,
     PatientInputs,
 )
-from hmvnet.prognosis import Prognosis, PrognosisMember, describe
+from hmvnet.prognosis.risk import Prognosis, PrognosisMember, describe
+from hmvnet.reading.folder import find_patients
 from hmvnet.survival.metrics import harrell_c
-from hmvnet.training import evaluation, task2
+from hmvnet.training import task2
 from hmvnet.training.engine import make_fabric
-from hmvnet.training.evaluation import evaluate_task2
 from hmvnet.training.prognosis import (
     LeakError,
     LesionDescriber,
@@ -32,7 +34,6 @@ from hmvnet.training.prognosis import (
     outcomes_of,
     predict,
 )
-from hmvnet.weights import all_tensors, fingerprint, load_bundle, write_bundle
 
 
 def inputs(count: int = 4) -> PatientInputs:

@@ -1,0 +1,1 @@
+"""Scoring, tuning, comparing and measuring: what uses the whole house."""

@@ -1,0 +1,1 @@
+"""From a segmented patient and a health record to a risk of recurrence."""
