@@ -5,7 +5,8 @@ import SimpleITK as sitk
 from conftest import COARSE, CT_GRID, ball, tiny_ct, tiny_pet
 
 from hmvnet.case import CaseError, Grid
-from hmvnet.reading.folder import Cache, find_patients
+from hmvnet.reading.folder import find_patients
+from hmvnet.training.cache import Cache
 from hmvnet.training.task1 import check_label_grids
 
 

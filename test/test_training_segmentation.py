@@ -11,7 +11,8 @@ from test_reading_folder import write_patient
 
 from hmvnet.bundle import load_bundle
 from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings
-from hmvnet.reading.folder import Cache, find_patients
+from hmvnet.reading.folder import find_patients
+from hmvnet.training.cache import Cache
 from hmvnet.training.engine import LoopSettings, learning_rate, make_fabric
 from hmvnet.training.losses import SegmentationLoss, shrink_label
 from hmvnet.training.patches import PatchSampler
@@ -197,7 +198,8 @@ sys.path.insert(0, {here!r})
 from pathlib import Path
 from test_training_segmentation import settings, PATCH
 from conftest import COARSE
-from hmvnet.reading.folder import Cache, find_patients
+from hmvnet.reading.folder import find_patients
+from hmvnet.training.cache import Cache
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation import evaluate, train_segmentation
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from hmvnet.case import GTVN, GTVP
 from hmvnet.config import Settings
 from hmvnet.imaging.augment import MARGIN, draw_patch
 from hmvnet.imaging.intensity import AIR
-from hmvnet.reading.folder import Prepared
+from hmvnet.training.cache import Prepared
 
 
 class PatchSampler:

@@ -16,10 +16,10 @@ from hmvnet.bundle import load_bundle
 from hmvnet.config import Settings
 from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
-from hmvnet.reading.folder import Prepared
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import Ensemble, TorchForward, channels_last
 from hmvnet.segmentation.segmenter import label_map
+from hmvnet.training.cache import Prepared
 from hmvnet.training.engine import History, LoopSettings, bare, train
 from hmvnet.training.losses import SegmentationLoss
 from hmvnet.training.patches import PatchSampler

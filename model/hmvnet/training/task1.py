@@ -16,8 +16,9 @@ from hmvnet.config import Settings
 from hmvnet.exits import UnfinishedError
 from hmvnet.files import digest
 from hmvnet.progress import track
-from hmvnet.reading.folder import Cache, Patient, Prepared, find_patients
+from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.reading.images import read_geometry
+from hmvnet.training.cache import Cache, Prepared
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.folds import split_folds
 from hmvnet.training.segmentation import (

@@ -1,0 +1,119 @@
+"""Preprocessed volumes, cached on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import SimpleITK as sitk
+
+from hmvnet.case import GTVN, GTVP, Grid
+from hmvnet.config import PreprocessingSettings
+from hmvnet.files import digest, write_text
+from hmvnet.imaging.resample import labels_onto
+from hmvnet.reading.folder import Patient
+from hmvnet.segmentation.segmenter import prepare
+
+CACHE_VERSION = 1
+# Voxels of each class remembered for patch sampling.
+SAMPLED_VOXELS = 4000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One patient's preprocessed volume, on disk until sliced.
+
+    Attributes:
+        volume: float16 ``[2, z, y, x]``, CT in [0, 1] and PET in [-1, 1], a blosc2 array.
+        label: uint8 ``[z, y, x]``, a blosc2 array; all 0 where there is no truth.
+        grid: the working grid.
+        voxels: for GTVp and GTVn, up to 4000 of their voxels as ``[n, 3]`` (z, y, x).
+    """
+
+    patient_id: str
+    volume: blosc2.NDArray
+    label: blosc2.NDArray
+    grid: Grid
+    voxels: Mapping[int, np.ndarray]
+
+
+class Cache:
+    """Preprocessed volumes on disk, one folder a set of preprocessing settings.
+
+    An entry is keyed by the settings and the content hash of the patient's files; one that no
+    longer fits is made anew, and a half-written one is never seen.
+    """
+
+    def __init__(self, folder: Path, settings: PreprocessingSettings, region: str) -> None:
+        self.settings = settings
+        self.region = region
+        self.folder = Path(folder) / digest(CACHE_VERSION, region, settings.model_dump(mode="json"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, patient: Patient) -> Prepared:
+        """The preprocessed patient, made now if it is not there or is stale."""
+        source = _files_hash(patient)
+        return self._load(patient, source) or self._make(patient, source)
+
+    def _paths(self, patient: Patient) -> tuple[Path, Path, Path]:
+        names = (".b2nd", ".label.b2nd", ".json")
+        volume, label, meta = (self.folder / (patient.patient_id + n) for n in names)
+        return volume, label, meta
+
+    def _load(self, patient: Patient, source: str) -> Prepared | None:
+        volume, label, meta_path = self._paths(patient)
+        try:
+            meta = json.loads(meta_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if meta.get("source") != source:
+            return None
+        return Prepared(
+            patient.patient_id,
+            blosc2.open(str(volume), mode="r"),
+            blosc2.open(str(label), mode="r"),
+            Grid(**{k: tuple(v) for k, v in meta["grid"].items()}),
+            {int(k): np.array(v, dtype=int).reshape(-1, 3) for k, v in meta["voxels"].items()},
+        )
+
+    def _make(self, patient: Patient, source: str) -> Prepared:
+        case = patient.read()
+        volume = prepare(case, self.settings, self.region)
+        grid = volume.grid
+        label = np.zeros(grid.shape, np.uint8)
+        if case.truth is not None:
+            truth = sitk.GetArrayFromImage(case.truth)
+            label = labels_onto(truth, Grid.of(case.truth), grid)
+        rng = np.random.default_rng(0)
+        voxels = {}
+        for kind in (GTVP, GTVN):
+            found = np.argwhere(label == kind)
+            chosen = rng.permutation(len(found))[:SAMPLED_VOXELS]
+            voxels[kind] = found[np.sort(chosen)].tolist()
+        volume_path, label_path, meta_path = self._paths(patient)
+        # The description comes last: without it the arrays count as not there.
+        meta_path.unlink(missing_ok=True)
+        _store(volume.scaled.astype(np.float16), volume_path, (1, 32, 32, 32))
+        _store(label, label_path, (32, 32, 32))
+        grid_json = {k: getattr(grid, k) for k in ("size", "spacing", "origin", "direction")}
+        meta = {"source": source, "grid": grid_json, "voxels": voxels}
+        write_text(json.dumps(meta), meta_path)
+        prepared = self._load(patient, source)
+        assert prepared is not None
+        return prepared
+
+
+def _store(array: np.ndarray, path: Path, blocks: tuple[int, ...]) -> None:
+    chunks = tuple(min(n, 4 * b) for n, b in zip(array.shape, blocks))
+    blocks = tuple(min(c, b) for c, b in zip(chunks, blocks))
+    blosc2.asarray(
+        array, urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams={"clevel": 3}
+    )
+
+
+def _files_hash(patient: Patient) -> str:
+    return digest(*(path for path in (patient.ct, patient.pet, patient.label) if path))
