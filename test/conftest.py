@@ -29,8 +29,9 @@ from hmvnet.networks.registry import build_network  # noqa: E402
 from hmvnet.prognosis.risk import LesionDescription, describe  # noqa: E402
 from hmvnet.segmentation.metrics import CaseScore, LabelScore, LesionCount  # noqa: E402
 from hmvnet.segmentation.segmenter import Segmentation, Volume  # noqa: E402
+from hmvnet.training.descriptions import Described  # noqa: E402
 from hmvnet.training.engine import make_fabric  # noqa: E402
-from hmvnet.training.prognosis import Described, fit_members  # noqa: E402
+from hmvnet.training.prognosis import fit_members  # noqa: E402
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)

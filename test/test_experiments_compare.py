@@ -9,10 +9,17 @@ from test_reading_folder import write_patient
 
 from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings, load_settings
 from hmvnet.exits import UnfinishedError
-from hmvnet.experiments import compare_networks, compare_survival
-from hmvnet.experiments.compare_networks import Contender, Cost, Scored, compare_task1, comparison
-from hmvnet.experiments.compare_survival import TRUTH, compare_task2, load_cohort
-from hmvnet.training.task1 import plan_folds
+from hmvnet.experiments import compare_networks as networks_room
+from hmvnet.experiments import compare_survival as survival_room
+from hmvnet.experiments.compare_networks import (
+    Contender,
+    Cost,
+    Scored,
+    compare_networks,
+    comparison,
+)
+from hmvnet.experiments.compare_survival import TRUTH, compare_survival, load_cohort
+from hmvnet.training.segmentation_bundle import plan_folds
 
 QUIET = Console(quiet=True)
 
@@ -52,7 +59,7 @@ def test_networks_side_by_side(task1, tmp_path):
     """Every patient once, by the fold that did not see them; a second call computes nothing."""
     settings, contenders = task1
     run = tmp_path / "run"
-    table = compare_task1(settings, contenders, run, None, QUIET)
+    table = compare_networks(settings, contenders, run, None, QUIET)
     assert list(table["network"]) == [c.label for c in contenders]
     assert (table["patients"] == 4).all()
     for name in ("segmentation.md", "segmentation.csv", "segmentation.png"):
@@ -61,7 +68,7 @@ def test_networks_side_by_side(task1, tmp_path):
     assert len(json.loads(stored.read_text())["scores"]) == 4
     assert (run / contenders[0].folder / "fold0" / "examples.png").stat().st_size > 1000
     before = stored.stat().st_mtime_ns
-    again = compare_task1(settings, contenders, run, None, QUIET)
+    again = compare_networks(settings, contenders, run, None, QUIET)
     assert stored.stat().st_mtime_ns == before
     pd.testing.assert_frame_equal(table, again)
 
@@ -70,27 +77,27 @@ def test_time_is_up_and_the_next_call_goes_on(task1, tmp_path):
     settings, contenders = task1
     run = tmp_path / "run"
     with pytest.raises(UnfinishedError, match="step 1 of 2"):
-        compare_task1(settings, contenders[:1], run, [0], QUIET, minutes=1e-9)
+        compare_networks(settings, contenders[:1], run, [0], QUIET, minutes=1e-9)
     with pytest.raises(UnfinishedError, match="step 1 of 2"):  # the first fold is there now
-        compare_task1(settings, contenders[:1], run, None, QUIET, minutes=1e-9)
-    assert len(compare_task1(settings, contenders[:1], run, None, QUIET)) == 1
+        compare_networks(settings, contenders[:1], run, None, QUIET, minutes=1e-9)
+    assert len(compare_networks(settings, contenders[:1], run, None, QUIET)) == 1
 
 
 def test_equal_time_gives_each_network_its_own_steps(task1, tmp_path, monkeypatch):
     settings, contenders = task1
     pace = {"hmvnet": 2.0, "unet3d": 6.0}
-    monkeypatch.setattr(compare_networks, "_seconds_a_step", lambda own, *_: pace[own.network.name])
+    monkeypatch.setattr(networks_room, "_seconds_a_step", lambda own, *_: pace[own.network.name])
     run = tmp_path / "run"
-    table = compare_task1(settings, contenders, run, [0], QUIET, train_minutes=0.2)
+    table = compare_networks(settings, contenders, run, [0], QUIET, train_minutes=0.2)
     assert list(table["steps a fold"]) == [6, 2]
     pace.clear()  # the pace is measured once
-    compare_task1(settings, contenders, run, [0], QUIET, train_minutes=0.2)
+    compare_networks(settings, contenders, run, [0], QUIET, train_minutes=0.2)
 
 
 def test_the_pace_is_measured_on_real_steps(task1, tmp_path):
     settings, contenders = task1
     own = settings.model_copy(update={"network": contenders[1].network})
-    timed = compare_networks._timed_budget(own, plan_folds(own, [0])[0], tmp_path / "run", 1.0)
+    timed = networks_room._timed_budget(own, plan_folds(own, [0])[0], tmp_path / "run", 1.0)
     pace = json.loads((tmp_path / "run" / "pace.json").read_text())["seconds_a_step"]
     assert timed.training.steps == int(60 / pace) and 0 < pace < 60
 
@@ -120,7 +127,7 @@ def task2_settings(**data) -> Settings:
 
 def test_survival_models_side_by_side(tmp_path, monkeypatch, tiny_bundle):
     patients = described_patients(45)
-    monkeypatch.setattr(compare_survival, "load_described", lambda *_: patients)
+    monkeypatch.setattr(survival_room, "load_described", lambda *_: patients)
     eta = [-np.log(p.outcome.days) for p in patients]
     (tmp_path / "data").mkdir()
     pd.DataFrame({"PatientID": [p.patient_id for p in patients], "linear_predictor": eta}).to_csv(
@@ -128,7 +135,7 @@ def test_survival_models_side_by_side(tmp_path, monkeypatch, tiny_bundle):
     )
     names = ["fusion-no-image", "coxph", "icare+lesions"]
     settings = task2_settings(root=str(tmp_path / "data"))
-    table = compare_task2(settings, tiny_bundle, tmp_path / "run", QUIET, names, repeats=2)
+    table = compare_survival(settings, tiny_bundle, tmp_path / "run", QUIET, names, repeats=2)
     assert set(table.index) == {*names, TRUTH}
     assert table.index[0] == TRUTH  # the negative log of the time itself orders perfectly
     risks = pd.read_csv(tmp_path / "run" / "risks.csv")
@@ -142,12 +149,12 @@ def test_survival_models_side_by_side(tmp_path, monkeypatch, tiny_bundle):
 def test_kept_predictions_are_those_of_the_same_settings_only(tables, tmp_path):
     settings = load_settings(tables / "settings.xml", [f"data.root={tables}", "data.folds=3"])
     run, names = tmp_path / "run", ["icare", "coxph"]
-    first = compare_task2(settings, None, run, QUIET, names, repeats=1)
+    first = compare_survival(settings, None, run, QUIET, names, repeats=1)
     files = {p: p.stat().st_mtime_ns for p in (run / "predictions").iterdir()}
-    again = compare_task2(settings, None, run, QUIET, names, repeats=1)
+    again = compare_survival(settings, None, run, QUIET, names, repeats=1)
     pd.testing.assert_frame_equal(first, again)
     assert {p: p.stat().st_mtime_ns for p in (run / "predictions").iterdir()} == files
-    compare_task2(settings, None, run, QUIET, names, repeats=2)
+    compare_survival(settings, None, run, QUIET, names, repeats=2)
     assert len(list((run / "predictions").iterdir())) == 4
 
 
@@ -179,7 +186,7 @@ def test_tables_alone_by_a_schema_in_the_settings_file(tables, tmp_path):
     settings = settings.model_copy(update={"prognosis": FAST_PROGNOSIS})
     cohort = load_cohort(settings, None, tmp_path)
     assert len(cohort.patients) == 60 and not cohort.has_images
-    table = compare_task2(
+    table = compare_survival(
         settings, None, tmp_path / "run", QUIET, ["fusion-table", "icare"], repeats=1
     )
     assert set(table.index) == {"fusion-table", "icare"}
@@ -191,9 +198,9 @@ def test_what_needs_images_is_refused_without(tables, tmp_path):
     settings = load_settings(tables / "settings.xml", [f"data.root={tables}"])
     for name in ("fusion", "coxph+lesions"):
         with pytest.raises(ValueError, match="needs images"):
-            compare_task2(settings, None, tmp_path / "run", QUIET, [name])
+            compare_survival(settings, None, tmp_path / "run", QUIET, [name])
     with pytest.raises(ValueError, match="unknown survival model 'cox'"):
-        compare_task2(settings, None, tmp_path / "run", QUIET, ["cox"])
+        compare_survival(settings, None, tmp_path / "run", QUIET, ["cox"])
 
 
 def test_a_column_of_the_schema_that_no_table_has(tables, tmp_path):

@@ -46,7 +46,7 @@ def test_inputs_json_that_leaves_the_input_folder(write_case, relative):
 def test_damaged_inputs_json_falls_back_with_a_warning(write_case):
     root = write_case()
     (root / "inputs.json").write_text("[{")
-    assert any("standard paths" in w for w in read_case(root).warnings)
+    assert any("standard paths" in w for w in read_case(root).notes)
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nii", ".nii.gz"])
@@ -64,7 +64,7 @@ def test_2026_record_with_a_trailing_comma(write_case):
     text = '{\n "CenterID": 9,\n "Age": 62,\n "HPV Status": 1,\n}'
     case = read_case(write_case(ehr=text))
     assert case.record.values["HPV Status"] == 1
-    assert any("trailing comma" in w for w in case.warnings)
+    assert any("trailing comma" in w for w in case.notes)
 
 
 @pytest.mark.parametrize("modality", ["ct", "pet"])
@@ -115,7 +115,7 @@ def test_record_that_is_not_json(write_case, text):
 
 
 def test_missing_record_is_a_warning(write_case):
-    assert any("ehr.json" in w for w in read_case(write_case(ehr=None)).warnings)
+    assert any("ehr.json" in w for w in read_case(write_case(ehr=None)).notes)
 
 
 def test_outputs_are_all_or_nothing(tmp_path):

@@ -7,7 +7,7 @@ from conftest import COARSE, CT_GRID, ball, tiny_ct, tiny_pet
 from hmvnet.case import CaseError, Grid
 from hmvnet.reading.folder import find_patients
 from hmvnet.training.cache import Cache
-from hmvnet.training.task1 import check_label_grids
+from hmvnet.training.segmentation_bundle import check_label_grids
 
 
 def tiny_label() -> sitk.Image:

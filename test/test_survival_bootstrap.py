@@ -7,10 +7,9 @@ import pytest
 from conftest import case_score, follow_up
 from sksurv.metrics import concordance_index_censored
 
-from hmvnet.case import Outcomes
+from hmvnet.case import Outcomes, harrell_c
 from hmvnet.segmentation.metrics import METRICS, CaseScore, aggregate
 from hmvnet.survival.bootstrap import Interval, bootstrap_concordance, bootstrap_segmentation
-from hmvnet.survival.metrics import harrell_c
 from hmvnet.training.folds import repeated_folds
 
 # --- concordance ---------------------------------------------------------------------------------

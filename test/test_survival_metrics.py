@@ -12,9 +12,9 @@ from sksurv.metrics import (
     integrated_brier_score,
 )
 
-from hmvnet.case import Outcomes
+from hmvnet.case import Outcomes, harrell_c
 from hmvnet.survival.baselines import SksurvModel
-from hmvnet.survival.metrics import auc_at, brier, calibration, harrell_c, structured, uno_c
+from hmvnet.survival.metrics import auc_at, brier, calibration, structured, uno_c
 
 
 def test_harrell_by_hand() -> None:

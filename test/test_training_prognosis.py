@@ -9,9 +9,10 @@ from rich.console import Console
 from test_reading_folder import write_patient
 
 from hmvnet.bundle import all_tensors, fingerprint, load_bundle, write_bundle
+from hmvnet.case import harrell_c
 from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
-from hmvnet.experiments import evaluate as evaluation
-from hmvnet.experiments.evaluate import evaluate_task2
+from hmvnet.experiments import evaluate_survival as evaluation
+from hmvnet.experiments.evaluate_survival import evaluate_survival
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import (
@@ -20,20 +21,12 @@ from hmvnet.prognosis.fusion import (
     LesionStandardiser,
     PatientInputs,
 )
-from hmvnet.prognosis.risk import Prognosis, PrognosisMember, describe
+from hmvnet.prognosis.risk import Prognosis, PrognosisMember, Weighted, describe
 from hmvnet.reading.folder import find_patients
-from hmvnet.survival.metrics import harrell_c
-from hmvnet.training import task2
+from hmvnet.training import prognosis as training
+from hmvnet.training.descriptions import LeakError, LesionDescriber, outcomes_of
 from hmvnet.training.engine import make_fabric
-from hmvnet.training.prognosis import (
-    LeakError,
-    LesionDescriber,
-    fit_member,
-    fit_members,
-    inputs_of,
-    outcomes_of,
-    predict,
-)
+from hmvnet.training.prognosis import fit_member, fit_members, inputs_of, predict
 
 
 def inputs(count: int = 4) -> PatientInputs:
@@ -119,7 +112,7 @@ def test_contributions_sum_to_the_named_part_of_the_risk(tmp_path):
 
 def test_networks_alone(tmp_path):
     member = fit(tmp_path, described_patients(), direct_weight=0.0, linear_weight=0.0)
-    assert member.direct is None and member.linear is None
+    assert not member.named and member.head.weight == 1
     assert not member.contributions(inputs_of(described_patients(1), member.encoder), ())
 
 
@@ -129,8 +122,9 @@ def test_each_model_on_named_variables_has_its_share(tmp_path, kept):
     patients = described_patients()
     member = fit(tmp_path, patients, **shares)
     inputs = inputs_of(patients, member.encoder)
-    named = getattr(member, kept).predict_risk(member.direct_variables(inputs))
-    alone = replace(member, direct=None, linear=None, direct_weight=0.0, linear_weight=0.0)
+    assert set(member.named) == {kept} and member.named[kept].weight == member.head.weight == 0.5
+    named = member.named[kept].model.predict_risk(member.variables.values(inputs))
+    alone = replace(member, named={}, head=Weighted(1.0, member.head.model))
     np.testing.assert_allclose(member.risk(inputs), 0.5 * alone.risk(inputs) + 0.5 * named)
 
 
@@ -192,10 +186,10 @@ def test_fit_inside_a_fold_never_sees_the_others(tmp_path, monkeypatch):
         predicted.append({p.patient_id for p in some})
         return np.random.default_rng(0).random(len(some))
 
-    monkeypatch.setattr(task2, "fit", record_fit)
-    monkeypatch.setattr(task2, "predict", record_predict)
+    monkeypatch.setattr(training, "fit", record_fit)
+    monkeypatch.setattr(training, "predict", record_predict)
     settings = Settings(data=DataSettings(folds=3))
-    risks, _ = task2.cross_validate(settings, patients, tmp_path)
+    risks, _ = training.cross_validate(settings, patients, tmp_path)
     assert np.isfinite(risks).all() and len(fitted) == 3
     assert all(not seen & new for seen, new in zip(fitted, predicted))
     assert sorted(i for part in predicted for i in part) == [p.patient_id for p in patients]
@@ -212,9 +206,9 @@ def test_the_direct_part_sees_established_features_only(tmp_path):
     patients = described_patients()
     member = fit(tmp_path, patients)
     names = patients[0].description.features.names
-    assert [names[i] for i in member.direct_columns] == list(ESTABLISHED_FEATURES)
+    assert [names[i] for i in member.variables.lesion_columns] == list(ESTABLISHED_FEATURES)
     every = fit(tmp_path / "all", patients, direct_features=())
-    assert len(every.direct_columns) == sum(not n.startswith("encoder") for n in names)
+    assert len(every.variables.lesion_columns) == sum(not n.startswith("encoder") for n in names)
 
 
 def test_an_unknown_direct_feature_is_named(tmp_path):
@@ -234,7 +228,7 @@ def test_evaluation_refuses_patients_the_survival_model_was_fitted_to(tiny_bundl
         write_patient(tmp_path / "data", name, "plain")
     folder = fitted_to(tiny_bundle, tmp_path / "fitted", [fingerprint("A-2")])
     settings = Settings(data=DataSettings(root=str(tmp_path / "data")))
-    score = partial(evaluate_task2, run=tmp_path / "run", limit=0, console=Console(quiet=True))
+    score = partial(evaluate_survival, run=tmp_path / "run", limit=0, console=Console(quiet=True))
     with pytest.raises(ValueError, match="1 patients, A-2"):
         score(settings, folder)
     with pytest.raises(ValueError, match="does not say whom"):
@@ -272,7 +266,7 @@ def test_evaluation_gives_the_model_what_it_was_fitted_on(tiny_bundle, tmp_path,
     monkeypatch.setattr(evaluation, "load_described", described)
     settings = Settings(data=DataSettings(root=str(tmp_path / "data")))
     (tmp_path / "run").mkdir()
-    found = evaluate_task2(settings, folder, tmp_path / "run", 0, Console(quiet=True))
+    found = evaluate_survival(settings, folder, tmp_path / "run", 0, Console(quiet=True))
     members = Prognosis(load_bundle(folder)).members
     expected = harrell_c(outcomes_of(patients), predict(members, patients))
     assert found == expected and seen == [8.0] != [settings.prognosis.image_spacing_mm]
@@ -284,7 +278,7 @@ def test_a_file_without_the_model_it_weighs_is_refused(tiny_bundle):
     state = bundle.tensors(part.files[0])
     options = {k: v for k, v in part.settings.items() if k != "image_spacing_mm"}
     encoder = ClinicalEncoder.from_state(part.clinical[0])
-    assert PrognosisMember.from_tensors(encoder, options, state).linear is not None
+    assert set(PrognosisMember.from_tensors(encoder, options, state).named) == {"direct", "linear"}
     lacking = {k: v for k, v in state.items() if not k.startswith("linear.")}
     with pytest.raises(ValueError, match=r"linear_weight is 0\.5, and its file lacks"):
         PrognosisMember.from_tensors(encoder, options, lacking)

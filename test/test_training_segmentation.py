@@ -22,7 +22,7 @@ from hmvnet.training.segmentation import (
     take_over,
     train_segmentation,
 )
-from hmvnet.training.task1 import plan_folds, train_task1
+from hmvnet.training.segmentation_bundle import plan_folds, train_segmentation_bundle
 
 PATCH = (32, 32, 32)
 
@@ -240,12 +240,12 @@ def test_scores_of_ours_and_the_platform_stand_in_one_table(tiny_bundle, tmp_pat
     import pandas as pd
     from rich.console import Console
 
-    from hmvnet.experiments.evaluate import evaluate_task1
+    from hmvnet.experiments.evaluate import evaluate_segmentation
 
     for name in ("A-1", "A-2"):
         write_patient(tmp_path / "data", name, "plain")
     wanted = Settings(data=DataSettings(root=str(tmp_path / "data")))
-    table = evaluate_task1(wanted, tiny_bundle, tmp_path, 0, Console(quiet=True))
+    table = evaluate_segmentation(wanted, tiny_bundle, tmp_path, 0, Console(quiet=True))
     rows = pd.read_csv(tmp_path / "scores.csv")
     assert rows["patient_id"].tolist() == ["A-1", "A-2"]
     assert rows["gtvp_dice"].mean() == pytest.approx(table.gtvp_mean_dice)
@@ -328,7 +328,7 @@ def test_extra_patients_are_trained_on_and_remembered(tmp_path):
     options = settings(steps=1, validate_every=1).model_copy(update={"data": data})
     fold = plan_folds(options, [1])[0]
     assert [p.patient_id for p in fold.extra] == ["B-0", "B-1"]
-    bundle = load_bundle(train_task1(options, tmp_path / "run", [1]))
+    bundle = load_bundle(train_segmentation_bundle(options, tmp_path / "run", [1]))
     assert bundle.manifest.trained_on["patients"] == len(fold.train) + 2
     everyone = [f"A-{i}" for i in range(4)] + ["B-0", "B-1"]
     trained = {p.patient_id for p in fold.seen}

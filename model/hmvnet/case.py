@@ -22,6 +22,8 @@ GTVP, GTVN = 1, 2
 CLASSES = ("background", "GTVp", "GTVn")
 
 HU_OF_AIR = -1000.0
+DAYS_PER_YEAR = 365.25
+TIED_RISK = 1e-8  # as in scikit-survival
 MAX_NON_FINITE_FRACTION = 0.05
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -229,6 +231,29 @@ def has_comparable_pair(outcomes: Outcomes) -> bool:
     return bool((later | (then & ~outcomes.event)).any())
 
 
+def harrell_c(outcomes: Outcomes, risk: np.ndarray) -> float:
+    """Harrell's concordance index of ``risk`` ``[n]``; NaN where no two patients compare.
+
+    Of the pairs in which one is known to outlast the other's event, the share in which the other
+    has the higher risk; risks closer than ``TIED_RISK`` count one half (Harrell et al., JAMA 1982).
+
+    Raises:
+        ValueError: a risk that is NaN or infinite, or not one for each patient.
+    """
+    risk = np.asarray(risk, float)
+    if risk.shape != (len(outcomes),) or not np.isfinite(risk).all():
+        raise ValueError(
+            f"risks of shape {risk.shape}, expected [{len(outcomes)}] without NaN or infinity"
+        )
+    days, event = outcomes.days, outcomes.event
+    outlasts = (days > days[event, None]) | ((days == days[event, None]) & ~event)
+    if not outlasts.any():
+        return math.nan
+    ahead = risk[event, None] - risk
+    won = np.where(ahead > TIED_RISK, 1.0, 0.5 * (ahead >= -TIED_RISK))
+    return float(won[outlasts].sum() / outlasts.sum())
+
+
 @dataclass(frozen=True)
 class Case:
     """One patient.
@@ -240,7 +265,7 @@ class Case:
         record: the health record; empty where there is none.
         truth: labels 0, 1 = GTVp, 2 = GTVn on the CT grid, where known.
         outcome: recurrence-free survival, where known.
-        warnings: what was repaired while reading.
+        notes: what was repaired while reading.
     """
 
     patient_id: str
@@ -249,7 +274,7 @@ class Case:
     record: ClinicalRecord = field(default_factory=ClinicalRecord)
     truth: sitk.Image | None = None
     outcome: Outcome | None = None
-    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -261,7 +286,7 @@ class Case:
         record: ClinicalRecord | None = None,
         truth: sitk.Image | None = None,
         outcome: Outcome | None = None,
-        warnings: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
     ) -> Case:
         """A checked case: finite voxels, CT and PET that overlap, truth on the CT grid.
 
@@ -269,11 +294,11 @@ class Case:
             CaseError: the images cannot belong to one PET/CT examination, or hold too many
                 non-finite voxels, or no signal at all.
         """
-        notes = list(warnings)
-        ct = _finite(ct, "CT", HU_OF_AIR, notes)
-        pet = _finite(pet, "PET", 0.0, notes)
+        found = list(notes)
+        ct = _finite(ct, "CT", HU_OF_AIR, found)
+        pet = _finite(pet, "PET", 0.0, found)
         _check_overlap(Grid.of(ct), Grid.of(pet))
-        _check_values(ct, pet, notes)
+        _check_values(ct, pet, found)
         if truth is not None and not Grid.of(truth).same_as(Grid.of(ct), tolerance_mm=0.1):
             raise CaseError(
                 f"{patient_id}: label grid (size {truth.GetSize()}, spacing "
@@ -281,7 +306,7 @@ class Case:
                 f"{_rounded(ct.GetSpacing())})"
             )
         record = record or ClinicalRecord()
-        return cls(patient_id, ct, pet, record, truth, outcome, tuple(notes))
+        return cls(patient_id, ct, pet, record, truth, outcome, tuple(found))
 
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:

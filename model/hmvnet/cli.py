@@ -1,201 +1,325 @@
-"""The command line: ``hmvnet train | eval | tune | compare | export | settings | ...``."""
+"""The command line: ``hmvnet predict``, ``segmentation``, ``survival``, and what helps them.
+
+Every command imports what it needs when it runs, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from hmvnet.bundle import WeightsError
-from hmvnet.config import load_settings, settings_markdown, settings_xml
+from hmvnet import __version__
+from hmvnet.exits import Exit, RefusedError, ending
 
-app = typer.Typer(
-    help="Head-and-neck PET/CT tumour segmentation and RFS prediction. Not for clinical use.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-console = Console()
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from hmvnet.config import Settings
+
+# What typer raises for wrong options and arguments: click's own, which newer typer carries inside.
+UsageError: Any = typer.BadParameter.__mro__[1]
+# The packages that an extra brings, for whoever installed the package without it.
+EXTRAS = {
+    "sksurv": "baselines",
+    "lightning_fabric": "train",
+    "tensorboard": "train",
+    "blosc2": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "einops": "train",
+    "tabulate": "train",
+}
+
+
+def _commands(text: str) -> typer.Typer:
+    return typer.Typer(
+        help=text, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+
+
+app = _commands("Head-and-neck PET/CT segmentation and RFS prediction. Not for clinical use.")
+segmentation = _commands("Train, score, tune and compare segmentation networks.")
+survival = _commands("Train, score and compare survival models.")
+bench = _commands("Measure this project and its baselines side by side.")
+app.add_typer(segmentation, name="segmentation")
+app.add_typer(survival, name="survival")
+app.add_typer(bench, name="bench")
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="settings file; default: built-in")
+    Path | None, typer.Option("--config", help="settings file; default: the built-in settings")
 ]
 RunOption = Annotated[Path, typer.Option("--run", help="folder of this run's files")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="settings, section.name=value", show_default=False)
 ]
-TaskOption = Annotated[int, typer.Option(min=1, max=2, help="1 segmentation, 2 survival")]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="bundle folder; default: the shipped one")
+    str, typer.Option("--weights", help="bundle: folder, or URL#sha256=...; default: shipped")
 ]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>")]
+LimitOption = Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")]
+FoldOption = Annotated[list[int] | None, typer.Option(help="fold(s); all if left out")]
+TaskOption = Annotated[int, typer.Option(min=1, max=2, help="1 segmentation, 2 survival")]
+NetworkOption = Annotated[
+    list[str] | None,
+    typer.Option(help="a network and its options, 'hmvnet window=4'; repeatable"),
+]
+TestOption = Annotated[
+    Path | None, typer.Option(help="score on this data folder, not on the folds")
+]
+MinutesOption = Annotated[
+    float | None, typer.Option(help="stop after this; the same command goes on")
+]
+TrainMinutesOption = Annotated[
+    float | None, typer.Option(help="equal training time a fold, rather than equal steps")
+]
+ModelOption = Annotated[
+    list[str] | None, typer.Option(help="a survival model; repeatable; default: all")
+]
+RepeatsOption = Annotated[int, typer.Option(min=1, help="cross-validations")]
+ReferenceOption = Annotated[str, typer.Option(help="model to take differences to")]
+
 COMPARED_NETWORKS = ("hmvnet", "segresnet", "swinunetr", "resenc-unet")
 
 
-def bundle_folder(weights: Path | None) -> Path:
-    """The bundle asked for, or the shipped one."""
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _say(text: object) -> None:
+    _console().print(text, soft_wrap=True)
+
+
+def _settings(config: Path | None, overrides: list[str] | None) -> Settings:
+    from hmvnet.config import load_settings
+
+    return load_settings(config, overrides or ())
+
+
+def _bundle(weights: str) -> Path:
     from hmvnet.bundle import find_bundle
 
-    return find_bundle(weights)
+    return find_bundle(weights or None)
+
+
+# --- one scan or many ----------------------------------------------------------------------------
 
 
 @app.command()
-def train(
+def predict(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUT...",
+            help="a CT file and a PET file; or a folder: grand-challenge input, HECKTOR, nnU-Net",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="a folder a patient is made here")],
+    weights: WeightsOption = "",
+    record: Annotated[Path | None, typer.Option(help="ehr.json of a CT and a PET")] = None,
+    region: Annotated[
+        str, typer.Option(help="head-neck, or centre for scans that hold no head")
+    ] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="a setting in the bundle's place, section.name=value"),
+    ] = None,
+    device: DeviceOption = "auto",
+    picture: Annotated[bool, typer.Option(help="also draw slices and projections")] = True,
+    force: Annotated[bool, typer.Option("--force", help="write again what is there")] = False,
+    go_on: Annotated[bool, typer.Option("--continue", help="skip patients that are there")] = False,
+) -> int:
+    """Segment GTVp and GTVn, measure the lesions, predict the RFS risk."""
+    from hmvnet.bundle import load_bundle
+    from hmvnet.cohort import predict_cohort
+    from hmvnet.pipeline import Pipeline
+    from hmvnet.reading.inputs import find_sources
+    from hmvnet.segmentation.ensemble import pick_device
+    from hmvnet.writing.summary import Narrator
+
+    if force and go_on:
+        raise RefusedError("--force and --continue exclude each other")
+    given = [*(set_ or []), *([f"data.region={region}"] if region else [])]
+    settings = _settings(None, given)
+    sources = find_sources(inputs, record)
+    bundle, notes = load_bundle(_bundle(weights)).adjusted(settings)
+    needs_risk = bundle.manifest.prognosis is not None
+    pipeline = Pipeline(
+        bundle, pick_device(device), settings.inference, needs_risk=needs_risk, notes=notes
+    )
+    narrator = Narrator()
+    result = predict_cohort(
+        sources,
+        pipeline,
+        output,
+        existing="replace" if force else "skip" if go_on else "refuse",
+        picture=picture,
+        on_stage=narrator if len(sources) == 1 else None,
+        on_patient=lambda name, folder, found: (
+            narrator.summary(found, bundle.manifest.name, str(pipeline.device), [folder])
+            if len(sources) == 1
+            else narrator(f"{name}: {len(found.lesions)} lesions")
+        ),
+        on_failure=lambda name, why: narrator.problem(f"{name}: {why}"),
+    )
+    if len(sources) > 1:
+        _say(
+            f"{len(result.done)} patients predicted, {len(result.skipped)} there already, "
+            f"{len(result.refused)} refused, {len(result.incomplete)} incomplete; in {output}"
+        )
+    return result.code
+
+
+# --- segmentation --------------------------------------------------------------------------------
+
+
+@segmentation.command("train")
+def segmentation_train(
     overrides: Overrides = None,
     config: ConfigOption = None,
     run: RunOption = Path("runs/train"),
-    task: TaskOption = 1,
-    weights: WeightsOption = None,
-    fold: Annotated[
-        list[int] | None, typer.Option(help="fold(s) to train; all if left out")
-    ] = None,
+    fold: FoldOption = None,
 ) -> None:
     """Train on a data folder; writes checkpoints, logs, curves and a weight bundle under --run."""
-    settings = load_settings(config, overrides or ())
-    if task == 2:
-        from hmvnet.training.task2 import train_task2
+    from hmvnet.training.segmentation_bundle import train_segmentation_bundle
 
-        console.print(f"bundle: {train_task2(settings, bundle_folder(weights), run)}")
-        return
-    from hmvnet.training.task1 import train_task1
-
-    console.print(f"bundle: {train_task1(settings, run, fold)}")
+    _say(f"bundle: {train_segmentation_bundle(_settings(config, overrides), run, fold)}")
 
 
-@app.command("eval")
-def evaluate(
+@segmentation.command("eval")
+def segmentation_eval(
     overrides: Overrides = None,
     config: ConfigOption = None,
-    weights: WeightsOption = None,
+    weights: WeightsOption = "",
     run: RunOption = Path("runs/eval"),
-    task: TaskOption = 1,
-    limit: Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")] = 0,
+    limit: LimitOption = 0,
 ) -> None:
     """Score a weight bundle on a data folder: the challenge's metrics, per patient and in all."""
-    settings = load_settings(config, overrides or ())
-    if task == 2:
-        from hmvnet.experiments.evaluate import evaluate_task2
+    from hmvnet.experiments.evaluate import evaluate_segmentation
 
-        evaluate_task2(settings, bundle_folder(weights), run, limit, console)
-    else:
-        from hmvnet.experiments.evaluate import evaluate_task1
+    settings = _settings(config, overrides)
+    evaluate_segmentation(settings, _bundle(weights), run, limit, _console())
 
-        evaluate_task1(settings, bundle_folder(weights), run, limit, console)
+
+@segmentation.command("tune")
+def segmentation_tune(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/tune"),
+    limit: LimitOption = 0,
+) -> None:
+    """Choose a bundle's postprocessing on patients its networks did not see."""
+    from hmvnet.experiments.tune import tune
+
+    settings = _settings(config, overrides)
+    _say(f"bundle: {tune(settings, _bundle(weights), run, limit, _console())}")
+
+
+@segmentation.command("compare")
+def segmentation_compare(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    run: RunOption = Path("runs/compare"),
+    network: NetworkOption = None,
+    fold: FoldOption = None,
+    test: TestOption = None,
+    minutes: MinutesOption = None,
+    train_minutes: TrainMinutesOption = None,
+) -> None:
+    """Train and score networks alike; one table, pictures."""
+    from hmvnet.experiments.compare_networks import Contender, compare_networks
+
+    contenders = [Contender.parse(text) for text in network or COMPARED_NETWORKS]
+    settings = _settings(config, overrides)
+    compare_networks(settings, contenders, run, fold, _console(), test, minutes, train_minutes)
+
+
+# --- survival ------------------------------------------------------------------------------------
+
+
+@survival.command("train")
+def survival_train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/train"),
+) -> None:
+    """Fit the survival model beside a bundle's networks; writes a bundle of both under --run."""
+    from hmvnet.training.survival_bundle import train_survival_bundle
+
+    _say(f"bundle: {train_survival_bundle(_settings(config, overrides), _bundle(weights), run)}")
+
+
+@survival.command("eval")
+def survival_eval(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/eval"),
+    limit: LimitOption = 0,
+) -> None:
+    """Harrell's C-index of a bundle on patients that none of its models saw."""
+    from hmvnet.experiments.evaluate_survival import evaluate_survival
+
+    settings = _settings(config, overrides)
+    evaluate_survival(settings, _bundle(weights), run, limit, _console())
+
+
+@survival.command("compare")
+def survival_compare(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/compare"),
+    model: ModelOption = None,
+    repeats: RepeatsOption = 5,
+    reference: ReferenceOption = "",
+) -> None:
+    """Fit and score survival models alike; one table, pictures."""
+    from hmvnet.experiments.compare_survival import compare_survival
+
+    settings = _settings(config, overrides)
+    bundle = None if settings.clinical.tables else _bundle(weights)
+    compare_survival(settings, bundle, run, _console(), model or (), repeats, reference)
+
+
+# --- what helps ----------------------------------------------------------------------------------
+
+
+@app.command("settings")
+def show_settings(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    markdown: Annotated[bool, typer.Option(help="the reference, as a Markdown table")] = False,
+) -> None:
+    """Print the settings file: every setting, its value and its meaning."""
+    from hmvnet.config import settings_markdown, settings_xml
+
+    print(
+        settings_markdown() if markdown else settings_xml(_settings(config, overrides)),
+        end="",
+    )
 
 
 @app.command()
 def export(
-    weights: WeightsOption = None,
+    weights: WeightsOption = "",
     size: Annotated[str, typer.Option(help="z,y,x voxels; default: the bundle's region")] = "",
 ) -> None:
     """Write the bundle's ONNX files beside its weights, and check them against torch."""
     from hmvnet.segmentation.onnx_export import export_bundle
 
-    shape = tuple(int(n) for n in size.split(",")) if size else None
-    for path, error in export_bundle(bundle_folder(weights), shape):
-        console.print(f"wrote {path}; largest difference in probability {error:.1e}")
-
-
-@app.command()
-def tune(
-    overrides: Overrides = None,
-    config: ConfigOption = None,
-    weights: WeightsOption = None,
-    run: RunOption = Path("runs/tune"),
-    limit: Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")] = 0,
-) -> None:
-    """Choose a bundle's postprocessing on patients its networks did not see."""
-    from hmvnet.experiments.tune import tune as tune_bundle
-
-    settings = load_settings(config, overrides or ())
-    console.print(f"bundle: {tune_bundle(settings, bundle_folder(weights), run, limit, console)}")
-
-
-@app.command()
-def compare(
-    overrides: Overrides = None,
-    config: ConfigOption = None,
-    run: RunOption = Path("runs/compare"),
-    task: TaskOption = 1,
-    weights: WeightsOption = None,
-    network: Annotated[
-        list[str] | None,
-        typer.Option(help="Task 1: a network and its options, 'hmvnet window=4'; repeatable"),
-    ] = None,
-    fold: Annotated[list[int] | None, typer.Option(help="Task 1: fold(s); all if left out")] = None,
-    test: Annotated[
-        Path | None, typer.Option(help="Task 1: score on this data folder, not on the folds")
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Task 1: stop after this; the same command goes on")
-    ] = None,
-    train_minutes: Annotated[
-        float | None,
-        typer.Option(help="Task 1: equal training time a fold, rather than equal steps"),
-    ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(help="Task 2: a survival model; repeatable; default: all")
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Task 2: cross-validations")] = 5,
-    reference: Annotated[str, typer.Option(help="Task 2: model to take differences to")] = "",
-) -> None:
-    """Train and score networks (Task 1) or survival models (Task 2) alike; one table, pictures."""
-    settings = load_settings(config, overrides or ())
-    if task == 2:
-        from hmvnet.experiments.compare_survival import compare_task2
-
-        bundle = None if settings.clinical.tables else bundle_folder(weights)
-        compare_task2(settings, bundle, run, console, model or (), repeats, reference)
-        return
-    from hmvnet.experiments.compare_networks import Contender, compare_task1
-
-    contenders = [Contender.parse(text) for text in network or COMPARED_NETWORKS]
-    compare_task1(settings, contenders, run, fold, console, test, minutes, train_minutes)
-
-
-bench = typer.Typer(
-    help="Measure this project and its baselines side by side.", no_args_is_help=True
-)
-app.add_typer(bench, name="bench")
-
-
-@bench.command("case")
-def bench_case(
-    weights: WeightsOption = None,
-    folder: Annotated[Path, typer.Option(help="scratch folder")] = Path("runs/bench"),
-) -> None:
-    """One 512 x 512 x 200 case: every step here and done the official baseline's way."""
-    from hmvnet.bundle import load_bundle
-    from hmvnet.experiments.bench import case_table, run_baseline, run_ours, write_bench_case
-    from hmvnet.pipeline import Pipeline
-    from hmvnet.segmentation.ensemble import pick_device
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with console.status("making the case"):
-        write_bench_case(folder)
-    with console.status("HM-VNet"):
-        pipeline = Pipeline(
-            load_bundle(bundle_folder(weights)), pick_device("cpu"), needs_risk=False
-        )
-        run_ours(folder, pipeline)  # warm-up: first-touch of memory and lazy imports
-        ours = run_ours(folder, pipeline)
-    with console.status("baseline (minutes)") as status:
-        baseline = run_baseline(folder, lambda step: status.update(f"baseline: {step}"))
-    console.print(case_table(ours, baseline))
-
-
-@bench.command("networks")
-def bench_networks(
-    names: Annotated[str, typer.Option(help="comma-separated network names")] = (
-        "hmvnet,segresnet,swinunetr,resenc-unet,unet3d,unetr"
-    ),
-    patch: Annotated[int, typer.Option(help="edge of the patch in voxels")] = 96,
-    repeats: Annotated[int, typer.Option(min=1, help="timed passes; the median counts")] = 3,
-) -> None:
-    """Forward pass, training step and peak memory of each network on the same patch."""
-    from hmvnet.experiments.bench import network_table
-
-    console.print(network_table(names.split(","), patch, repeats, console))
+    try:
+        shape = tuple(int(n) for n in size.split(",")) if size else None
+    except ValueError as error:
+        raise RefusedError(f"--size {size}: expected three whole numbers, z,y,x") from error
+    for path, difference in export_bundle(_bundle(weights), shape):
+        _say(f"wrote {path}; largest difference in probability {difference:.1e}")
 
 
 @app.command()
@@ -217,40 +341,131 @@ def phantom(
         summary = write_cohort(
             root, count, seed, settings, jobs, lambda done, _: progress.reach(done)
         )
-    console.print(str(summary))
+    _say(str(summary))
 
 
-@app.command("settings")
-def show_settings(
+@bench.command("case")
+def bench_case(
+    weights: WeightsOption = "",
+    folder: Annotated[Path, typer.Option(help="scratch folder")] = Path("runs/bench"),
+) -> None:
+    """One 512 x 512 x 200 case: every step here and done the official baseline's way."""
+    from hmvnet.experiments.bench import compare_case
+
+    console = _console()
+    console.print(compare_case(_bundle(weights), folder, console))
+
+
+@bench.command("networks")
+def bench_networks(
+    names: Annotated[str, typer.Option(help="comma-separated network names")] = (
+        "hmvnet,segresnet,swinunetr,resenc-unet,unet3d,unetr"
+    ),
+    patch: Annotated[int, typer.Option(help="edge of the patch in voxels")] = 96,
+    repeats: Annotated[int, typer.Option(min=1, help="timed passes; the median counts")] = 3,
+) -> None:
+    """Forward pass, training step and peak memory of each network on the same patch."""
+    from hmvnet.experiments.bench import network_table
+
+    console = _console()
+    console.print(network_table(names.split(","), patch, repeats, console))
+
+
+# --- the names of before -------------------------------------------------------------------------
+
+
+@app.command("train", hidden=True)
+def train_of_before(
     overrides: Overrides = None,
     config: ConfigOption = None,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="the reference of all settings instead")
-    ] = False,
+    run: RunOption = Path("runs/train"),
+    task: TaskOption = 1,
+    weights: WeightsOption = "",
+    fold: FoldOption = None,
 ) -> None:
-    """Print the settings that a command would use, as a settings file."""
-    if markdown and (config or overrides):
-        raise ValueError("--markdown describes the defaults: it takes no settings")
-    text = settings_markdown() if markdown else settings_xml(load_settings(config, overrides or ()))
-    typer.echo(text, nl=False)
+    """``segmentation train``, or with ``--task 2`` ``survival train``."""
+    if task == 1:
+        segmentation_train(overrides, config, run, fold)
+    else:
+        survival_train(overrides, config, weights, run)
 
 
-def main() -> None:
-    """Run a command; wrong settings and data end in one clear line and exit code 2.
+@app.command("eval", hidden=True)
+def eval_of_before(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/eval"),
+    task: TaskOption = 1,
+    limit: LimitOption = 0,
+) -> None:
+    """``segmentation eval``, or with ``--task 2`` ``survival eval``."""
+    evaluate = segmentation_eval if task == 1 else survival_eval
+    evaluate(overrides, config, weights, run, limit)
 
-    75 (EX_TEMPFAIL): time was up, the same command goes on.
-    """
-    from hmvnet.exits import UnfinishedError
 
+app.command("tune", hidden=True)(segmentation_tune)
+
+
+@app.command("compare", hidden=True)
+def compare_of_before(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    run: RunOption = Path("runs/compare"),
+    task: TaskOption = 1,
+    weights: WeightsOption = "",
+    network: NetworkOption = None,
+    fold: FoldOption = None,
+    test: TestOption = None,
+    minutes: MinutesOption = None,
+    train_minutes: TrainMinutesOption = None,
+    model: ModelOption = None,
+    repeats: RepeatsOption = 5,
+    reference: ReferenceOption = "",
+) -> None:
+    """``segmentation compare``, or with ``--task 2`` ``survival compare``."""
+    if task == 1:
+        segmentation_compare(overrides, config, run, network, fold, test, minutes, train_minutes)
+    else:
+        survival_compare(overrides, config, weights, run, model, repeats, reference)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False,
+) -> None:
+    """Head-and-neck PET/CT segmentation and RFS prediction. Not for clinical use."""
+    if version:
+        print(f"hmvnet {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; what was given and is wrong ends in one clear line and exit code 2."""
+    raise SystemExit(ending(lambda: _run(arguments), (ValueError,)))
+
+
+def _run(arguments: list[str] | None) -> int:
+    command = typer.main.get_command(app)
     try:
-        app()
-    except UnfinishedError as unfinished:
-        Console(stderr=True).print(str(unfinished), highlight=False)
-        raise SystemExit(75) from unfinished
-    except (ValueError, WeightsError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
-        raise SystemExit(2) from error
+        return command(arguments, prog_name="hmvnet", standalone_mode=False) or Exit.OK
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        raise RefusedError(
+            f"this needs {error.name}, of the extra '{extra}': pip install 'hmvnet[{extra}]'"
+        ) from error
+    except UsageError as error:
+        message, context = error.format_message(), error.ctx
+        if message.startswith("Usage:"):  # no arguments at all: the help itself
+            print(message)
+            return Exit.REFUSED
+        where = context.command_path if context else "hmvnet"
+        raise RefusedError(f"{message} (see {where} --help)") from error
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -101,5 +101,5 @@ def _check_names(sources: Sequence[Source]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise RefusedError(f"patient {name} is there {names.count(name)} times, expected once")
-        if Path(name).name != name or name in (".", ".."):
+        if not name or Path(name).name != name or name in (".", ".."):
             raise RefusedError(f"patient id {name!r} cannot be the name of a folder")

@@ -88,7 +88,7 @@ class Pipeline:
 def _notes(
     case: Case, segmentation: Segmentation, lesions: list[Lesion], risk: Risk | None
 ) -> tuple[str, ...]:
-    notes = list(case.warnings)
+    notes = list(case.notes)
     region = segmentation.volume.region
     if region.note:
         notes.append(region.note)

@@ -22,13 +22,14 @@ from rich.table import Table
 from scipy import ndimage
 from skimage import measure
 
+from hmvnet.bundle import load_bundle
 from hmvnet.case import HU_OF_AIR, Grid
 from hmvnet.imaging.resample import resample
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.reading.challenge import read_case
 from hmvnet.reading.images import write_image
-from hmvnet.segmentation.ensemble import channels_last
+from hmvnet.segmentation.ensemble import channels_last, pick_device
 
 # The scan of the comparison: sizes of a whole-body CT and PET.
 CT_GRID = Grid((512, 512, 200), (0.98, 0.98, 2.0))
@@ -214,6 +215,20 @@ def case_table(ours: Ledger, baseline: Ledger) -> Table:
     )
     row("whole case", baseline.total(), ours.total(), *peaks)
     return table
+
+
+def compare_case(weights: Path, folder: Path, console: Console) -> Table:
+    """The whole case done both ways, ours without Task 2; ``folder`` is for scratch."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with console.status("making the case"):
+        write_bench_case(folder)
+    with console.status("HM-VNet"):
+        pipeline = Pipeline(load_bundle(weights), pick_device("cpu"), needs_risk=False)
+        run_ours(folder, pipeline)  # warm-up: first-touch of memory and lazy imports
+        ours = run_ours(folder, pipeline)
+    with console.status("baseline (minutes)") as status:
+        baseline = run_baseline(folder, lambda step: status.update(f"baseline: {step}"))
+    return case_table(ours, baseline)
 
 
 def network_table(names: Sequence[str], patch: int, repeats: int, console: Console) -> Table:

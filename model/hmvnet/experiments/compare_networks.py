@@ -37,13 +37,13 @@ from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.survival.bootstrap import bootstrap_segmentation
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation import train_segmentation
-from hmvnet.training.task1 import (
+from hmvnet.training.segmentation_bundle import (
     BUNDLE,
     Fold,
     plan_folds,
     prepare_together,
     task_key,
-    train_task1,
+    train_segmentation_bundle,
 )
 
 PACE_STEPS = 8
@@ -101,7 +101,7 @@ class Scored:
     cost: Cost
 
 
-def compare_task1(
+def compare_networks(
     settings: Settings,
     contenders: Sequence[Contender],
     run: Path,
@@ -142,7 +142,7 @@ def compare_task1(
         folder = run / contender.folder
         if train_minutes:
             own = _timed_budget(own, plan[0], folder, train_minutes)
-        bundle = _trained(own, folder, plan) or train_task1(
+        bundle = _trained(own, folder, plan) or train_segmentation_bundle(
             own, folder, folds, lambda step: time.monotonic() > deadline
         )
         scored[contender.label] = _score(

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from hmvnet.case import Outcomes
+from hmvnet.case import DAYS_PER_YEAR, Outcomes
 from hmvnet.config import Settings
 from hmvnet.files import digest, write_arrays, write_text
 from hmvnet.lesions.features import LesionFeatures
@@ -27,7 +27,6 @@ from hmvnet.progress import show_progress
 from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.survival import baselines
 from hmvnet.survival.bootstrap import Bootstrap, bootstrap_concordance
-from hmvnet.survival.metrics import DAYS_PER_YEAR
 from hmvnet.survival.validation import (
     FitPredict,
     OutOfFold,
@@ -36,14 +35,9 @@ from hmvnet.survival.validation import (
     cross_validate_by,
     score,
 )
+from hmvnet.training.descriptions import Described, handcrafted, load_described, outcomes_of
 from hmvnet.training.folds import repeated_folds
-from hmvnet.training.prognosis import (
-    Described,
-    handcrafted,
-    outcomes_of,
-    predict,
-)
-from hmvnet.training.task2 import fit, load_described
+from hmvnet.training.prognosis import fit, predict
 
 # Branches of the fusion network by the name of the ablation.
 FUSIONS: Mapping[str, tuple[str, ...]] = {
@@ -178,7 +172,7 @@ def _classical(
     return fit_predict
 
 
-def compare_task2(
+def compare_survival(
     settings: Settings,
     weights: Path | None,
     run: Path,

@@ -27,7 +27,7 @@ from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import Segmenter, label_map
-from hmvnet.training.task1 import BUNDLE
+from hmvnet.training.segmentation_bundle import BUNDLE
 
 CANDIDATES: Mapping[str, Sequence[float]] = {
     "airway_mm": (0.0, 15.0, 20.0, 30.0),

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sksurv.metrics import concordance_index_censored
+
+from hmvnet.case import Outcomes, harrell_c
 
 
 @dataclass(frozen=True)
@@ -93,4 +94,4 @@ def best_c_index(linear_predictor: ArrayLike, days: ArrayLike, relapse: ArrayLik
             f"a concordance needs two patients and one relapse, found {len(time)} patients "
             f"with {int(event.sum())} relapses"
         )
-    return float(concordance_index_censored(event, time, np.asarray(linear_predictor))[0])
+    return harrell_c(Outcomes(time, event), np.asarray(linear_predictor, float))

@@ -117,45 +117,30 @@ def signed_log(values: Tensor) -> Tensor:
 
 
 class FusionNetwork(nn.Module):
-    """Patients to 256 fused variables (:meth:`embed`) or to a log-hazard (``forward``)."""
+    """Patients to 256 fused variables (:meth:`embed`) or to a log-hazard (``forward``).
+
+    A branch that is not in use is None.
+    """
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
         self.config = config
-        width, widths = config.image_width, 0
-        self.image_channels = IMAGE_CHANNELS if "lesions" in config.branches else RAW_CHANNELS
-        if "image" in config.branches:
-            self.image = ResNet(
-                "basic",
-                [2, 2, 2, 2],
-                [width, 2 * width, 4 * width, 8 * width],
-                spatial_dims=3,
-                n_input_channels=self.image_channels,
-                conv1_t_size=3,
-                conv1_t_stride=2,
-                no_max_pool=True,
-                num_classes=config.image_out,
-            )
-            widths += config.image_out
-        if "table" in config.branches:
-            self.table = nn.Sequential(
-                nn.Linear(config.table_features, config.table_out),
-                nn.ReLU(),
-                nn.BatchNorm1d(config.table_out),
-                nn.Dropout(config.dropout),
-            )
-            widths += config.table_out
-        if "lesions" in config.branches:
-            self.standardise = LesionStandardiser(config.lesion_features)
-            self.lesions = nn.Sequential(
-                nn.Dropout(config.dropout),
-                nn.Linear(config.lesion_features, config.lesion_out),
-                nn.ReLU(),
-                nn.Dropout(config.dropout),
-            )
-            widths += config.lesion_out
+        uses_image, uses_table, uses_lesions = (name in config.branches for name in BRANCHES)
+        # Without Task 1 the image branch does not see its masks either.
+        self.image_channels = IMAGE_CHANNELS if uses_lesions else RAW_CHANNELS
+        self.image = _image_branch(config, self.image_channels) if uses_image else None
+        self.table = _table_branch(config) if uses_table else None
+        self.standardise = LesionStandardiser(config.lesion_features) if uses_lesions else None
+        self.lesions = _lesion_branch(config) if uses_lesions else None
+        widths = {
+            "image": config.image_out,
+            "table": config.table_out,
+            "lesions": config.lesion_out,
+        }
         self.fuse = nn.Sequential(
-            nn.Linear(widths, config.fused), nn.ReLU(), nn.Dropout(config.dropout)
+            nn.Linear(sum(widths[name] for name in set(config.branches)), config.fused),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
         )
         self.risk = nn.Linear(config.fused, 1, bias=False)
 
@@ -164,14 +149,14 @@ class FusionNetwork(nn.Module):
         return asdict(self.config)
 
     def branch_outputs(self, patients: PatientInputs) -> dict[str, Tensor]:
-        """What each branch in use gives, ``[b, c]``."""
+        """What each branch in use gives, ``[b, c]``, in the order of ``BRANCHES``."""
         outputs = {}
-        if "image" in self.config.branches:
+        if self.image is not None:
             seen = patients.image[:, : self.image_channels]
             outputs["image"] = torch.relu(self.image(seen))
-        if "table" in self.config.branches:
+        if self.table is not None:
             outputs["table"] = self.table(patients.table)
-        if "lesions" in self.config.branches:
+        if self.standardise is not None and self.lesions is not None:
             outputs["lesions"] = self.lesions(self.standardise(patients.lesions))
         return outputs
 
@@ -181,8 +166,41 @@ class FusionNetwork(nn.Module):
 
     def join(self, outputs: dict[str, Tensor]) -> Tensor:
         """Branch outputs to the fused variables ``[b, 256]``."""
-        return self.fuse(torch.cat([outputs[b] for b in BRANCHES if b in outputs], 1))
+        return self.fuse(torch.cat(list(outputs.values()), 1))
 
     def forward(self, patients: PatientInputs) -> Tensor:
         """Log relative hazard ``[b]``."""
         return self.risk(self.embed(patients))[:, 0]
+
+
+def _image_branch(config: FusionConfig, channels: int) -> nn.Module:
+    width = config.image_width
+    return ResNet(
+        "basic",
+        [2, 2, 2, 2],
+        [width, 2 * width, 4 * width, 8 * width],
+        spatial_dims=3,
+        n_input_channels=channels,
+        conv1_t_size=3,
+        conv1_t_stride=2,
+        no_max_pool=True,
+        num_classes=config.image_out,
+    )
+
+
+def _table_branch(config: FusionConfig) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(config.table_features, config.table_out),
+        nn.ReLU(),
+        nn.BatchNorm1d(config.table_out),
+        nn.Dropout(config.dropout),
+    )
+
+
+def _lesion_branch(config: FusionConfig) -> nn.Module:
+    return nn.Sequential(
+        nn.Dropout(config.dropout),
+        nn.Linear(config.lesion_features, config.lesion_out),
+        nn.ReLU(),
+        nn.Dropout(config.dropout),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +26,9 @@ from hmvnet.prognosis.icare import BaggedIcare
 from hmvnet.prognosis.linear import LinearRisk
 from hmvnet.segmentation.segmenter import Segmentation
 
-ICARE_PREFIX, DIRECT_PREFIX, LINEAR_PREFIX = "icare.", "direct.", "linear."
-NETWORK_PREFIX = "fusion."
+# What the names of tensors in a bundle start with.
+NETWORK_PREFIX, MEAN_PREFIX = "fusion.", "mean."
+HEAD = "icare"
 
 
 @dataclass(frozen=True)
@@ -91,84 +92,143 @@ def describe(segmentation: Segmentation, image_spacing_mm: float) -> LesionDescr
     return LesionDescription(image, features)
 
 
-@dataclass
+class RiskModel(Protocol):
+    """A fitted model whose risk is a sum of parts, one a variable."""
+
+    def predict_risk(self, x: np.ndarray) -> np.ndarray:
+        """Risk ``[n]`` of variables ``[n, p]``; higher = earlier event."""
+
+    def contributions(self, x: np.ndarray) -> np.ndarray:
+        """What each variable adds to the risk, ``[n, p]``."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The model as plain arrays, which its class's ``from_state`` takes."""
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A model and its share of the risk."""
+
+    weight: float
+    model: RiskModel
+
+
+# The models on the named variables, by the name that their tensors and weights have in bundles. A
+# new one is a class with ``from_state`` and a line here.
+NAMED_MODELS: Mapping[str, type[BaggedIcare] | type[LinearRisk]] = {
+    "direct": BaggedIcare,
+    "linear": LinearRisk,
+}
+
+
+@dataclass(frozen=True)
+class NamedVariables:
+    """The variables that have a name: the encoded health record, then some lesion features.
+
+    Attributes:
+        table: whether the health record is among them.
+        lesion_columns: which of the lesion features are, counted from 0.
+    """
+
+    table: bool
+    lesion_columns: tuple[int, ...]
+
+    @classmethod
+    def of(cls, network: FusionNetwork, lesion_columns: Sequence[int]) -> NamedVariables:
+        """Of what the network's branches see; ``lesion_columns`` as far as lesions are."""
+        seen = tuple(lesion_columns) if network.lesions is not None else ()
+        return cls(network.table is not None, seen)
+
+    def values(self, inputs: PatientInputs) -> np.ndarray:
+        """``[b, p]``, lesion features as signed logarithms."""
+        parts = [inputs.table] if self.table else []
+        parts.append(signed_log(inputs.lesions[:, list(self.lesion_columns)]))
+        return torch.cat(parts, 1).double().numpy()
+
+    def names(self, encoder: ClinicalEncoder, lesion_names: Sequence[str]) -> list[str]:
+        """The variables' names, in order."""
+        table = list(encoder.feature_names_) if self.table else []
+        return [*table, *(lesion_names[i] for i in self.lesion_columns)]
+
+
+@dataclass(frozen=True)
 class PrognosisMember:
-    """One fusion network with its ICARE head, and ICARE and Cox on the named variables beside it.
+    """One fusion network with its ICARE head, and models on the named variables beside it.
+
+    The risk is ``sum of weight * model.predict_risk(variables)``: of the head on the network's 256
+    fused variables, and of each of the others on the named ones.
 
     Attributes:
         encoder: of the health record.
-        network: to 256 fused variables.
-        head: ICARE on those.
+        network: to the fused variables.
         branch_means: mean output of each branch over the training patients.
-        direct: ICARE on the encoded health record and established lesion features themselves; None
-            where neither is in use.
-        linear: ridge Cox on the same; None likewise.
-        direct_weight, linear_weight: their shares of the risk; the network has the rest.
-        direct_columns: which of the lesion features it sees, counted from 0.
+        head: ICARE on the fused variables.
+        named: models on the named variables, by the names of ``NAMED_MODELS``.
+        variables: the named variables.
     """
 
     encoder: ClinicalEncoder
     network: FusionNetwork
-    head: BaggedIcare
-    branch_means: dict[str, Tensor]
-    direct: BaggedIcare | None = None
-    linear: LinearRisk | None = None
-    direct_weight: float = 0.0
-    linear_weight: float = 0.0
-    direct_columns: tuple[int, ...] = ()
+    branch_means: Mapping[str, Tensor]
+    head: Weighted
+    named: Mapping[str, Weighted]
+    variables: NamedVariables
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that was learnt, but the encoder (JSON), for a safetensors file."""
         state = {NETWORK_PREFIX + k: v for k, v in self.network.state_dict().items()}
-        heads = {ICARE_PREFIX: self.head, DIRECT_PREFIX: self.direct, LINEAR_PREFIX: self.linear}
-        for prefix, head in heads.items():
-            if head is not None:
-                state |= {prefix + k: torch.from_numpy(v) for k, v in head.state().items()}
-        return state | {f"mean.{k}": v for k, v in self.branch_means.items()}
+        for name, part in {HEAD: self.head, **self.named}.items():
+            arrays = part.model.state()
+            state |= {f"{name}.{k}": torch.from_numpy(v) for k, v in arrays.items()}
+        return state | {MEAN_PREFIX + k: v for k, v in self.branch_means.items()}
 
     def settings(self) -> dict[str, Any]:
         """Sizes and weights, as ``weights/`` manifests store them."""
-        return self.network.settings() | {
-            "direct_weight": self.direct_weight,
-            "linear_weight": self.linear_weight,
-            "direct_columns": list(self.direct_columns),
+        weights = {
+            name: self.named[name].weight if name in self.named else 0.0 for name in NAMED_MODELS
         }
+        return (
+            self.network.settings()
+            | {f"{name}_weight": weight for name, weight in weights.items()}
+            | {"direct_columns": list(self.variables.lesion_columns)}
+        )
 
     @classmethod
     def from_tensors(
-        cls, encoder: ClinicalEncoder, settings: Mapping[str, Any], state: dict[str, Tensor]
+        cls, encoder: ClinicalEncoder, settings: Mapping[str, Any], state: Mapping[str, Tensor]
     ) -> PrognosisMember:
-        """The member whose :meth:`tensors` and :meth:`settings` these are."""
-        part = lambda p: {k[len(p) :]: v for k, v in state.items() if k.startswith(p)}  # noqa: E731
+        """The member whose :meth:`tensors` and :meth:`settings` these are.
+
+        Raises:
+            ValueError: a model is there without its weight, or a weight without its model.
+        """
         sizes: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
         }
         columns = sizes.pop("direct_columns", ())
-        weights = {name: sizes.pop(name, 0.0) for name in ("direct_weight", "linear_weight")}
+        weights = {name: float(sizes.pop(f"{name}_weight", 0.0)) for name in NAMED_MODELS}
         network = FusionNetwork(FusionConfig(**sizes)).eval()
-        network.load_state_dict(part(NETWORK_PREFIX))
-        arrays = {
-            prefix: {k: v.numpy() for k, v in part(prefix).items()}
-            for prefix in (ICARE_PREFIX, DIRECT_PREFIX, LINEAR_PREFIX)
-        }
-        if not arrays[ICARE_PREFIX]:
+        network.load_state_dict(_below(NETWORK_PREFIX, state))
+        head = _arrays(HEAD, state)
+        if not head:
             raise ValueError("the survival model's file holds no ICARE head")
-        direct, linear = arrays[DIRECT_PREFIX], arrays[LINEAR_PREFIX]
-        for name, found in (("direct_weight", direct), ("linear_weight", linear)):
+        named = {}
+        for name, kind in NAMED_MODELS.items():
+            found = _arrays(name, state)
             if bool(weights[name]) != bool(found):
                 raise ValueError(
-                    f"the survival model's {name} is {weights[name]:g}, and its file "
+                    f"the survival model's {name}_weight is {weights[name]:g}, and its file "
                     f"{'has' if found else 'lacks'} the model it weighs: the parts do not fit"
                 )
+            if found:
+                named[name] = Weighted(weights[name], kind.from_state(found))
         return cls(
             encoder,
             network,
-            BaggedIcare.from_state(arrays[ICARE_PREFIX]),
-            part("mean."),
-            BaggedIcare.from_state(direct) if direct else None,
-            LinearRisk.from_state(linear) if linear else None,
-            **weights,
-            direct_columns=columns,
+            _below(MEAN_PREFIX, state),
+            Weighted(rest_of(named), BaggedIcare.from_state(head)),
+            named,
+            NamedVariables.of(network, columns),
         )
 
     def inputs(
@@ -182,31 +242,12 @@ class PrognosisMember:
     @torch.inference_mode()
     def risk(self, inputs: PatientInputs) -> np.ndarray:
         """Risk ``[b]`` of ``b`` patients."""
-        risk = self.network_weight * self._head_risk(self.network.branch_outputs(inputs))
-        if models := self._named_models():
-            variables = self.direct_variables(inputs)
-            for weight, model in models:
-                risk = risk + weight * model.predict_risk(variables)
+        risk = self._head_risk(self.network.branch_outputs(inputs))
+        if self.named:
+            variables = self.variables.values(inputs)
+            for part in self.named.values():
+                risk = risk + part.weight * part.model.predict_risk(variables)
         return risk
-
-    @property
-    def network_weight(self) -> float:
-        """The share of the risk that the fusion network and its head have."""
-        return 1.0 - self.direct_weight - self.linear_weight
-
-    def _named_models(self) -> list[tuple[float, BaggedIcare | LinearRisk]]:
-        """The models on the named variables, with their shares of the risk."""
-        both = ((self.direct_weight, self.direct), (self.linear_weight, self.linear))
-        return [(weight, model) for weight, model in both if model is not None]
-
-    def direct_variables(self, inputs: PatientInputs) -> np.ndarray:
-        """The named variables, ``[b, p]``: the health record, then some lesion features."""
-        parts = []
-        if "table" in self.network.config.branches:
-            parts.append(inputs.table)
-        if "lesions" in self.network.config.branches:
-            parts.append(signed_log(inputs.lesions[:, list(self.direct_columns)]))
-        return torch.cat(parts, 1).double().numpy()
 
     @torch.inference_mode()
     def branch_effects(self, inputs: PatientInputs) -> dict[str, float]:
@@ -219,7 +260,7 @@ class PrognosisMember:
         effects = {}
         for name in outputs:
             replaced = outputs | {name: self.branch_means[name][None].expand_as(outputs[name])}
-            effects[name] = self.network_weight * float(whole - self._head_risk(replaced)[0])
+            effects[name] = float(whole - self._head_risk(replaced)[0])
         return effects
 
     def contributions(
@@ -229,20 +270,32 @@ class PrognosisMember:
 
         They sum to the part of the risk that is not the network's.
         """
-        models = self._named_models()
-        if not models:
+        if not self.named:
             return []
-        names: list[str] = []
-        if "table" in self.network.config.branches:
-            names += self.encoder.feature_names_
-        if "lesions" in self.network.config.branches:
-            names += [lesion_names[i] for i in self.direct_columns]
-        variables = self.direct_variables(inputs)
-        values = np.sum([weight * m.contributions(variables)[0] for weight, m in models], axis=0)
-        return [Contribution(n, v) for n, v in zip(names, values.tolist(), strict=True)]
+        x = self.variables.values(inputs)
+        parts = [part.weight * part.model.contributions(x)[0] for part in self.named.values()]
+        names = self.variables.names(self.encoder, lesion_names)
+        values = np.sum(parts, axis=0).tolist()
+        return [Contribution(name, value) for name, value in zip(names, values, strict=True)]
 
     def _head_risk(self, outputs: dict[str, Tensor]) -> np.ndarray:
-        return self.head.predict_risk(self.network.join(outputs).double().numpy())
+        """The head's part of the risk, ``[b]``."""
+        fused = self.network.join(outputs).double().numpy()
+        return self.head.weight * self.head.model.predict_risk(fused)
+
+
+def rest_of(named: Mapping[str, Weighted]) -> float:
+    """The share of the risk that is left for the fusion network."""
+    return 1.0 - sum(part.weight for part in named.values())
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with the prefix, without it."""
+    return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _arrays(name: str, state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {k: v.numpy() for k, v in _below(f"{name}.", state).items()}
 
 
 class Prognosis:

@@ -56,13 +56,13 @@ def read_case(input_dir: Path, *, needs_record: bool = True) -> Case:
         raise CaseError(f"input folder {input_dir} does not exist") from error
     if not root.is_dir():
         raise CaseError(f"input {input_dir} is not a folder")
-    sockets, warnings = _read_sockets(root)
+    sockets, socket_notes = _read_sockets(root)
     with ThreadPoolExecutor(max_workers=2) as pool:  # inflating frees the GIL
         reads = [pool.submit(_read_socket_image, root, s) for s in (sockets.ct, sockets.pet)]
         (ct, ct_notes), (pet, pet_notes) = (read.result() for read in reads)
-    record, notes = _read_record(root / sockets.record, needs_record)
-    warnings += (*ct_notes, *pet_notes, *notes)
-    return Case.of("case", ct, pet, record=record, warnings=warnings)
+    record, record_notes = _read_record(root / sockets.record, needs_record)
+    notes = (*socket_notes, *ct_notes, *pet_notes, *record_notes)
+    return Case.of("case", ct, pet, record=record, notes=notes)
 
 
 def _read_sockets(root: Path) -> tuple[Sockets, tuple[str, ...]]:

@@ -65,7 +65,7 @@ class Patient:
                 record=self.record,
                 truth=truth,
                 outcome=self.outcome,
-                warnings=(*notes, *notes2),
+                notes=(*notes, *notes2),
             )
         except CaseError as error:
             raise CaseError(f"patient {self.patient_id}: {error}") from error

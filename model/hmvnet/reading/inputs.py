@@ -66,8 +66,8 @@ class Pair:
         record, notes = ClinicalRecord(), NO_RECORD
         if self.record:
             record, notes = read_health_record(self.record)
-        warnings = (*ct_notes, *pet_notes, *notes)
-        return Case.of(self.patient_id, ct, pet, record=record, warnings=warnings)
+        notes = (*ct_notes, *pet_notes, *notes)
+        return Case.of(self.patient_id, ct, pet, record=record, notes=notes)
 
 
 def find_sources(inputs: Sequence[Path], record: Path | None = None) -> list[Source]:

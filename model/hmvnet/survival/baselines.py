@@ -28,11 +28,11 @@ from sksurv.ensemble import GradientBoostingSurvivalAnalysis, RandomSurvivalFore
 from sksurv.linear_model import CoxPHSurvivalAnalysis
 from torch import Tensor, nn
 
-from hmvnet.case import Outcomes, has_comparable_pair
+from hmvnet.case import Outcomes, harrell_c, has_comparable_pair
 from hmvnet.prognosis.icare import BaggedIcare
 from hmvnet.prognosis.linear import LinearRisk
 from hmvnet.survival.losses import deephit_ranking_loss, discrete_loss
-from hmvnet.survival.metrics import harrell_c, structured
+from hmvnet.survival.metrics import structured
 
 
 class SurvivalModel(Protocol):

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hmvnet.case import Outcomes
+from hmvnet.case import TIED_RISK, Outcomes
 from hmvnet.segmentation.metrics import HD95, METRICS, CaseScore, ratios, terms
-
-TIED_TOLERANCE = 1e-8  # scikit-survival's: risks closer than this are tied
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def _weighted_concordance(
     for scores, numbers in zip(risk, folds, strict=True):
         pairs = outlasts & (numbers == numbers[event, None])
         ahead = scores[event, None] - scores
-        concordant = np.where(ahead > TIED_TOLERANCE, 1.0, 0.5 * (ahead >= -TIED_TOLERANCE)) * pairs
+        concordant = np.where(ahead > TIED_RISK, 1.0, 0.5 * (ahead >= -TIED_RISK)) * pairs
         by_event = weights[:, event]
         won = ((by_event @ concordant) * weights).sum(axis=1)
         compared = ((by_event @ pairs.astype(float)) * weights).sum(axis=1)

@@ -1,6 +1,7 @@
-"""How good risks and survival curves are: concordance, AUC, Brier score, calibration.
+"""How good risks and survival curves are: Uno's concordance, AUC, Brier score, calibration.
 
-Risks are higher for earlier events; times are in days. The numbers are scikit-survival's.
+Risks are higher for earlier events; times are in days. The numbers are scikit-survival's. Harrell's
+concordance is :func:`hmvnet.case.harrell_c`, which needs no library.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from sksurv.metrics import (
-    concordance_index_censored,
     concordance_index_ipcw,
     cumulative_dynamic_auc,
     integrated_brier_score,
@@ -20,19 +20,10 @@ from sksurv.util import Surv
 
 from hmvnet.case import Outcomes, has_comparable_pair
 
-DAYS_PER_YEAR = 365.25
-
 
 def structured(outcomes: Outcomes) -> np.ndarray:
     """Outcomes as scikit-survival wants them: a structured array ``[n]`` of event and time."""
     return Surv.from_arrays(outcomes.event, outcomes.days)
-
-
-def harrell_c(outcomes: Outcomes, risk: np.ndarray) -> float:
-    """Harrell's concordance index of ``risk`` ``[n]``; NaN where no two patients compare."""
-    if not has_comparable_pair(outcomes):
-        return np.nan
-    return float(concordance_index_censored(outcomes.event, outcomes.days, risk)[0])
 
 
 def uno_c(train: Outcomes, test: Outcomes, risk: np.ndarray, tau: float | None = None) -> float:

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from hmvnet.case import Outcomes
+from hmvnet.case import DAYS_PER_YEAR, Outcomes, harrell_c
 from hmvnet.survival.baselines import SurvivalModel
 from hmvnet.survival.bootstrap import Bootstrap
 from hmvnet.survival.metrics import (
-    DAYS_PER_YEAR,
     Calibration,
     auc_at,
     brier,
     calibration,
-    harrell_c,
     uno_c,
 )
 

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
-from sksurv.compare import compare_survival
-from sksurv.nonparametric import kaplan_meier_estimator
 
-from hmvnet.case import Outcomes
+from hmvnet.case import DAYS_PER_YEAR, Outcomes
 from hmvnet.survival.bootstrap import Interval
-from hmvnet.survival.metrics import DAYS_PER_YEAR, Calibration, structured
 from hmvnet.writing.pictures import draw_contours, save
 
 if TYPE_CHECKING:
     from hmvnet.segmentation.metrics import CaseScore
+    from hmvnet.survival.metrics import Calibration
     from hmvnet.training.engine import History
 
 
@@ -102,6 +100,11 @@ def kaplan_meier_figure(
     Args:
         group: number ``[n]`` of each patient's group, an index into ``names``.
     """
+    from sksurv.compare import compare_survival  # networks are trained without scikit-survival
+    from sksurv.nonparametric import kaplan_meier_estimator
+
+    from hmvnet.survival.metrics import structured
+
     present = np.unique(group)
     figure = Figure(figsize=(6.4, 5.2), layout="constrained")
     axes, below = figure.subplots(2, 1, height_ratios=(5, 1), sharex=True)

@@ -1,9 +1,9 @@
-"""Training the survival model: lesion descriptions out of sample, fusion network, ICARE head."""
+"""Fitting the survival model: fusion networks with ICARE heads, models on the named variables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,129 +11,28 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from hmvnet.bundle import Bundle, fingerprint
-from hmvnet.case import ClinicalRecord, Outcome, Outcomes
-from hmvnet.config import InferenceSettings, PrognosisSettings
-from hmvnet.files import digest, write_arrays
-from hmvnet.lesions.features import LesionFeatures
+from hmvnet.case import Outcomes, harrell_c
+from hmvnet.config import PrognosisSettings, Settings
+from hmvnet.files import digest
 from hmvnet.prognosis.encoder import ClinicalEncoder
-from hmvnet.prognosis.fusion import FusionConfig, FusionNetwork, PatientInputs, signed_log
+from hmvnet.prognosis.fusion import FusionConfig, FusionNetwork, PatientInputs
 from hmvnet.prognosis.icare import BaggedIcare
-from hmvnet.prognosis.risk import LesionDescription, PrognosisMember, describe
-from hmvnet.reading.folder import Patient
+from hmvnet.prognosis.risk import (
+    NAMED_MODELS,
+    NamedVariables,
+    PrognosisMember,
+    RiskModel,
+    Weighted,
+    rest_of,
+)
 from hmvnet.reading.records import HECKTOR, ClinicalSchema
-from hmvnet.segmentation.segmenter import Segmenter
 from hmvnet.survival.baselines import fit_linear_risk
 from hmvnet.survival.losses import cox_loss, ranking_loss
-from hmvnet.training.engine import LoopSettings, train
+from hmvnet.training.descriptions import Described, handcrafted_count, outcomes_of
+from hmvnet.training.engine import LoopSettings, make_fabric, train
+from hmvnet.training.folds import split_folds
 
 EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
-DESCRIPTION_VERSION = 2  # counts changes to masks and features that no setting shows
-ENCODER_PREFIX = "encoder"  # names of pooled encoder features, see pool_encoder_features
-
-
-class LeakError(ValueError):
-    """A patient's lesions would be described by a network that was trained on that patient."""
-
-
-@dataclass(frozen=True)
-class Described:
-    """A patient as the survival model sees them."""
-
-    patient_id: str
-    centre: str
-    description: LesionDescription
-    record: ClinicalRecord
-    outcome: Outcome
-
-
-class LesionDescriber:
-    """Describes patients' lesions with the networks of a bundle that did not see them.
-
-    Descriptions are kept on disk, keyed by the networks' hashes and the patient's files.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        device: torch.device,
-        image_spacing_mm: float,
-        cache: Path,
-        inference: InferenceSettings | None = None,
-    ) -> None:
-        self.bundle = bundle
-        self.image_spacing_mm = image_spacing_mm
-        inference = (inference or InferenceSettings()).model_copy(update={"time_budget_s": 1e9})
-        self.segmenter = Segmenter(bundle, device, inference)
-        manifest = bundle.manifest
-        settings = (manifest.preprocessing, manifest.postprocessing, inference)
-        key = digest(
-            DESCRIPTION_VERSION,
-            {file: manifest.files[file] for file in manifest.segmentation.files},
-            image_spacing_mm,
-            *(s.model_dump(mode="json") for s in settings),
-        )
-        self.folder = cache / f"lesions-{key}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def unseen_members(self, patient_id: str) -> list[int]:
-        """The ensemble's members that were not trained on this patient.
-
-        Raises:
-            LeakError: there are none, or the bundle does not say what it was trained on.
-        """
-        seen = self.bundle.manifest.segmentation.seen
-        if len(seen) != len(self.bundle.manifest.segmentation.files):
-            raise LeakError(
-                f"bundle '{self.bundle.manifest.name}' does not say which patients its networks "
-                "were trained on; retrain it with this version"
-            )
-        mark = fingerprint(patient_id)
-        members = [i for i, patients in enumerate(seen) if mark not in patients]
-        if not members:
-            raise LeakError(
-                f"patient {patient_id}: every network of the bundle was trained on this patient; "
-                "its lesion features would be better than those of a new patient"
-            )
-        return members
-
-    def __call__(self, patient: Patient) -> Described:
-        """One patient.
-
-        Raises:
-            LeakError: see :meth:`unseen_members`.
-            ValueError: the patient has no outcome.
-        """
-        if patient.outcome is None:
-            raise ValueError(f"patient {patient.patient_id} has no outcome (RFS, Relapse)")
-        members = self.unseen_members(patient.patient_id)
-        key = digest(members, patient.state())
-        path = self.folder / f"{patient.patient_id}-{key}.npz"
-        if not path.exists():
-            self._write(self._describe(patient, members), path)
-        with np.load(path, allow_pickle=False) as stored:
-            features = LesionFeatures(tuple(stored["names"].tolist()), stored["values"])
-            description = LesionDescription(stored["image"].astype(np.float32), features)
-        return Described(
-            patient.patient_id, patient.centre, description, patient.record, patient.outcome
-        )
-
-    def _describe(self, patient: Patient, members: Sequence[int]) -> LesionDescription:
-        return describe(self.segmenter.only(members)(patient.read()), self.image_spacing_mm)
-
-    @staticmethod
-    def _write(description: LesionDescription, path: Path) -> None:
-        write_arrays(
-            path,
-            image=description.image.astype(np.float16),
-            names=np.array(description.features.names),
-            values=description.features.values,
-        )
-
-
-def outcomes_of(patients: Sequence[Described]) -> Outcomes:
-    """The patients' follow-up."""
-    return Outcomes.of(p.outcome for p in patients)
 
 
 def inputs_of(patients: Sequence[Described], encoder: ClinicalEncoder) -> PatientInputs:
@@ -171,7 +70,7 @@ def fit_member(
     encoder = ClinicalEncoder(schema).fit([p.record for p in patients])
     inputs = inputs_of(patients, encoder).to(fabric.device)
     network = FusionNetwork(_config(inputs, settings))
-    if "lesions" in settings.branches:
+    if network.standardise is not None:
         network.standardise.fit(inputs.lesions.cpu())
     days, event = (torch.from_numpy(a).to(fabric.device) for a in (outcomes.days, outcomes.event))
 
@@ -207,18 +106,9 @@ def fit_member(
     trained, _ = train(fabric, network, loop, loss_of_step, run, key=key, title=title, quiet=quiet)
     assert isinstance(trained, FusionNetwork)
     inputs = inputs.to(torch.device("cpu"))
-    member = _with_head(trained.cpu().eval(), encoder, inputs, outcomes, settings)
-    if set(settings.branches) & {"table", "lesions"}:
-        member.direct_columns = _direct_columns(patients, settings)
-        variables = member.direct_variables(inputs)
-        rng = np.random.default_rng(settings.seed)
-        if settings.direct_weight:
-            member.direct = _icare(settings).fit(variables, outcomes, rng)
-            member.direct_weight = settings.direct_weight
-        if settings.linear_weight:
-            member.linear = fit_linear_risk(variables, outcomes, rng)
-            member.linear_weight = settings.linear_weight
-    return member
+    variables = NamedVariables.of(trained, _named_columns(patients, settings))
+    named = _fit_named(variables.values(inputs), outcomes, settings)
+    return _with_head(trained.cpu().eval(), encoder, inputs, outcomes, settings, named, variables)
 
 
 def fit_members(
@@ -267,6 +157,23 @@ def _draw_rows(event: np.ndarray, size: int, rng: np.random.Generator) -> np.nda
     return np.concatenate([sure, others])[:size]
 
 
+def _fit_named(
+    x: np.ndarray, outcomes: Outcomes, settings: PrognosisSettings
+) -> dict[str, Weighted]:
+    """The models on the named variables ``x`` ``[n, p]`` that have a share of the risk."""
+    fits: Mapping[str, Callable[..., RiskModel]] = {
+        "direct": _icare(settings).fit,
+        "linear": fit_linear_risk,
+    }
+    weights = {"direct": settings.direct_weight, "linear": settings.linear_weight}
+    rng = np.random.default_rng(settings.seed)
+    named = {}
+    for name in NAMED_MODELS:
+        if weights[name] and x.shape[1]:
+            named[name] = Weighted(weights[name], fits[name](x, outcomes, rng))
+    return named
+
+
 @torch.inference_mode()
 def _with_head(
     network: FusionNetwork,
@@ -274,39 +181,30 @@ def _with_head(
     inputs: PatientInputs,
     outcomes: Outcomes,
     settings: PrognosisSettings,
+    named: Mapping[str, Weighted],
+    variables: NamedVariables,
 ) -> PrognosisMember:
     outputs = network.branch_outputs(inputs)
     fused = network.join(outputs).double().numpy()
     head = _icare(settings).fit(fused, outcomes, np.random.default_rng(settings.seed))
     means = {name: values.mean(0) for name, values in outputs.items()}
-    return PrognosisMember(encoder, network, head, means)
+    share = Weighted(rest_of(named), head)
+    return PrognosisMember(encoder, network, means, share, named, variables)
 
 
-def handcrafted(patients: Sequence[Described]) -> np.ndarray:
-    """The patients' hand-crafted lesion features, signed logarithm, ``[n, p]``; NaN = missing."""
-    values = np.stack([p.description.features.values for p in patients])
-    return signed_log(torch.from_numpy(values[:, : _handcrafted_count(patients)])).double().numpy()
-
-
-def _handcrafted_count(patients: Sequence[Described]) -> int:
-    """They come first; the encoder's follow."""
-    names = patients[0].description.features.names
-    return sum(not name.startswith(ENCODER_PREFIX) for name in names)
-
-
-def _direct_columns(patients: Sequence[Described], settings: PrognosisSettings) -> tuple[int, ...]:
-    """Where the features that the direct ICARE sees lie among the lesion features.
+def _named_columns(patients: Sequence[Described], settings: PrognosisSettings) -> tuple[int, ...]:
+    """Where the named ones among the lesion features lie.
 
     Raises:
         ValueError: ``prognosis.direct_features`` names one that is not there.
     """
-    names = patients[0].description.features.names[: _handcrafted_count(patients)]
+    names = patients[0].description.features.names[: handcrafted_count(patients)]
     if not names or not settings.direct_features:  # health records alone, or all of them
         return tuple(range(len(names)))
     if unknown := [n for n in settings.direct_features if n not in names]:
         raise ValueError(
             f"prognosis.direct_features: no lesion feature {unknown[:3]}, expected any of "
-            f"{', '.join(names[:4])}, ... (hmvnet.lesions)"
+            f"{', '.join(names[:4])}, ... (hmvnet.lesions.features)"
         )
     return tuple(names.index(n) for n in settings.direct_features)
 
@@ -320,13 +218,29 @@ def predict(members: Sequence[PrognosisMember], patients: Sequence[Described]) -
     return np.mean([m.risk(inputs_of(patients, m.encoder)) for m in members], axis=0)
 
 
-def describe_all(
-    describer: LesionDescriber,
-    patients: Sequence[Patient],
-    progress: Callable[[Sequence[Patient]], Iterable[Patient]] = lambda x: x,
-) -> list[Described]:
-    """Every patient that has an outcome; leaks are found before the first is described."""
-    with_outcome = [p for p in patients if p.outcome is not None]
-    for patient in with_outcome:
-        describer.unseen_members(patient.patient_id)
-    return [describer(p) for p in progress(with_outcome)]
+def cross_validate(
+    settings: Settings, described: Sequence[Described], run: Path
+) -> tuple[np.ndarray, float]:
+    """Out-of-fold risks ``[n]`` and the mean C-index over the folds.
+
+    Everything that is fitted is fitted inside the training part of a fold.
+    """
+    data = settings.data.model_copy(update={"folds": min(settings.data.folds, len(described))})
+    risks, concordances = np.full(len(described), np.nan), []
+    outcomes = outcomes_of(described)
+    for number, (known, unseen) in enumerate(split_folds(described, data)):
+        members = fit(settings, [described[i] for i in known], run / f"fold{number}")
+        risks[unseen] = predict(members, [described[i] for i in unseen])
+        concordances.append(harrell_c(outcomes[unseen], risks[unseen]))
+    return risks, float(np.nanmean(concordances))
+
+
+def fit(
+    settings: Settings, described: Sequence[Described], folder: Path, quiet: bool = False
+) -> list[PrognosisMember]:
+    """Everything that is learnt from outcomes, on these patients alone."""
+    # Fabric announces its seed and its devices at every fold.
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    fabric = make_fabric(folder, "32-true")
+    schema = settings.clinical.record_schema
+    return fit_members(fabric, described, settings.prognosis, folder, schema, folder.name, quiet)

@@ -1,4 +1,4 @@
-"""Task 1 from a data folder to a weight bundle: folds, training, the manifest."""
+"""A segmentation bundle from a data folder: folds, training, the manifest."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def task_key(settings: Settings, plan: Sequence[Fold]) -> str:
     return digest(dumped, [p.state() for f in plan for p in [*f.seen, *f.validation]])
 
 
-def train_task1(
+def train_segmentation_bundle(
     settings: Settings,
     run: Path,
     folds: Sequence[int] | None,

@@ -1,0 +1,60 @@
+"""Scoring a bundle's survival model on a data folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from hmvnet.bundle import load_bundle
+from hmvnet.case import harrell_c
+from hmvnet.config import Settings
+from hmvnet.files import write_text
+from hmvnet.prognosis.risk import Prognosis
+from hmvnet.reading.folder import find_patients
+from hmvnet.training.descriptions import load_described, outcomes_of
+from hmvnet.training.prognosis import predict
+
+
+def evaluate_survival(
+    settings: Settings, weights: Path, run: Path, limit: int, console: Console
+) -> float:
+    """Harrell's C-index of a bundle on patients that none of its networks saw.
+
+    Raises:
+        ValueError: the bundle holds no survival model, or it was fitted to some of the patients; or
+            as :func:`load_described`.
+    """
+    bundle = load_bundle(weights)
+    prognosis = Prognosis(bundle)
+    patients = find_patients(settings.data.root, need_labels=False)
+    if not prognosis.part.seen:
+        raise ValueError(
+            f"bundle '{bundle.manifest.name}' does not say whom its survival model was fitted to; "
+            "fit it with this version"
+        )
+    if known := bundle.fitted_among(p.patient_id for p in patients):
+        raise ValueError(
+            f"{len(known)} patients, {', '.join(known[:3])}, ...: the survival model was fitted to "
+            "them, and is not to be scored on them (hmvnet compare --task 2 cross-validates)"
+        )
+    spacing = {"image_spacing_mm": prognosis.image_spacing_mm}  # as the model was fitted
+    own = settings.model_copy(update={"prognosis": settings.prognosis.model_copy(update=spacing)})
+    described = [
+        replace(p, description=prognosis.own_features(p.description))
+        for p in load_described(own, weights, run)[: limit or None]
+    ]
+    risk = predict(prognosis.members, described)
+    outcomes = outcomes_of(described)
+    concordance = harrell_c(outcomes, risk)
+    rows = [
+        f"{p.patient_id},{r:.6f},{p.outcome.days:g},{int(p.outcome.event)}"
+        for p, r in zip(described, risk)
+    ]
+    write_text("\n".join(["PatientID,risk,RFS,Relapse", *rows]) + "\n", run / "risks.csv")
+    console.print(
+        f"C-index {concordance:.4f} on {len(outcomes)} patients, "
+        f"{int(outcomes.event.sum())} relapses"
+    )
+    return concordance

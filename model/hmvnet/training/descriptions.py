@@ -1,0 +1,173 @@
+"""Patients as the survival model sees them, described by networks that did not see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hmvnet.bundle import Bundle, fingerprint, load_bundle
+from hmvnet.case import ClinicalRecord, Outcome, Outcomes
+from hmvnet.config import InferenceSettings, Settings
+from hmvnet.files import digest, write_arrays
+from hmvnet.lesions.features import LesionFeatures
+from hmvnet.prognosis.fusion import signed_log
+from hmvnet.prognosis.risk import LesionDescription, describe
+from hmvnet.progress import track
+from hmvnet.reading.folder import Patient, find_patients
+from hmvnet.segmentation.ensemble import pick_device
+from hmvnet.segmentation.segmenter import Segmenter
+
+DESCRIPTION_VERSION = 2  # counts changes to masks and features that no setting shows
+ENCODER_PREFIX = "encoder"  # names of pooled encoder features, see pool_encoder_features
+
+
+class LeakError(ValueError):
+    """A patient's lesions would be described by a network that was trained on that patient."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """A patient as the survival model sees them."""
+
+    patient_id: str
+    centre: str
+    description: LesionDescription
+    record: ClinicalRecord
+    outcome: Outcome
+
+
+class LesionDescriber:
+    """Describes patients' lesions with the networks of a bundle that did not see them.
+
+    Descriptions are kept on disk, keyed by the networks' hashes and the patient's files.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: torch.device,
+        image_spacing_mm: float,
+        cache: Path,
+        inference: InferenceSettings | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.image_spacing_mm = image_spacing_mm
+        inference = (inference or InferenceSettings()).model_copy(update={"time_budget_s": 1e9})
+        self.segmenter = Segmenter(bundle, device, inference)
+        manifest = bundle.manifest
+        settings = (manifest.preprocessing, manifest.postprocessing, inference)
+        key = digest(
+            DESCRIPTION_VERSION,
+            {file: manifest.files[file] for file in manifest.segmentation.files},
+            image_spacing_mm,
+            *(s.model_dump(mode="json") for s in settings),
+        )
+        self.folder = cache / f"lesions-{key}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def unseen_members(self, patient_id: str) -> list[int]:
+        """The ensemble's members that were not trained on this patient.
+
+        Raises:
+            LeakError: there are none, or the bundle does not say what it was trained on.
+        """
+        seen = self.bundle.manifest.segmentation.seen
+        if len(seen) != len(self.bundle.manifest.segmentation.files):
+            raise LeakError(
+                f"bundle '{self.bundle.manifest.name}' does not say which patients its networks "
+                "were trained on; retrain it with this version"
+            )
+        mark = fingerprint(patient_id)
+        members = [i for i, patients in enumerate(seen) if mark not in patients]
+        if not members:
+            raise LeakError(
+                f"patient {patient_id}: every network of the bundle was trained on this patient; "
+                "its lesion features would be better than those of a new patient"
+            )
+        return members
+
+    def __call__(self, patient: Patient) -> Described:
+        """One patient.
+
+        Raises:
+            LeakError: see :meth:`unseen_members`.
+            ValueError: the patient has no outcome.
+        """
+        if patient.outcome is None:
+            raise ValueError(f"patient {patient.patient_id} has no outcome (RFS, Relapse)")
+        members = self.unseen_members(patient.patient_id)
+        key = digest(members, patient.state())
+        path = self.folder / f"{patient.patient_id}-{key}.npz"
+        if not path.exists():
+            self._write(self._describe(patient, members), path)
+        with np.load(path, allow_pickle=False) as stored:
+            features = LesionFeatures(tuple(stored["names"].tolist()), stored["values"])
+            description = LesionDescription(stored["image"].astype(np.float32), features)
+        return Described(
+            patient.patient_id, patient.centre, description, patient.record, patient.outcome
+        )
+
+    def _describe(self, patient: Patient, members: Sequence[int]) -> LesionDescription:
+        return describe(self.segmenter.only(members)(patient.read()), self.image_spacing_mm)
+
+    @staticmethod
+    def _write(description: LesionDescription, path: Path) -> None:
+        write_arrays(
+            path,
+            image=description.image.astype(np.float16),
+            names=np.array(description.features.names),
+            values=description.features.values,
+        )
+
+
+def outcomes_of(patients: Sequence[Described]) -> Outcomes:
+    """The patients' follow-up."""
+    return Outcomes.of(p.outcome for p in patients)
+
+
+def describe_all(
+    describer: LesionDescriber,
+    patients: Sequence[Patient],
+    progress: Callable[[Sequence[Patient]], Iterable[Patient]] = lambda x: x,
+) -> list[Described]:
+    """Every patient that has an outcome; leaks are found before the first is described."""
+    with_outcome = [p for p in patients if p.outcome is not None]
+    for patient in with_outcome:
+        describer.unseen_members(patient.patient_id)
+    return [describer(p) for p in progress(with_outcome)]
+
+
+def handcrafted(patients: Sequence[Described]) -> np.ndarray:
+    """The patients' hand-crafted lesion features, signed logarithm, ``[n, p]``; NaN = missing."""
+    values = np.stack([p.description.features.values for p in patients])
+    return signed_log(torch.from_numpy(values[:, : handcrafted_count(patients)])).double().numpy()
+
+
+def handcrafted_count(patients: Sequence[Described]) -> int:
+    """They come first; the encoder's follow."""
+    names = patients[0].description.features.names
+    return sum(not name.startswith(ENCODER_PREFIX) for name in names)
+
+
+def load_described(settings: Settings, weights: Path, run: Path) -> list[Described]:
+    """Every patient with an outcome, described by networks that did not see them.
+
+    Raises:
+        ValueError: no data, no outcomes, or (LeakError) a patient that every network saw.
+    """
+    patients = find_patients(settings.data.root, need_labels=False)
+    describer = LesionDescriber(
+        load_bundle(weights),
+        pick_device(),
+        settings.prognosis.image_spacing_mm,
+        Path(settings.data.cache or run / "cache"),
+        settings.inference,
+    )
+    described = describe_all(describer, patients, lambda some: track(some, "segment and describe"))
+    if not described:
+        raise ValueError(f"no patient in '{settings.data.root}' has an outcome (RFS, Relapse)")
+    return described

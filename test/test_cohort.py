@@ -1,0 +1,108 @@
+"""Many patients: a folder each, a broken one is a line and never the end."""
+
+import json
+from dataclasses import dataclass
+
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+import torch
+from conftest import tiny_ct, tiny_pet
+
+from hmvnet.bundle import load_bundle
+from hmvnet.case import Case, CaseError, Grid
+from hmvnet.cohort import predict_cohort
+from hmvnet.exits import Exit, RefusedError
+from hmvnet.pipeline import Pipeline
+from hmvnet.writing import folder as writing
+
+
+@dataclass
+class Given:
+    """A source that reads the tiny case, or fails, and counts."""
+
+    patient_id: str
+    broken: bool = False
+    reads: int = 0
+
+    def read(self) -> Case:
+        self.reads += 1
+        if self.broken:
+            raise CaseError("ct.mha: image file is empty (0 bytes)")
+        return Case.of(self.patient_id, tiny_ct(), tiny_pet())
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_bundle) -> Pipeline:
+    return Pipeline(load_bundle(tiny_bundle), torch.device("cpu"))
+
+
+def test_a_folder_a_patient(pipeline, tmp_path):
+    result = predict_cohort([Given("a"), Given("b")], pipeline, tmp_path)
+    assert result.done == ["a", "b"] and result.code == Exit.OK
+    for name in ("a", "b"):
+        files = sorted(p.name for p in (tmp_path / name).iterdir())
+        assert files == ["lesions.csv", "mask.nii.gz", "picture.png", "report.json"]
+        mask = sitk.ReadImage(str(tmp_path / name / "mask.nii.gz"))
+        assert Grid.of(mask).same_as(Grid.of(tiny_ct()), 1e-3)
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        assert report["device"] == "cpu" and report["bundle"] == "tiny" and report["version"]
+        assert len(pd.read_csv(tmp_path / name / "lesions.csv")) == len(report["lesions"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_broken_patient_is_a_line_and_not_the_end(pipeline, tmp_path):
+    said = []
+    sources = [Given("a", broken=True), Given("b")]
+    result = predict_cohort(
+        sources, pipeline, tmp_path, picture=False, on_failure=lambda *line: said.append(line)
+    )
+    assert said == [("a", "ct.mha: image file is empty (0 bytes)")]
+    assert result.done == ["b"] and result.code == Exit.REFUSED
+    assert not (tmp_path / "a").exists() and (tmp_path / "b" / "report.json").is_file()
+
+
+def test_what_is_there_is_refused_written_again_or_skipped(pipeline, tmp_path):
+    predict_cohort([Given("a")], pipeline, tmp_path, picture=False)
+    mask = tmp_path / "a" / "mask.nii.gz"
+    stamp = mask.stat().st_mtime_ns
+    sources = [Given("a"), Given("b")]
+    with pytest.raises(RefusedError, match=r"there already \(1 of 2 patients\); --force"):
+        predict_cohort(sources, pipeline, tmp_path, picture=False)
+    assert [s.reads for s in sources] == [0, 0]
+    result = predict_cohort(sources, pipeline, tmp_path, existing="skip", picture=False)
+    assert result.skipped == ["a"] and result.done == ["b"] and mask.stat().st_mtime_ns == stamp
+    predict_cohort([Given("a")], pipeline, tmp_path, existing="replace", picture=False)
+    assert mask.stat().st_mtime_ns != stamp
+
+
+def test_half_a_folder_is_not_taken_for_a_whole_one(pipeline, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mask.nii.gz").write_bytes(b"half")
+    result = predict_cohort([Given("a")], pipeline, tmp_path, existing="skip", picture=False)
+    assert result.done == ["a"] and (tmp_path / "a" / "report.json").is_file()
+
+
+def test_a_picture_that_fails_costs_only_itself(pipeline, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ImportError("no matplotlib here")
+
+    monkeypatch.setattr(writing, "write_picture", fail)
+    said = []
+    result = predict_cohort(
+        [Given("a")], pipeline, tmp_path, on_failure=lambda *line: said.append(line)
+    )
+    assert result.code == Exit.INCOMPLETE and result.done == ["a"]
+    assert "picture.png not written" in said[0][1] and "no matplotlib here" in said[0][1]
+    assert (tmp_path / "a" / "mask.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc"])
+def test_ids_that_leave_the_folder_are_refused(pipeline, tmp_path, name):
+    with pytest.raises(RefusedError, match="cannot be the name of a folder"):
+        predict_cohort([Given(name)], pipeline, tmp_path / "out")
+
+
+def test_two_patients_of_one_id_are_refused(pipeline, tmp_path):
+    with pytest.raises(RefusedError, match="a is there 2 times"):
+        predict_cohort([Given("a"), Given("a")], pipeline, tmp_path)
