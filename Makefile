@@ -1,4 +1,4 @@
-# make run   one sample case through process.py, with a picture
+# make run   one sample case through hmvnet predict, with a picture
 # make test  the whole test suite
 # Both set up .venv first; nothing is installed outside it.
 
@@ -9,24 +9,27 @@ CASE   ?= test/cases/phantom-1
 OUTPUT ?= output
 # One tested release; on a GPU machine it brings CUDA along.
 TORCH  ?= torch==2.13.0
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow lint setup clean
+.PHONY: run test test-slow lint docs tutorial wheel resolve constraints setup clean
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: requirements.txt pyproject.toml
+$(VENV)/.ready: requirements.txt pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10" >&2; exit 1; }
 	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing packages into $(VENV) (minutes, the first time)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[train,dev]'
+	@$(PIP) "$(TORCH)"
+	@$(PIP) --constraint constraints.txt -e '.[train,dev]'
+	@# Survival models and docs where their packages have wheels; the tests that need them say so.
+	@$(PIP) --constraint constraints.txt --only-binary ecos,osqp,scikit-survival -e '.[baselines]' \
+		|| echo "note: no wheels of scikit-survival for this Python; survival models are left out"
 	@# The peer network resenc-unet; its dependency timm (for torchvision) is not used by it.
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps 'dynamic-network-architectures>=0.4,<0.5'
+	@$(PIP) --no-deps 'dynamic-network-architectures>=0.4,<0.5'
 	@touch $@
 
 run: setup
-	@$(PY) process.py --input $(CASE)/input --output $(OUTPUT) \
-		--picture $(OUTPUT)/picture.png --report $(OUTPUT)/report.json
+	@$(VENV)/bin/hmvnet predict $(CASE)/input --output $(OUTPUT) --force $(shell cat $(CASE)/settings 2> /dev/null)
 
 test: setup
 	@$(PY) -m pytest $(PYTEST_ARGS)
@@ -35,7 +38,28 @@ test-slow: setup
 	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 lint: setup
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
+
+# The docs site, built strictly into build/site.
+docs: setup
+	@$(PIP) --constraint constraints.txt -e '.[docs]'
+	@$(VENV)/bin/properdocs build --strict --quiet
+
+# Every block of docs/tutorial.md, in order.
+tutorial: setup
+	@$(PY) .ci/tutorial.py docs/tutorial.md
+
+# A wheel, in an environment of its own, tried from an empty folder.
+wheel: setup
+	@bash .ci/wheel.sh
+
+# Whether base and train resolve to wheels alone on every Python that is supported.
+resolve: setup
+	@bash .ci/resolve.sh
+
+# The exact versions of this environment, names and versions only.
+constraints: setup
+	@$(PY) .ci/constraints.py > constraints.txt
 
 clean:
 	rm -rf $(VENV) $(OUTPUT)

@@ -26,7 +26,6 @@ from hmvnet.prognosis.risk import (
     rest_of,
 )
 from hmvnet.reading.records import HECKTOR, ClinicalSchema
-from hmvnet.survival.baselines import fit_linear_risk
 from hmvnet.survival.losses import cox_loss, ranking_loss
 from hmvnet.training.descriptions import Described, handcrafted_count, outcomes_of
 from hmvnet.training.engine import LoopSettings, make_fabric, train
@@ -163,7 +162,7 @@ def _fit_named(
     """The models on the named variables ``x`` ``[n, p]`` that have a share of the risk."""
     fits: Mapping[str, Callable[..., RiskModel]] = {
         "direct": _icare(settings).fit,
-        "linear": fit_linear_risk,
+        "linear": _fit_linear,
     }
     weights = {"direct": settings.direct_weight, "linear": settings.linear_weight}
     rng = np.random.default_rng(settings.seed)
@@ -172,6 +171,12 @@ def _fit_named(
         if weights[name] and x.shape[1]:
             named[name] = Weighted(weights[name], fits[name](x, outcomes, rng))
     return named
+
+
+def _fit_linear(x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> RiskModel:
+    from hmvnet.survival.baselines import fit_linear_risk  # the extra is needed for this alone
+
+    return fit_linear_risk(x, outcomes, rng)
 
 
 @torch.inference_mode()
