@@ -6,9 +6,9 @@ from hmvnet.networks.hmvnet import (
     HMVNet,
     HMVNetConfig,
     WindowAttention,
-    _partition,
-    _token_groups,
-    _unpartition,
+    partition,
+    unpartition,
+    window_runs,
 )
 from hmvnet.networks.registry import NETWORKS, build_network
 
@@ -56,16 +56,14 @@ def test_window_attention_equals_its_definition(size, shift):
         torch.testing.assert_close(layer(x), naive_attention(layer, x), atol=1e-5, rtol=1e-4)
 
 
-def test_chunked_attention_equals_unchunked(monkeypatch):
+def test_attention_in_a_batch_equals_one_map_after_the_other():
     layer = WindowAttention(8, 2, 4, True).eval()
     x = torch.randn(2, 10, 9, 11, 8)
     with torch.no_grad():
-        whole = layer(x)
-        monkeypatch.setattr(WindowAttention, "mask_budget", 1)
-        torch.testing.assert_close(layer(x), whole)
+        torch.testing.assert_close(layer(x), torch.cat([layer(x[:1]), layer(x[1:])]))
 
 
-def test_bias_cache_follows_the_weights():
+def test_position_bias_follows_the_weights():
     layer = WindowAttention(8, 2, 4, False).eval()
     x = torch.randn(1, 4, 4, 4, 8)
     with torch.inference_mode():
@@ -78,12 +76,25 @@ def test_bias_cache_follows_the_weights():
 
 def test_partition_and_back():
     x = torch.randn(2, 8, 4, 12, 3)
-    assert torch.equal(_unpartition(_partition(x, (4, 2, 6)), x.shape, (4, 2, 6)), x)
+    windows = partition(x, (4, 2, 6))
+    assert windows.shape == (2 * 2 * 2 * 2, 4 * 2 * 6, 3)
+    assert torch.equal(unpartition(windows, x.shape[:4], (4, 2, 6)), x)
 
 
-def test_no_groups_without_shift_or_padding():
-    device = torch.device("cpu")
-    assert _token_groups((4, 4, 4), (0, 0, 0), (2, 2, 2), (0, 0, 0), device) is None
+@pytest.mark.parametrize(
+    ("size", "shift", "runs"),
+    [
+        (12, False, [(12, 4)]),  # one call of attention for all windows
+        (14, False, [(12, 4), (2, 2)]),
+        (12, True, [(2, 2), (8, 4), (2, 2)]),
+        (15, True, [(2, 2), (12, 4), (1, 1)]),
+        (5, True, [(2, 2), (3, 3)]),
+        (4, True, [(4, 4)]),
+        (3, True, [(3, 3)]),
+    ],
+)
+def test_runs_of_windows(size, shift, runs):
+    assert window_runs(size, 4, shift) == runs
 
 
 @pytest.mark.parametrize("size", [(32, 32, 32), (33, 50, 7), (2, 2, 2), (64, 31, 40)])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hmvnet.runtime import OnnxForward, TorchForward, load_network
 from hmvnet.weights import add_file, load_bundle
@@ -51,17 +52,25 @@ def export_bundle(
 
 def write_onnx(network: nn.Module, size: tuple[int, ...], path: Path) -> None:
     """One network as an ONNX graph of fixed input size ``[1, 2, *size]``, to a name of its own."""
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
+
     example = torch.zeros(1, 2, *size)
     temporary = path.with_suffix(".part.onnx")
-    torch.onnx.export(
-        _LogitsAndMaps(network).eval(),
-        (example,),
-        temporary,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-        input_names=["volume"],
-    )
+    # Of torch's attentions the plain one: the exporter gets the strides of the others wrong.
+    with sdpa_kernel(SDPBackend.MATH):
+        program = torch.onnx.export(
+            _LogitsAndMaps(network).eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["volume"],
+            optimize=False,
+        )
+    assert program is not None
+    # All that `optimize` does that matters; its rewriting takes minutes for graphs of this size.
+    fold_constants(program.model)
+    remove_unused_nodes(program.model)
+    program.save(temporary, external_data=False)
     temporary.replace(path)
 
 

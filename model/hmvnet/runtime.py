@@ -13,7 +13,8 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
-from hmvnet.networks.hmvnet import HMVNet, pad_with_air
+from hmvnet.imaging.intensity import pad_with_air
+from hmvnet.networks.hmvnet import HMVNet
 from hmvnet.networks.registry import build_network
 from hmvnet.weights import Bundle, WeightsError
 
