@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hmvnet.config import InferenceSettings
+from hmvnet.networks.output import Output
 from hmvnet.pipeline import load_ensemble
 from hmvnet.runtime import Ensemble, OnnxForward, TorchForward, load_network, pick_device
 from hmvnet.weights import (
@@ -186,8 +187,10 @@ def test_a_volume_smaller_than_a_window_is_padded_with_air():
     """MONAI would pad with zeros: a SUV of 10 around the patient."""
 
     class Largest(torch.nn.Module):
-        def forward(self, x):
-            return x.amax((2, 3, 4), keepdim=True).expand_as(x)[:, [0, 1, 1]]
+        whole_region = False
+
+        def forward(self, x, scales=False):
+            return Output(x.amax((2, 3, 4), keepdim=True).expand_as(x)[:, [0, 1, 1]])
 
     forward = TorchForward(Largest(), torch.device("cpu"), (16, 16, 16))
     volume = torch.full((1, 2, 10, 20, 7), -1.0)

@@ -14,20 +14,6 @@ from hmvnet.runtime import OnnxForward, TorchForward, load_network
 from hmvnet.weights import add_file, load_bundle
 
 
-class _LogitsAndMaps(nn.Module):
-    """HM-VNet's logits and encoder maps as one graph."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: torch.Tensor):
-        if hasattr(self.network, "forward_with_features"):
-            logits, maps = self.network.forward_with_features(x)  # type: ignore[operator]
-            return (logits, *maps)
-        return self.network(x)
-
-
 def export_bundle(
     folder: Path, shape: tuple[int, ...] | None = None
 ) -> Iterator[tuple[Path, float]]:
@@ -59,7 +45,7 @@ def write_onnx(network: nn.Module, size: tuple[int, ...], path: Path) -> None:
     # Of torch's attentions the plain one: the exporter gets the strides of the others wrong.
     with sdpa_kernel(SDPBackend.MATH):
         program = torch.onnx.export(
-            _LogitsAndMaps(network).eval(),
+            network.eval(),
             (example,),
             dynamo=True,
             verbose=False,

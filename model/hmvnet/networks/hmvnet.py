@@ -21,7 +21,7 @@ Shapes in comments: b batch, c channels, z y x voxels, n windows, h heads, t tok
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from hmvnet.imaging.intensity import pad_with_air
 from hmvnet.networks.norms import make_norm
+from hmvnet.networks.output import Output
 
 
 @dataclass(frozen=True)
@@ -286,12 +287,13 @@ class UpStage(nn.Module):
 
 
 class HMVNet(nn.Module):
-    """PET/CT ``[b, 2, z, y, x]`` to logits ``[b, classes, z, y, x]``; any size of 2 voxels or more.
+    """PET/CT ``[b, 2, z, y, x]``, any size of 2 voxels or more, to an :class:`Output`.
 
-    ``network(x, scales=True)`` gives the logits at several resolutions for deep supervision.
+    Its features are the maps of the encoder's stages: 2C, 4C ... channels at 1/4, 1/8 ... of the
+    input padded with air to a multiple of ``stride``; its scales are at 1/2, 1/4 and 1/8 of that.
     """
 
-    multi_scale = True
+    whole_region = True
 
     def __init__(self, config: HMVNetConfig | None = None) -> None:
         super().__init__()
@@ -299,32 +301,23 @@ class HMVNet(nn.Module):
         c, stages = config.channels, len(config.depths)
         self.stride = 2 ** (stages + 1)
         if config.modality == "gated":
-            self.stems = nn.ModuleList(
-                nn.Sequential(
-                    nn.Conv3d(1, c // 2, 3, stride=2, padding=1),
-                    ResidualBlock(c // 2, config.norm),
-                )
-                for _ in range(config.in_channels)
-            )
-            self.join = nn.Conv3d(c // 2 * config.in_channels, c, 1)
+            inputs = config.in_channels
+            self.stems = nn.ModuleList(stem(1, c // 2, config.norm) for _ in range(inputs))
+            self.join = nn.Conv3d(c // 2 * inputs, c, 1)
             self.gates = nn.ModuleList(
-                CrossModalGate(c // 2 * config.in_channels, c << i) for i in range(1, stages + 1)
+                CrossModalGate(c // 2 * inputs, c << (i + 1)) for i in range(stages)
             )
         else:
-            self.stem = nn.Sequential(
-                nn.Conv3d(config.in_channels, c, 3, stride=2, padding=1),
-                ResidualBlock(c, config.norm),
-            )
+            self.stem = stem(config.in_channels, c, config.norm)
         self.stages = nn.ModuleList(SwinStage(c << i, config, i) for i in range(stages))
         self.ups = nn.ModuleList(
             UpStage(c << (i + 1), c << i, config.norm) for i in reversed(range(stages))
         )
-        scales = range(min(3, stages))  # 1/2, 1/4, 1/8
         self.scale_heads = nn.ModuleList(
             nn.Sequential(
                 make_norm(c << i, config.norm), nn.GELU(), nn.Conv3d(c << i, config.classes, 1)
             )
-            for i in scales
+            for i in range(min(3, stages))  # 1/2, 1/4, 1/8
         )
         self.refine = nn.Sequential(
             nn.Conv3d(config.in_channels + config.classes, config.head_channels_full, 3, padding=1),
@@ -332,54 +325,43 @@ class HMVNet(nn.Module):
             nn.Conv3d(config.head_channels_full, config.classes, 1),
         )
 
-    def settings(self) -> dict:
-        """The configuration, as ``weights/`` manifests store it."""
-        return asdict(self.config)
+    def forward(self, x: Tensor, scales: bool = False) -> Output:
+        """Logits, encoder maps, and with ``scales`` the coarser logits of deep supervision.
 
-    def forward(self, x: Tensor, scales: bool = False) -> Tensor | list[Tensor]:
-        """Logits ``[b, classes, z, y, x]`` of the input's own size.
-
-        With ``scales`` a list: these, and those at 1/2, 1/4, 1/8 of the padded map. An argument
-        rather than a method, since only ``forward`` passes through DDP and mixed precision.
+        An argument rather than a method of its own, since only ``forward`` passes through DDP and
+        mixed precision.
         """
-        padded = self._pad(x)
-        logits = self._decode(padded, self._encode(padded), coarse=scales)
-        logits[0] = logits[0][..., : x.shape[2], : x.shape[3], : x.shape[4]]
-        return logits if scales else logits[0]
-
-    def forward_with_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and the encoder map of each stage (2C, 4C ... channels at 1/4, 1/8 ...)."""
-        padded = self._pad(x)
-        features = self._encode(padded)
-        logits = self._decode(padded, features, coarse=False)[0]
-        return logits[..., : x.shape[2], : x.shape[3], : x.shape[4]], features[1:]
-
-    def _pad(self, x: Tensor) -> Tensor:
-        return pad_with_air(x, [-n % self.stride for n in x.shape[2:]])
+        padded = pad_with_air(x, [-n % self.stride for n in x.shape[2:]])
+        encoded = self._encode(padded)
+        decoded = self._decode(encoded)
+        half = self.scale_heads[0](decoded[0])
+        fine = F.interpolate(half, scale_factor=2.0, mode="trilinear", align_corners=False)
+        fine = fine + self.refine(torch.cat([padded, fine], 1))
+        coarse: list[Tensor] = []
+        if scales:
+            coarse = [half, *(head(m) for head, m in zip(self.scale_heads[1:], decoded[1:]))]
+        logits = fine[..., : x.shape[2], : x.shape[3], : x.shape[4]]
+        return Output(logits, tuple(coarse), tuple(encoded[1:]))
 
     def _encode(self, x: Tensor) -> list[Tensor]:
+        """The maps of the stem and of the stages, at 1/2, 1/4, 1/8 ..."""
         if self.config.modality == "gated":
             modalities = torch.cat([stem(x[:, i : i + 1]) for i, stem in enumerate(self.stems)], 1)
-            features = [self.join(modalities)]
+            encoded = [self.join(modalities)]
             for stage, gate in zip(self.stages, self.gates):
                 modalities = F.avg_pool3d(modalities, 2)
-                features.append(gate(stage(features[-1]), modalities))
-            return features
-        features = [self.stem(x)]
+                encoded.append(gate(stage(encoded[-1]), modalities))
+            return encoded
+        encoded = [self.stem(x)]
         for stage in self.stages:
-            features.append(stage(features[-1]))
-        return features
+            encoded.append(stage(encoded[-1]))
+        return encoded
 
-    def _decode(self, x: Tensor, features: list[Tensor], coarse: bool) -> list[Tensor]:
-        d = features[-1]
-        maps: list[Tensor] = []
-        for up, skip in zip(self.ups, reversed(features[:-1])):
-            d = up(d, skip)
-            maps.insert(0, d)  # 1/2, 1/4, 1/8 ...
-        half = self.scale_heads[0](maps[0])
-        up_half = F.interpolate(half, scale_factor=2.0, mode="trilinear", align_corners=False)
-        full = up_half + self.refine(torch.cat([x, up_half], 1))
-        if not coarse:
-            return [full]
-        coarser = [head(m) for head, m in zip(self.scale_heads[1:], maps[1:])]
-        return [full, half, *coarser]
+    def _decode(self, encoded: Sequence[Tensor]) -> list[Tensor]:
+        """The decoder's maps at 1/2, 1/4, 1/8 ..."""
+        x = encoded[-1]
+        decoded: list[Tensor] = []
+        for up, skip in zip(self.ups, reversed(encoded[:-1])):
+            x = up(x, skip)
+            decoded.insert(0, x)
+        return decoded

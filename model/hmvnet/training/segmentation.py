@@ -145,14 +145,6 @@ def _shrink(label: Tensor, size: Sequence[int]) -> Tensor:
     return share.argmax(1)
 
 
-def forward_scales(network: nn.Module, x: Tensor) -> Sequence[Tensor]:
-    """The network's deep-supervision outputs where it has them, else its one output."""
-    if getattr(bare(network), "multi_scale", False):
-        return network(x, scales=True)
-    out = network(x)
-    return out if isinstance(out, (list, tuple)) else [out]
-
-
 @dataclass(frozen=True)
 class SegmentationRun:
     """A trained network, how it went, and the last validation figures."""
@@ -213,7 +205,8 @@ def train_segmentation(
                 settle(model)
             freeze_norms(bare(model))
         images, labels = batch(step)
-        return {"total": loss(forward_scales(model, images), labels)}
+        out = model(images, scales=True)
+        return {"total": loss([out.logits, *out.scales], labels)}
 
     def validate(model: nn.Module, step: int) -> Mapping[str, float]:
         if step <= frozen_from:
