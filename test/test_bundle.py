@@ -19,6 +19,7 @@ from hmvnet.bundle import (
 )
 from hmvnet.config import InferenceSettings, load_settings
 from hmvnet.files import sha256
+from hmvnet.networks.output import Output
 from hmvnet.segmentation.ensemble import (
     Ensemble,
     OnnxForward,
@@ -197,8 +198,10 @@ def test_a_volume_smaller_than_a_window_is_padded_with_air():
     """MONAI would pad with zeros: a SUV of 10 around the patient."""
 
     class Largest(torch.nn.Module):
-        def forward(self, x):
-            return x.amax((2, 3, 4), keepdim=True).expand_as(x)[:, [0, 1, 1]]
+        whole_region = False
+
+        def forward(self, x, scales=False):
+            return Output(x.amax((2, 3, 4), keepdim=True).expand_as(x)[:, [0, 1, 1]])
 
     forward = TorchForward(Largest(), torch.device("cpu"), (16, 16, 16))
     volume = torch.full((1, 2, 10, 20, 7), -1.0)

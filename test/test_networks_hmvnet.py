@@ -1,15 +1,20 @@
+import hashlib
+import json
+
 import pytest
 import torch
+from monai.networks import nets
 from torch.nn import functional as F
 
 from hmvnet.networks.hmvnet import (
     HMVNet,
     HMVNetConfig,
     WindowAttention,
-    _partition,
-    _token_groups,
-    _unpartition,
+    partition,
+    unpartition,
+    window_runs,
 )
+from hmvnet.networks.output import Output
 from hmvnet.networks.registry import NETWORKS, build_network
 
 SMALL = {"channels": 8, "head_channels": 8, "depths": (2, 2, 2, 2), "window": 4}
@@ -56,16 +61,14 @@ def test_window_attention_equals_its_definition(size, shift):
         torch.testing.assert_close(layer(x), naive_attention(layer, x), atol=1e-5, rtol=1e-4)
 
 
-def test_chunked_attention_equals_unchunked(monkeypatch):
+def test_attention_in_a_batch_equals_one_map_after_the_other():
     layer = WindowAttention(8, 2, 4, True).eval()
     x = torch.randn(2, 10, 9, 11, 8)
     with torch.no_grad():
-        whole = layer(x)
-        monkeypatch.setattr(WindowAttention, "mask_budget", 1)
-        torch.testing.assert_close(layer(x), whole)
+        torch.testing.assert_close(layer(x), torch.cat([layer(x[:1]), layer(x[1:])]))
 
 
-def test_bias_cache_follows_the_weights():
+def test_position_bias_follows_the_weights():
     layer = WindowAttention(8, 2, 4, False).eval()
     x = torch.randn(1, 4, 4, 4, 8)
     with torch.inference_mode():
@@ -78,12 +81,25 @@ def test_bias_cache_follows_the_weights():
 
 def test_partition_and_back():
     x = torch.randn(2, 8, 4, 12, 3)
-    assert torch.equal(_unpartition(_partition(x, (4, 2, 6)), x.shape, (4, 2, 6)), x)
+    windows = partition(x, (4, 2, 6))
+    assert windows.shape == (2 * 2 * 2 * 2, 4 * 2 * 6, 3)
+    assert torch.equal(unpartition(windows, x.shape[:4], (4, 2, 6)), x)
 
 
-def test_no_groups_without_shift_or_padding():
-    device = torch.device("cpu")
-    assert _token_groups((4, 4, 4), (0, 0, 0), (2, 2, 2), (0, 0, 0), device) is None
+@pytest.mark.parametrize(
+    ("size", "shift", "runs"),
+    [
+        (12, False, [(12, 4)]),  # one call of attention for all windows
+        (14, False, [(12, 4), (2, 2)]),
+        (12, True, [(2, 2), (8, 4), (2, 2)]),
+        (15, True, [(2, 2), (12, 4), (1, 1)]),
+        (5, True, [(2, 2), (3, 3)]),
+        (4, True, [(4, 4)]),
+        (3, True, [(3, 3)]),
+    ],
+)
+def test_runs_of_windows(size, shift, runs):
+    assert window_runs(size, 4, shift) == runs
 
 
 @pytest.mark.parametrize("size", [(32, 32, 32), (33, 50, 7), (2, 2, 2), (64, 31, 40)])
@@ -91,15 +107,15 @@ def test_no_groups_without_shift_or_padding():
 def test_any_input_size(size, modality):
     network = small_network(modality=modality)
     with torch.inference_mode():
-        logits, features = network.forward_with_features(torch.randn(1, 2, *size))
-    assert logits.shape == (1, 3, *size)
+        logits, scales, features = network(torch.randn(1, 2, *size))
+    assert logits.shape == (1, 3, *size) and scales == ()
     assert [f.shape[1] for f in features] == [16, 32, 64, 128]
     assert torch.isfinite(logits).all()
 
 
 def test_deep_supervision_scales():
-    scales = small_network()(torch.randn(1, 2, 32, 32, 64), scales=True)
-    assert [tuple(s.shape[2:]) for s in scales] == [
+    output = small_network()(torch.randn(1, 2, 32, 32, 64), scales=True)
+    assert [tuple(s.shape[2:]) for s in (output.logits, *output.scales)] == [
         (32, 32, 64),
         (16, 16, 32),
         (8, 8, 16),
@@ -107,13 +123,40 @@ def test_deep_supervision_scales():
     ]
 
 
+def test_coarse_heads_run_only_when_asked_for():
+    network, calls = small_network(), []
+    for head in network.scale_heads[1:]:
+        head.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(1, 2, 32, 32, 32)
+    with torch.inference_mode():
+        alone = network(x)
+        assert not calls
+        torch.testing.assert_close(network(x, scales=True).logits, alone.logits)
+    assert len(calls) == 2
+
+
+def test_features_are_the_maps_of_the_encoder_stages():
+    network, maps = small_network(), []
+    for stage in network.stages:
+        stage.register_forward_hook(lambda module, inputs, found: maps.append(found))
+    with torch.inference_mode():
+        features = network(torch.randn(1, 2, 40, 32, 33)).features
+    assert [tuple(f.shape) for f in features] == [
+        (1, 16, 16, 8, 16),
+        (1, 32, 8, 4, 8),
+        (1, 64, 4, 2, 4),
+        (1, 128, 2, 1, 2),
+    ]
+    assert all(torch.equal(f, m) for f, m in zip(features, maps, strict=True))
+
+
 def test_padding_at_the_end_is_air():
     network = small_network()
     x = torch.rand(1, 2, 20, 32, 32)
     air = torch.tensor([0.0, -1.0]).view(1, 2, 1, 1, 1).expand(1, 2, 12, 32, 32)
     with torch.inference_mode():
-        padded = network(torch.cat([x, air], 2))[:, :, :20]
-        torch.testing.assert_close(network(x), padded, atol=1e-5, rtol=1e-4)
+        padded = network(torch.cat([x, air], 2)).logits[:, :, :20]
+        torch.testing.assert_close(network(x).logits, padded, atol=1e-5, rtol=1e-4)
 
 
 def test_far_air_does_not_change_what_is_seen():
@@ -123,7 +166,7 @@ def test_far_air_does_not_change_what_is_seen():
     for norm in ("batch", "group"):
         network = small_network(depths=(0, 0), convs=(0, 0), mlp_ratios=(2, 2), norm=norm)
         with torch.inference_mode():
-            alone, wide = network(x[..., :32]), network(x)
+            alone, wide = network(x[..., :32]).logits, network(x).logits
         # Convolutions reach some voxels past the cut; away from it the two agree.
         apart[norm] = float((alone[..., :8] - wide[..., :8]).abs().max())
     assert apart["batch"] < 1e-5 < apart["group"]
@@ -134,17 +177,16 @@ def test_number_of_stages(stages):
     network = small_network(
         depths=(1,) * stages, convs=(1,) * stages, mlp_ratios=(2,) * stages, channels=4
     )
-    logits, features = network.forward_with_features(torch.randn(1, 2, 32, 32, 20))
+    logits, _, features = network(torch.randn(1, 2, 32, 32, 20))
     assert logits.shape == (1, 3, 32, 32, 20) and len(features) == stages
-    assert len(network(torch.randn(1, 2, 32, 32, 32), scales=True)) == min(3, stages) + 1
+    assert len(network(torch.randn(1, 2, 32, 32, 32), scales=True).scales) == min(3, stages)
 
 
 def test_every_parameter_gets_a_gradient():
     for modality in ("early", "gated"):
         network = small_network(modality=modality).train()
-        sum(
-            s.square().mean() for s in network(torch.randn(1, 2, 64, 64, 64), scales=True)
-        ).backward()
+        output = network(torch.randn(1, 2, 64, 64, 64), scales=True)
+        sum(s.square().mean() for s in (output.logits, *output.scales)).backward()
         without = [n for n, p in network.named_parameters() if p.grad is None]
         assert not without
 
@@ -157,7 +199,7 @@ def test_left_right_learning_signal_reaches_the_loss():
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
     losses = []
     for _ in range(25):
-        loss = F.cross_entropy(network(x), target)
+        loss = F.cross_entropy(network(x).logits, target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -188,9 +230,64 @@ def test_impossible_settings(wrong):
 )
 def test_networks_by_name(name, options):
     network = build_network(name, options).eval()
+    assert network.whole_region is (name == "hmvnet")
     with torch.inference_mode():
         size = (64, 64, 64) if name == "swinunetr" else (32, 32, 32)  # it fails on 32
-        assert network(torch.zeros(1, 2, *size)).shape == (1, 3, *size)
+        x = torch.zeros(1, 2, *size)
+        output = network(x)
+        assert isinstance(output, Output) and output.logits.shape == (1, 3, *size)
+        assert output.scales == () and len(output.features) == (4 if name == "hmvnet" else 0)
+        assert len(network(x, scales=True).scales) == (3 if name == "hmvnet" else 0)
+
+
+def test_logits_of_several_scales_from_another_library():
+    network = build_network("resenc-unet", {"width": 4, "stages": 4, "deep_supervision": True})
+    x = torch.zeros(1, 2, 32, 32, 32)
+    output = network(x, scales=True)
+    assert [t.shape[-1] for t in (output.logits, *output.scales)] == [32, 16, 8]
+    assert network(x).scales == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "own"),
+    [
+        ("segresnet", {"init_filters": 8}, lambda: nets.SegResNet(3, 8, 2, 3)),
+        ("swinunetr", {"feature_size": 12}, lambda: nets.SwinUNETR(2, 3, feature_size=12)),
+        (
+            "unet3d",
+            {"width": 4},
+            lambda: nets.UNet(3, 2, 3, (4, 8, 16, 32, 64), (2,) * 4, num_res_units=2),
+        ),
+        (
+            "unetr",
+            {"img_size": (32, 32, 32), "feature_size": 8},
+            lambda: nets.UNETR(2, 3, (32, 32, 32), feature_size=8),
+        ),
+    ],
+)
+def test_parameters_keep_the_names_of_their_library(name, options, own):
+    """And so the weights of a bundle still load."""
+    assert tensors_of(build_network(name, options)) == tensors_of(own())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "known"),
+    [
+        ("hmvnet", {}, "6b57e15417df03c1"),
+        ("hmvnet", {"modality": "gated"}, "e133b20e9cb5c0ae"),
+        ("hmvnet", {"norm": "group"}, "61afe4b5b26992c8"),
+        ("resenc-unet", {}, "22f372c00cfa0965"),
+    ],
+)
+def test_parameters_keep_their_names(name, options, known):
+    """Names and shapes of all tensors, as in the bundles written so far."""
+    listing = json.dumps(tensors_of(build_network(name, options)), sort_keys=True)
+    assert hashlib.sha256(listing.encode()).hexdigest()[:16] == known
+
+
+def tensors_of(network: torch.nn.Module) -> dict[str, list[int]]:
+    """Name and shape of every tensor in a state dict."""
+    return {name: list(value.shape) for name, value in network.state_dict().items()}
 
 
 def test_unknown_network_and_option():

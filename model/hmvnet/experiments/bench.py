@@ -164,7 +164,7 @@ def run_baseline(folder: Path, note: Callable[[str], None] = lambda step: None) 
     ).eval()
     with ledger("network"), torch.inference_mode():
         windows = SlidingWindowInferer((128,) * 3, 4, overlap=0.5, mode="gaussian")
-        logits = windows(torch.from_numpy(volume)[None], network)
+        logits = windows(torch.from_numpy(volume)[None], lambda patch: network(patch).logits)
         assert isinstance(logits, torch.Tensor)
         predicted = torch.softmax(logits, 1).argmax(1)[0].numpy().astype(np.uint8)
     note("postprocess")
@@ -273,7 +273,7 @@ def _time_network(network: torch.nn.Module, patch: int, repeats: int) -> tuple[f
             network(x)
 
     def step() -> None:
-        loss = torch.nn.functional.cross_entropy(network(x), label)
+        loss = torch.nn.functional.cross_entropy(network(x).logits, label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
 
 from hmvnet.config import PreprocessingSettings
 
@@ -43,3 +47,11 @@ def denormalise(volume: np.ndarray, settings: PreprocessingSettings) -> np.ndarr
         np.multiply(channel, np.float32(scale), out=result)
         result += np.float32(window[0] - scale * target[0])
     return out
+
+
+def pad_with_air(x: Tensor, more: Sequence[int]) -> Tensor:
+    """``[b, c, z, y, x]`` (CT, PET) with that many voxels of air after the end of each axis."""
+    if not any(more):
+        return x
+    fill = x.new_tensor(AIR).repeat(x.shape[1])[: x.shape[1]].view(1, -1, 1, 1, 1)
+    return F.pad(x - fill, (0, more[2], 0, more[1], 0, more[0])) + fill

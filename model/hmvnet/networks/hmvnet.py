@@ -12,23 +12,25 @@ region in one pass after training on patches:
 * convolutions are normalised by BatchNorm, tokens by LayerNorm, so that what the network computes
   at a voxel does not depend on how much air the field of view holds around it (the statistics of
   an InstanceNorm or GroupNorm differ between a patch and the whole region);
-* sizes that no window divides are padded, and the padding is masked in the attention.
+* windows end where the map ends: those at its edges are smaller, so that any size will do, and
+  nothing is padded, moved around or masked for the attention.
 
 Shapes in comments: b batch, c channels, z y x voxels, n windows, h heads, t tokens of a window.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hmvnet.imaging.intensity import AIR
+from hmvnet.imaging.intensity import pad_with_air
+from hmvnet.networks.norms import make_norm
+from hmvnet.networks.output import Output
 
 
 @dataclass(frozen=True)
@@ -78,66 +80,6 @@ class HMVNetConfig:
             raise ValueError(f"norm '{self.norm}': expected batch or group")
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """All-reduced sum; so is the gradient, for what every process adds to the shared loss."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        total = x.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        distributed.all_reduce(total)
-        return total
-
-
-def pad_with_air(x: Tensor, more: Sequence[int]) -> Tensor:
-    """``[b, c, z, y, x]`` (CT, PET) with that many voxels of air after the end of each axis."""
-    if not any(more):
-        return x
-    fill = x.new_tensor(AIR).repeat(x.shape[1])[: x.shape[1]].view(1, -1, 1, 1, 1)
-    return F.pad(x - fill, (0, more[2], 0, more[1], 0, more[0])) + fill
-
-
-class SharedBatchNorm(nn.BatchNorm3d):
-    """BatchNorm whose statistics are of the whole batch where processes share it.
-
-    torch's SyncBatchNorm does the same, on GPUs only.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        shared = distributed.is_available() and distributed.is_initialized()
-        if not self.training or not shared or distributed.get_world_size() == 1:
-            return super().forward(x)
-        values, axes, view = x.float(), (0, 2, 3, 4), (1, -1, 1, 1, 1)
-        count = values.numel() / values.shape[1] * distributed.get_world_size()
-        mean = _SumOverProcesses.apply(values.sum(axes)) / count
-        centred = values - mean.view(view)
-        variance = _SumOverProcesses.apply(centred.square().sum(axes)) / count
-        self._remember(mean.detach(), variance.detach() * count / max(count - 1, 1))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale.view(view) + self.bias.view(view)).to(x.dtype)
-
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        """As ``nn.BatchNorm3d``: a moving average, or without momentum the mean of all."""
-        assert self.num_batches_tracked is not None
-        assert self.running_mean is not None and self.running_var is not None
-        self.num_batches_tracked.add_(1)
-        share = self.momentum or 1.0 / float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
-
-
-def make_norm(channels: int, norm: str) -> nn.Module:
-    """The norm of convolution features ``[b, c, z, y, x]``."""
-    if norm == "group":
-        return nn.GroupNorm(math.gcd(channels, max(1, channels // 8)), channels)
-    return SharedBatchNorm(channels)
-
-
 class ResidualBlock(nn.Module):
     """Norm, GELU, 3 x 3 x 3 convolution, twice, added to the input."""
 
@@ -153,15 +95,59 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.gelu(self.norm2(y)))
 
 
+def stem(inputs: int, channels: int, norm: str) -> nn.Sequential:
+    """``[b, inputs, z, y, x]`` to ``[b, channels, z/2, y/2, x/2]``."""
+    return nn.Sequential(
+        nn.Conv3d(inputs, channels, 3, stride=2, padding=1), ResidualBlock(channels, norm)
+    )
+
+
+class Run(NamedTuple):
+    """Windows of one width in a row along an axis: ``tokens`` of them, a multiple of ``window``."""
+
+    tokens: int
+    window: int
+
+
+def window_runs(size: int, window: int, shift: bool) -> list[Run]:
+    """How an axis of ``size`` tokens is cut into windows.
+
+    Whole windows, and a smaller one for what is left at the end. With ``shift`` they begin half a
+    window before the axis, so that the first is smaller as well; an axis that is no longer than
+    one window is not shifted.
+    """
+    window = min(window, size)
+    first = window // 2 if shift and size > window else 0
+    rest = (size - first) % window
+    runs = [Run(first, first), Run(size - first - rest, window), Run(rest, rest)]
+    return [run for run in runs if run.tokens]
+
+
+def partition(x: Tensor, window: Sequence[int]) -> Tensor:
+    """``[b, z, y, x, c]`` to windows ``[b * n, t, c]``."""
+    b, z, y, w, c = x.shape
+    wz, wy, wx = window
+    x = x.reshape(b, z // wz, wz, y // wy, wy, w // wx, wx, c)
+    return x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, wz * wy * wx, c)
+
+
+def unpartition(windows: Tensor, shape: Sequence[int], window: Sequence[int]) -> Tensor:
+    """The inverse of :func:`partition`; ``shape`` is (b, z, y, x) of the map."""
+    b, z, y, w = shape
+    wz, wy, wx = window
+    x = windows.reshape(b, z // wz, y // wy, w // wx, wz, wy, wx, -1)
+    return x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, z, y, w, -1)
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside the windows of a token map, with relative position bias.
 
-    ``shift`` moves the windows by half a window (cyclically; tokens that meet only through the
-    wrap-around do not see each other).
+    ``shift`` moves the windows by half a window. Where Swin moves the map around cyclically and
+    masks what does not belong together, the map is cut here: at most three runs of equal windows
+    an axis (:func:`window_runs`), and all windows of a combination of runs are attended at once.
     """
 
-    # Windows are attended in chunks whose mask stays below this many numbers.
-    mask_budget = 1 << 25
+    position_index: Tensor
 
     def __init__(self, channels: int, heads: int, window: int, shift: bool) -> None:
         super().__init__()
@@ -173,123 +159,47 @@ class WindowAttention(nn.Module):
         self.position_bias = nn.Parameter(torch.zeros(heads, (2 * window - 1) ** 3))
         nn.init.trunc_normal_(self.position_bias, std=0.02)
         self.register_buffer("position_index", _relative_index(window), persistent=False)
-        self._bias_cache: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[b, z, y, x, c]`` to the same shape."""
-        size = x.shape[1:4]
-        window = tuple(min(self.window, n) for n in size)
-        shift = tuple(w // 2 if self.shift and n > w else 0 for w, n in zip(window, size))
-        pad = tuple(-n % w for n, w in zip(size, window))
-        if any(pad):
-            x = F.pad(x, (0, 0, 0, pad[2], 0, pad[1], 0, pad[0]))
-        if any(shift):
-            x = torch.roll(x, [-s for s in shift], dims=(1, 2, 3))
-        tokens = _partition(x, window)  # (b, n, t, c)
-        groups = _token_groups(size, pad, window, shift, x.device)
-        tokens = self.proj(self._attend(self.qkv(tokens), self._bias(window), groups))
-        x = _unpartition(tokens, x.shape, window)
-        if any(shift):
-            x = torch.roll(x, shift, dims=(1, 2, 3))
-        return x[:, : size[0], : size[1], : size[2]]
+        runs = [window_runs(n, self.window, self.shift) for n in x.shape[1:4]]
+        return self.proj(self._cut(self.qkv(x), self._bias(x.shape[1:4]), runs))
 
-    position_index: Tensor
+    def _bias(self, size: Sequence[int]) -> Tensor:
+        """Relative position bias ``[h, z, y, x, z, y, x]`` of the largest window of a map."""
+        z, y, x = (min(self.window, n) for n in size)
+        return self.position_bias[:, self.position_index[:z, :y, :x, :z, :y, :x]]
 
-    def _attend(self, qkv: Tensor, bias: Tensor, groups: Tensor | None) -> Tensor:
-        b, n, t, _ = qkv.shape
-        # (3, b, n, h, t, c/h)
-        q, k, v = qkv.reshape(b, n, t, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
-        if groups is None:
-            shape = (b * n, self.heads, t, -1)
-            out = F.scaled_dot_product_attention(
-                q.reshape(shape), k.reshape(shape), v.reshape(shape), attn_mask=bias.to(q.dtype)
-            )
-            return out.reshape(b, n, self.heads, t, -1).transpose(2, 3).reshape(b, n, t, -1)
-        step = max(1, self.mask_budget // bias.numel())
-        chunks = []
-        for start in range(0, n, step):
-            part = slice(start, start + step)
-            apart = groups[part, :, None] != groups[part, None, :]  # (n, t, t)
-            mask = bias.masked_fill(apart[:, None], -1e4).to(q.dtype)  # (n, h, t, t)
-            outs = [
-                F.scaled_dot_product_attention(q[i, part], k[i, part], v[i, part], attn_mask=mask)
-                for i in range(b)
-            ]
-            chunks.append(torch.stack(outs))
-        return torch.cat(chunks, 1).transpose(2, 3).reshape(b, n, t, -1)
+    def _cut(self, qkv: Tensor, bias: Tensor, runs: Sequence[Sequence[Run]], axis: int = 0):
+        """Attention in a map ``[b, z, y, x, 3c]``, cut into runs along an axis and those after."""
+        if axis == len(runs):
+            return self._attend(qkv, bias)
+        done = []
+        for part, run in zip(qkv.split([r.tokens for r in runs[axis]], axis + 1), runs[axis]):
+            # A smaller window's positions are the first of a larger one's.
+            own = bias.narrow(axis + 1, 0, run.window).narrow(axis + 4, 0, run.window)
+            done.append(self._cut(part, own, runs, axis + 1))
+        return torch.cat(done, axis + 1)
 
-    def _bias(self, window: tuple[int, ...]) -> Tensor:
-        """Relative position bias ``[h, t, t]`` of a (possibly shrunk) window."""
-        if window == (self.window,) * 3:
-            if self.training or torch.is_grad_enabled():
-                self._bias_cache = None
-                return self.position_bias[:, self.position_index]
-            if self._bias_cache is None or self._bias_cache.device != self.position_bias.device:
-                self._bias_cache = self.position_bias[:, self.position_index]
-            return self._bias_cache
-        full = self.position_index.reshape((self.window,) * 6)
-        index = full[: window[0], : window[1], : window[2], : window[0], : window[1], : window[2]]
-        tokens = window[0] * window[1] * window[2]
-        return self.position_bias[:, index.reshape(tokens, tokens)]
-
-    def _apply(self, fn, recurse: bool = True):
-        self._bias_cache = None
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
-        self._bias_cache = None
-        super()._load_from_state_dict(*args, **kwargs)
+    def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """Attention in a map ``[b, z, y, x, 3c]`` that windows of the bias's size divide."""
+        window = bias.shape[1:4]
+        windows = partition(qkv, window).unflatten(-1, (3, self.heads, -1))
+        q, k, v = windows.permute(2, 0, 3, 1, 4)  # (b * n, h, t, c/h) each
+        # (1, h, t, t): without the first axis torch takes a slower way.
+        mask = bias.flatten(1, 3).flatten(2).to(q.dtype)[None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return unpartition(out.transpose(1, 2).flatten(2), qkv.shape[:4], window)
 
 
 def _relative_index(window: int) -> Tensor:
-    """Index of each token pair's offset into the bias table, ``[t, t]``."""
+    """Index of each token pair's offset into the bias table, ``[z, y, x, z, y, x]``."""
     axis = torch.arange(window)
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     offset = points[:, None] - points[None, :] + window - 1
     span = 2 * window - 1
-    return (offset[..., 0] * span + offset[..., 1]) * span + offset[..., 2]
-
-
-def _partition(x: Tensor, window: tuple[int, ...]) -> Tensor:
-    """``[b, z, y, x, c]`` to windows ``[b, n, t, c]``."""
-    b, z, y, w, c = x.shape
-    wz, wy, wx = window
-    x = x.reshape(b, z // wz, wz, y // wy, wy, w // wx, wx, c)
-    return x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, -1, wz * wy * wx, c)
-
-
-def _unpartition(tokens: Tensor, shape: Sequence[int], window: tuple[int, ...]) -> Tensor:
-    """The inverse of :func:`_partition`; ``shape`` is that of the padded map."""
-    b, z, y, w, c = shape
-    wz, wy, wx = window
-    x = tokens.reshape(b, z // wz, y // wy, w // wx, wz, wy, wx, c)
-    return x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, z, y, w, c)
-
-
-def _token_groups(
-    size: Sequence[int],
-    pad: tuple[int, ...],
-    window: tuple[int, ...],
-    shift: tuple[int, ...],
-    device: torch.device,
-) -> Tensor | None:
-    """Which tokens of a window may see each other: equal numbers, ``[n, t]``; None if all may.
-
-    Padding is a group of its own, and so is what the cyclic shift brought from the far end.
-    """
-    if not (any(pad) or any(shift)):
-        return None
-    axes = []
-    for n, p, s in zip(size, pad, shift):
-        position = torch.arange(n + p, device=device)
-        group = (position >= n).long()  # padding
-        group = torch.roll(group, -s)
-        if s:
-            group = group + 2 * (position >= n + p - s)  # wrapped around
-        axes.append(group)
-    gz, gy, gx = axes
-    groups = (gz[:, None, None] * 4 + gy[None, :, None]) * 4 + gx
-    return _partition(groups[None, ..., None], window)[0, ..., 0]
+    index = (offset[..., 0] * span + offset[..., 1]) * span + offset[..., 2]
+    return index.reshape((window,) * 6)
 
 
 class SwinBlock(nn.Module):
@@ -377,12 +287,13 @@ class UpStage(nn.Module):
 
 
 class HMVNet(nn.Module):
-    """PET/CT ``[b, 2, z, y, x]`` to logits ``[b, classes, z, y, x]``; any size of 2 voxels or more.
+    """PET/CT ``[b, 2, z, y, x]``, any size of 2 voxels or more, to an :class:`Output`.
 
-    ``network(x, scales=True)`` gives the logits at several resolutions for deep supervision.
+    Its features are the maps of the encoder's stages: 2C, 4C ... channels at 1/4, 1/8 ... of the
+    input padded with air to a multiple of ``stride``; its scales are at 1/2, 1/4 and 1/8 of that.
     """
 
-    multi_scale = True
+    whole_region = True
 
     def __init__(self, config: HMVNetConfig | None = None) -> None:
         super().__init__()
@@ -390,32 +301,23 @@ class HMVNet(nn.Module):
         c, stages = config.channels, len(config.depths)
         self.stride = 2 ** (stages + 1)
         if config.modality == "gated":
-            self.stems = nn.ModuleList(
-                nn.Sequential(
-                    nn.Conv3d(1, c // 2, 3, stride=2, padding=1),
-                    ResidualBlock(c // 2, config.norm),
-                )
-                for _ in range(config.in_channels)
-            )
-            self.join = nn.Conv3d(c // 2 * config.in_channels, c, 1)
+            inputs = config.in_channels
+            self.stems = nn.ModuleList(stem(1, c // 2, config.norm) for _ in range(inputs))
+            self.join = nn.Conv3d(c // 2 * inputs, c, 1)
             self.gates = nn.ModuleList(
-                CrossModalGate(c // 2 * config.in_channels, c << i) for i in range(1, stages + 1)
+                CrossModalGate(c // 2 * inputs, c << (i + 1)) for i in range(stages)
             )
         else:
-            self.stem = nn.Sequential(
-                nn.Conv3d(config.in_channels, c, 3, stride=2, padding=1),
-                ResidualBlock(c, config.norm),
-            )
+            self.stem = stem(config.in_channels, c, config.norm)
         self.stages = nn.ModuleList(SwinStage(c << i, config, i) for i in range(stages))
         self.ups = nn.ModuleList(
             UpStage(c << (i + 1), c << i, config.norm) for i in reversed(range(stages))
         )
-        scales = range(min(3, stages))  # 1/2, 1/4, 1/8
         self.scale_heads = nn.ModuleList(
             nn.Sequential(
                 make_norm(c << i, config.norm), nn.GELU(), nn.Conv3d(c << i, config.classes, 1)
             )
-            for i in scales
+            for i in range(min(3, stages))  # 1/2, 1/4, 1/8
         )
         self.refine = nn.Sequential(
             nn.Conv3d(config.in_channels + config.classes, config.head_channels_full, 3, padding=1),
@@ -423,54 +325,43 @@ class HMVNet(nn.Module):
             nn.Conv3d(config.head_channels_full, config.classes, 1),
         )
 
-    def settings(self) -> dict:
-        """The configuration, as ``weights/`` manifests store it."""
-        return asdict(self.config)
+    def forward(self, x: Tensor, scales: bool = False) -> Output:
+        """Logits, encoder maps, and with ``scales`` the coarser logits of deep supervision.
 
-    def forward(self, x: Tensor, scales: bool = False) -> Tensor | list[Tensor]:
-        """Logits ``[b, classes, z, y, x]`` of the input's own size.
-
-        With ``scales`` a list: these, and those at 1/2, 1/4, 1/8 of the padded map. An argument
-        rather than a method, since only ``forward`` passes through DDP and mixed precision.
+        An argument rather than a method of its own, since only ``forward`` passes through DDP and
+        mixed precision.
         """
-        padded = self._pad(x)
-        logits = self._decode(padded, self._encode(padded), coarse=scales)
-        logits[0] = logits[0][..., : x.shape[2], : x.shape[3], : x.shape[4]]
-        return logits if scales else logits[0]
-
-    def forward_with_features(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and the encoder map of each stage (2C, 4C ... channels at 1/4, 1/8 ...)."""
-        padded = self._pad(x)
-        features = self._encode(padded)
-        logits = self._decode(padded, features, coarse=False)[0]
-        return logits[..., : x.shape[2], : x.shape[3], : x.shape[4]], features[1:]
-
-    def _pad(self, x: Tensor) -> Tensor:
-        return pad_with_air(x, [-n % self.stride for n in x.shape[2:]])
+        padded = pad_with_air(x, [-n % self.stride for n in x.shape[2:]])
+        encoded = self._encode(padded)
+        decoded = self._decode(encoded)
+        half = self.scale_heads[0](decoded[0])
+        fine = F.interpolate(half, scale_factor=2.0, mode="trilinear", align_corners=False)
+        fine = fine + self.refine(torch.cat([padded, fine], 1))
+        coarse: list[Tensor] = []
+        if scales:
+            coarse = [half, *(head(m) for head, m in zip(self.scale_heads[1:], decoded[1:]))]
+        logits = fine[..., : x.shape[2], : x.shape[3], : x.shape[4]]
+        return Output(logits, tuple(coarse), tuple(encoded[1:]))
 
     def _encode(self, x: Tensor) -> list[Tensor]:
+        """The maps of the stem and of the stages, at 1/2, 1/4, 1/8 ..."""
         if self.config.modality == "gated":
             modalities = torch.cat([stem(x[:, i : i + 1]) for i, stem in enumerate(self.stems)], 1)
-            features = [self.join(modalities)]
+            encoded = [self.join(modalities)]
             for stage, gate in zip(self.stages, self.gates):
                 modalities = F.avg_pool3d(modalities, 2)
-                features.append(gate(stage(features[-1]), modalities))
-            return features
-        features = [self.stem(x)]
+                encoded.append(gate(stage(encoded[-1]), modalities))
+            return encoded
+        encoded = [self.stem(x)]
         for stage in self.stages:
-            features.append(stage(features[-1]))
-        return features
+            encoded.append(stage(encoded[-1]))
+        return encoded
 
-    def _decode(self, x: Tensor, features: list[Tensor], coarse: bool) -> list[Tensor]:
-        d = features[-1]
-        maps: list[Tensor] = []
-        for up, skip in zip(self.ups, reversed(features[:-1])):
-            d = up(d, skip)
-            maps.insert(0, d)  # 1/2, 1/4, 1/8 ...
-        half = self.scale_heads[0](maps[0])
-        up_half = F.interpolate(half, scale_factor=2.0, mode="trilinear", align_corners=False)
-        full = up_half + self.refine(torch.cat([x, up_half], 1))
-        if not coarse:
-            return [full]
-        coarser = [head(m) for head, m in zip(self.scale_heads[1:], maps[1:])]
-        return [full, half, *coarser]
+    def _decode(self, encoded: Sequence[Tensor]) -> list[Tensor]:
+        """The decoder's maps at 1/2, 1/4, 1/8 ..."""
+        x = encoded[-1]
+        decoded: list[Tensor] = []
+        for up, skip in zip(self.ups, reversed(encoded[:-1])):
+            x = up(x, skip)
+            decoded.insert(0, x)
+        return decoded

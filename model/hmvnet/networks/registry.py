@@ -1,7 +1,10 @@
 """Networks by name: HM-VNet and the peers it is compared with.
 
-Every factory takes keyword options and gives a module from ``[b, 2, z, y, x]`` to logits
-``[b, 3, z, y, x]``. A new network is one more line in ``NETWORKS``.
+The contract, which is all that callers ask: ``network(x, scales=False)`` takes ``[b, 2, z, y, x]``
+to an :class:`~hmvnet.networks.output.Output`, with deep-supervision logits where ``scales`` asks
+for them and the network has them; ``whole_region`` says whether it may see a whole region at once
+or wants windows of the size it was trained on. A new network is one class (in a file of its own,
+or, of another library, a :class:`Peer` here) and one line in ``NETWORKS``.
 """
 
 from __future__ import annotations
@@ -10,25 +13,43 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from monai.networks.nets import UNETR, SegResNet, SwinUNETR, UNet
-from torch import nn
+from torch import Tensor, nn
 
 from hmvnet.networks.hmvnet import HMVNet, HMVNetConfig
+from hmvnet.networks.output import Output
 
 IN_CHANNELS, CLASSES = 2, 3
+
+
+class Peer(nn.Module):
+    """Makes another library's network keep the contract: the base before that network's class.
+
+    A base rather than a wrapper, so that the names of the parameters stay the library's own. A list
+    of logits (nnU-Net's networks built with ``deep_supervision``) is taken as scales.
+    """
+
+    whole_region = False
+
+    def forward(self, x: Tensor, scales: bool = False) -> Output:
+        found = super().forward(x)
+        logits, *coarser = found if isinstance(found, (list, tuple)) else [found]
+        return Output(logits, tuple(coarser) if scales else ())
 
 
 def _hmvnet(**options: Any) -> nn.Module:
     return HMVNet(HMVNetConfig(in_channels=IN_CHANNELS, classes=CLASSES, **options))
 
 
-def _segresnet(init_filters: int = 32, **options: Any) -> nn.Module:
-    return SegResNet(
-        in_channels=IN_CHANNELS, out_channels=CLASSES, init_filters=init_filters, **options
-    )
+class _SegResNet(Peer, SegResNet):  # type: ignore[misc]
+    def __init__(self, init_filters: int = 32, **options: Any) -> None:
+        super().__init__(
+            in_channels=IN_CHANNELS, out_channels=CLASSES, init_filters=init_filters, **options
+        )
 
 
-def _swinunetr(feature_size: int = 48, **options: Any) -> nn.Module:
-    return SwinUNETR(IN_CHANNELS, CLASSES, feature_size=feature_size, **options)
+class _SwinUNETR(Peer, SwinUNETR):
+    def __init__(self, feature_size: int = 48, **options: Any) -> None:
+        super().__init__(IN_CHANNELS, CLASSES, feature_size=feature_size, **options)
 
 
 def _resenc_unet(width: int = 32, stages: int = 6, **options: Any) -> nn.Module:
@@ -39,8 +60,12 @@ def _resenc_unet(width: int = 32, stages: int = 6, **options: Any) -> nn.Module:
         raise ValueError(
             "resenc-unet needs the package dynamic-network-architectures (make setup installs it)"
         ) from error
+
+    class _ResEncUNet(Peer, ResidualEncoderUNet):
+        pass
+
     blocks = (1, 3, 4, 6, 6, 6, 6)[:stages]
-    return ResidualEncoderUNet(
+    return _ResEncUNet(
         input_channels=IN_CHANNELS,
         n_stages=stages,
         features_per_stage=[min(width << i, 10 * width) for i in range(stages)],
@@ -59,27 +84,29 @@ def _resenc_unet(width: int = 32, stages: int = 6, **options: Any) -> nn.Module:
     )
 
 
-def _unet3d(width: int = 16, **options: Any) -> nn.Module:
-    channels = tuple(width << i for i in range(5))
-    return UNet(3, IN_CHANNELS, CLASSES, channels, (2,) * 4, num_res_units=2, **options)
+class _UNet(Peer, UNet):  # type: ignore[misc]
+    def __init__(self, width: int = 16, **options: Any) -> None:
+        channels = tuple(width << i for i in range(5))
+        super().__init__(3, IN_CHANNELS, CLASSES, channels, (2,) * 4, num_res_units=2, **options)
 
 
-def _unetr(img_size: tuple[int, ...] = (96, 96, 96), **options: Any) -> nn.Module:
-    return UNETR(IN_CHANNELS, CLASSES, img_size, **options)
+class _UNETR(Peer, UNETR):
+    def __init__(self, img_size: tuple[int, ...] = (96, 96, 96), **options: Any) -> None:
+        super().__init__(IN_CHANNELS, CLASSES, img_size, **options)
 
 
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "hmvnet": _hmvnet,
-    "segresnet": _segresnet,
-    "swinunetr": _swinunetr,
+    "segresnet": _SegResNet,
+    "swinunetr": _SwinUNETR,
     "resenc-unet": _resenc_unet,
-    "unet3d": _unet3d,
-    "unetr": _unetr,
+    "unet3d": _UNet,
+    "unetr": _UNETR,
 }
 
 
 def build_network(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
-    """A fresh network.
+    """A fresh network that keeps the contract above.
 
     Raises:
         ValueError: the name is unknown, or the network does not take the options.

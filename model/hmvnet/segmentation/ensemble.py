@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hmvnet.bundle import Bundle, WeightsError
 from hmvnet.config import InferenceSettings
 from hmvnet.exits import RefusedError
-from hmvnet.networks.hmvnet import HMVNet, pad_with_air
+from hmvnet.imaging.intensity import pad_with_air
 from hmvnet.networks.registry import build_network
 
 Log = Callable[[str], None]
@@ -73,8 +73,8 @@ class NetworkOutput:
 
     Attributes:
         probabilities: float32 ``[3, z, y, x]``, averaged over the members that ran.
-        features: the encoder maps, each ``[c, z, y, x]``; only of HM-VNet, and only where there
-            is one member: the channels of two trainings have nothing in common.
+        features: the encoder maps, each ``[c, z, y, x]``; only where there is one member (the
+            channels of two trainings have nothing in common) and its network gives them.
         log: one line on what ran and what the time budget left out.
     """
 
@@ -90,7 +90,7 @@ class Forward(Protocol):
 
 
 class TorchForward:
-    """A torch module; HM-VNet sees the whole region at once, others sliding windows."""
+    """A torch network; the whole region at once where it may, else in sliding windows."""
 
     def __init__(
         self,
@@ -109,10 +109,10 @@ class TorchForward:
     def __call__(self, volume: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         x = volume.to(self.device).contiguous(memory_format=torch.channels_last_3d)
         with torch.inference_mode(), _autocast(self.device, self.precision):
-            if isinstance(self.network, HMVNet):
-                logits, features = self.network.forward_with_features(x)
+            if self.network.whole_region:
+                logits, _, features = self.network(x)
             else:
-                logits, features = self._windows(x), []
+                logits, features = self._windows(x), ()
         return torch.softmax(logits.float(), 1), features
 
     def _windows(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class TorchForward:
         """
         z, y, w = x.shape[2:]
         short = [max(0, p - n) for p, n in zip(self.patch, (z, y, w), strict=True)]
-        found = self.sliding(pad_with_air(x, short), self.network)
+        found = self.sliding(pad_with_air(x, short), lambda patch: self.network(patch).logits)
         assert isinstance(found, Tensor)
         return found[:, :, :z, :y, :w]
 

@@ -8,24 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hmvnet.bundle import add_file, load_bundle
 from hmvnet.files import replacing
 from hmvnet.segmentation.ensemble import OnnxForward, TorchForward, load_network
-
-
-class _LogitsAndMaps(nn.Module):
-    """HM-VNet's logits and encoder maps as one graph."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: torch.Tensor):
-        if hasattr(self.network, "forward_with_features"):
-            logits, maps = self.network.forward_with_features(x)  # type: ignore[operator]
-            return (logits, *maps)
-        return self.network(x)
 
 
 def export_bundle(
@@ -52,17 +39,25 @@ def export_bundle(
 
 def write_onnx(network: nn.Module, size: tuple[int, ...], path: Path) -> None:
     """One network as an ONNX graph of fixed input size ``[1, 2, *size]``, whole or not at all."""
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
+
     example = torch.zeros(1, 2, *size)
-    with replacing(path) as temporary:
-        torch.onnx.export(
-            _LogitsAndMaps(network).eval(),
+    # Of torch's attentions the plain one: the exporter gets the strides of the others wrong.
+    with sdpa_kernel(SDPBackend.MATH):
+        program = torch.onnx.export(
+            network.eval(),
             (example,),
-            temporary,
             dynamo=True,
-            external_data=False,
             verbose=False,
             input_names=["volume"],
+            optimize=False,
         )
+    assert program is not None
+    # All that `optimize` does that matters; its rewriting takes minutes for graphs of this size.
+    fold_constants(program.model)
+    remove_unused_nodes(program.model)
+    with replacing(path) as temporary:
+        program.save(temporary, external_data=False)
 
 
 def compare(network: nn.Module, path: Path, size: tuple[int, ...]) -> float:

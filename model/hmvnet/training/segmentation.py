@@ -20,19 +20,11 @@ from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import Ensemble, TorchForward, channels_last
 from hmvnet.segmentation.segmenter import label_map
 from hmvnet.training.cache import Prepared
-from hmvnet.training.engine import History, LoopSettings, bare, train
+from hmvnet.training.engine import History, LoopSettings, train
 from hmvnet.training.losses import SegmentationLoss
 from hmvnet.training.patches import PatchSampler
 
 SETTLING_PATCHES = 64
-
-
-def forward_scales(network: nn.Module, x: Tensor) -> Sequence[Tensor]:
-    """The network's deep-supervision outputs where it has them, else its one output."""
-    if getattr(bare(network), "multi_scale", False):
-        return network(x, scales=True)
-    out = network(x)
-    return out if isinstance(out, (list, tuple)) else [out]
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,8 @@ def train_segmentation(
 
     def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
         images, labels = batch(step)
-        return {"total": loss(forward_scales(model, images), labels)}
+        out = model(images, scales=True)
+        return {"total": loss([out.logits, *out.scales], labels)}
 
     def validate(model: nn.Module, step: int) -> Mapping[str, float]:
         if step <= frozen_from:
