@@ -86,7 +86,7 @@ def test_time_is_up_and_the_next_call_goes_on(task1, tmp_path):
 def test_equal_time_gives_each_network_its_own_steps(task1, tmp_path, monkeypatch):
     settings, contenders = task1
     pace = {"hmvnet": 2.0, "unet3d": 6.0}
-    monkeypatch.setattr(networks_room, "_seconds_a_step", lambda own, *_: pace[own.network.name])
+    monkeypatch.setattr(networks_room, "seconds_a_step", lambda own, *_: pace[own.network.name])
     run = tmp_path / "run"
     table = compare_networks(settings, contenders, run, [0], QUIET, train_minutes=0.2)
     assert list(table["steps a fold"]) == [6, 2]
@@ -97,7 +97,8 @@ def test_equal_time_gives_each_network_its_own_steps(task1, tmp_path, monkeypatc
 def test_the_pace_is_measured_on_real_steps(task1, tmp_path):
     settings, contenders = task1
     own = settings.model_copy(update={"network": contenders[1].network})
-    timed = networks_room._timed_budget(own, plan_folds(own, [0])[0], tmp_path / "run", 1.0)
+    plan = plan_folds(own, [0])[0]
+    timed = networks_room.timed_budget(own, plan, tmp_path / "run", 1.0, tmp_path)
     pace = json.loads((tmp_path / "run" / "pace.json").read_text())["seconds_a_step"]
     assert timed.training.steps == int(60 / pace) and 0 < pace < 60
 

@@ -178,7 +178,7 @@ def test_fit_inside_a_fold_never_sees_the_others(tmp_path, monkeypatch):
     patients = described_patients(30)
     fitted, predicted = [], []
 
-    def record_fit(settings, some, folder):
+    def record_fit(some, *_):
         fitted.append({p.patient_id for p in some})
         return None
 
@@ -189,7 +189,9 @@ def test_fit_inside_a_fold_never_sees_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "fit", record_fit)
     monkeypatch.setattr(training, "predict", record_predict)
     settings = Settings(data=DataSettings(folds=3))
-    risks, _ = training.cross_validate(settings, patients, tmp_path)
+    risks, _ = training.cross_validate(
+        patients, settings.data, settings.prognosis, settings.clinical.record_schema, tmp_path
+    )
     assert np.isfinite(risks).all() and len(fitted) == 3
     assert all(not seen & new for seen, new in zip(fitted, predicted))
     assert sorted(i for part in predicted for i in part) == [p.patient_id for p in patients]
@@ -259,8 +261,8 @@ def test_evaluation_gives_the_model_what_it_was_fitted_on(tiny_bundle, tmp_path,
     ]
     seen = []
 
-    def described(settings, *_):
-        seen.append(settings.prognosis.image_spacing_mm)
+    def described(bundle, data, image_spacing_mm, *_):
+        seen.append(image_spacing_mm)
         return more
 
     monkeypatch.setattr(evaluation, "load_described", described)

@@ -300,10 +300,10 @@ def show_settings(
     """Print the settings file: every setting, its value and its meaning."""
     from hmvnet.config import settings_markdown, settings_xml
 
-    print(
-        settings_markdown() if markdown else settings_xml(_settings(config, overrides)),
-        end="",
-    )
+    if markdown and (overrides or config):
+        raise RefusedError("--markdown prints the reference of all settings: it takes no others")
+    text = settings_markdown() if markdown else settings_xml(_settings(config, overrides))
+    print(text, end="")
 
 
 @app.command()

@@ -454,6 +454,10 @@ class InferenceSettings(_Section):
         "torch", description="What runs the networks; onnx needs the files of hmvnet export."
     )
 
+    def without_budget(self) -> InferenceSettings:
+        """With time for everything: no network of a mean is left out for being slow."""
+        return self.model_copy(update={"time_budget_s": 1e9})
+
 
 class Settings(_Section):
     """All settings. What a settings file leaves out keeps its default; unknown names are errors.

@@ -127,13 +127,10 @@ def compare_networks(
         ValueError: wrong data, fold or network.
         UnfinishedError: time was up; the next call goes on.
     """
-    settings = settings.model_copy(
-        update={"data": settings.data.model_copy(update=_shared_cache(settings, run))}
-    )
+    cache = Path(settings.data.cache or run / "cache")  # one for all
     plan = plan_folds(settings, folds)
     held_out = find_patients(test) if test else None
-    # No network of a mean may be left out for being slow.
-    inference = settings.inference.model_copy(update={"time_budget_s": 1e9})
+    inference = settings.inference.without_budget()
     deadline = time.monotonic() + 60 * minutes if minutes else np.inf
     scored: dict[str, Scored] = {}
     for contender in contenders:
@@ -141,9 +138,9 @@ def compare_networks(
         own = settings.model_copy(update={"network": contender.network})
         folder = run / contender.folder
         if train_minutes:
-            own = _timed_budget(own, plan[0], folder, train_minutes)
+            own = timed_budget(own, plan[0], folder, train_minutes, cache)
         bundle = _trained(own, folder, plan) or train_segmentation_bundle(
-            own, folder, folds, lambda step: time.monotonic() > deadline
+            own, folder, folds, lambda step: time.monotonic() > deadline, cache
         )
         scored[contender.label] = _score(
             contender, load_bundle(bundle), plan, held_out, inference, folder
@@ -159,7 +156,9 @@ def compare_networks(
     return table
 
 
-def _timed_budget(settings: Settings, fold: Fold, folder: Path, minutes: float) -> Settings:
+def timed_budget(
+    settings: Settings, fold: Fold, folder: Path, minutes: float, cache: Path
+) -> Settings:
     """The settings with as many steps as fit into ``minutes``.
 
     The pace is measured once and kept beside the checkpoints: a later call goes on with it.
@@ -173,7 +172,7 @@ def _timed_budget(settings: Settings, fold: Fold, folder: Path, minutes: float) 
     stored = json.loads(path.read_text()) if path.is_file() else {}
     if stored.get("key") != key:
         fabric = make_fabric(folder, training.precision)
-        seconds = fabric.broadcast(_seconds_a_step(settings, fold, folder, fabric))
+        seconds = fabric.broadcast(seconds_a_step(settings, fold, cache, fabric))
         stored = {"key": key, "seconds_a_step": seconds}
         if fabric.global_rank == 0:
             write_text(json.dumps(stored), path)
@@ -183,13 +182,13 @@ def _timed_budget(settings: Settings, fold: Fold, folder: Path, minutes: float) 
     return settings.model_copy(update={"training": training})
 
 
-def _seconds_a_step(settings: Settings, fold: Fold, folder: Path, fabric: Fabric) -> float:
+def seconds_a_step(settings: Settings, fold: Fold, cache: Path, fabric: Fabric) -> float:
     """Median of some steps, after two that warm up. The machine should do nothing else."""
     # Norms are not settled on the way: 64 patches more, of no use to the pace.
     steps = {"steps": 2 * PACE_STEPS, "freeze_norms_at": 1.0}
     training = settings.training.model_copy(update=steps)
     short = settings.model_copy(update={"training": training})
-    cases = prepare_together(fabric, short, fold.train, folder)
+    cases = prepare_together(fabric, short, fold.train, cache)
     ends: list[float] = []
 
     def watch(step: int) -> bool:
@@ -211,10 +210,6 @@ def _trained(settings: Settings, folder: Path, plan: Sequence[Fold]) -> Path | N
         return None
     key = load_bundle(found).manifest.trained_on.get("key")
     return found if key == task_key(settings, plan) else None
-
-
-def _shared_cache(settings: Settings, run: Path) -> dict[str, str]:
-    return {} if settings.data.cache else {"cache": str(run / "cache")}
 
 
 def _score(

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from hmvnet.bundle import load_bundle
 from hmvnet.case import DAYS_PER_YEAR, Outcomes
 from hmvnet.config import Settings
 from hmvnet.files import digest, write_arrays, write_text
@@ -79,12 +80,14 @@ def load_cohort(settings: Settings, weights: Path | None, run: Path) -> Cohort:
     if settings.clinical.tables:
         return _load_tables(settings)
     assert weights is not None
-    patients = load_described(settings, weights, run)
+    bundle, notes = load_bundle(weights).adjusted(settings)
+    spacing = settings.prognosis.image_spacing_mm
+    patients = load_described(bundle, settings.data, spacing, settings.inference, run)
     truth_file, truth = Path(settings.data.root) / TRUTH_TABLE, None
     if truth_file.is_file():
         known = pd.read_csv(truth_file, index_col="PatientID")["linear_predictor"]
         truth = known.loc[[p.patient_id for p in patients]].to_numpy(float)
-    return Cohort(patients, True, truth)
+    return Cohort(patients, True, truth, notes)
 
 
 def _load_tables(settings: Settings) -> Cohort:
@@ -142,14 +145,14 @@ def predictor(
 
 def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> FitPredict:
     options = settings.prognosis.model_copy(update={"branches": FUSIONS[name]})
+    schema = settings.clinical.record_schema
 
     def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
         seeded = options.model_copy(update={"seed": int(rng.integers(2**31))})
-        own = settings.model_copy(update={"prognosis": seeded})
         known = [cohort.patients[i] for i in train]
         # Checkpoints are of no use here: a fit takes seconds.
         with TemporaryDirectory(dir=run) as folder:
-            members = fit(own, known, Path(folder), quiet=True)
+            members = fit(known, seeded, schema, Path(folder), quiet=True)
         return predict(members, [cohort.patients[i] for i in test]), None
 
     return fit_predict

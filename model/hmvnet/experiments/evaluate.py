@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hmvnet.bundle import load_bundle
@@ -27,11 +29,13 @@ def evaluate_segmentation(
 ) -> metrics.Table1Scores:
     """The challenge's Task 1 metrics on the CT grids, end to end, as the container would score.
 
+    Settings that are given explicitly take the place of the bundle's own, and the result says so.
     Writes ``scores.csv`` (a row a patient: our scores, then the platform's own,
     :func:`hmvnet.segmentation.metrics.platform_scores`) and ``scores.json`` under ``run``.
     """
     patients = find_patients(settings.data.root)[: limit or None]
-    bundle = load_bundle(weights)
+    bundle, notes = load_bundle(weights).adjusted(settings)
+    print_notes(console, notes)
     if known := bundle.seen_among(p.patient_id for p in patients):
         console.print(
             f"[yellow]note[/] trained on {len(known)} of these {len(patients)} patients: their "
@@ -46,10 +50,17 @@ def evaluate_segmentation(
     table = metrics.aggregate(scores, [p.centre for p in patients])
     rows = metrics.to_frame(scores).join(pd.DataFrame(platform))
     write_text(rows.to_csv(index=False), run / "scores.csv")
-    write_text(json.dumps(table.to_dict(), indent=2), run / "scores.json")
+    summary = {"bundle": bundle.manifest.name, "notes": notes, **table.to_dict()}
+    write_text(json.dumps(summary, indent=2), run / "scores.json")
     console.print(score_table({bundle.manifest.name: table}))
     console.print(f"wrote {run / 'scores.csv'} and {run / 'scores.json'}")
     return table
+
+
+def print_notes(console: Console, notes: Iterable[str]) -> None:
+    """What a person should know before reading the figures."""
+    for note in notes:
+        console.print(f"[yellow]note[/] {escape(note)}")
 
 
 def score_patient(pipeline: Pipeline, patient: Patient) -> tuple[metrics.CaseScore, Prediction]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from hmvnet.bundle import load_bundle
 from hmvnet.case import harrell_c
 from hmvnet.config import Settings
+from hmvnet.experiments.evaluate import print_notes
 from hmvnet.files import write_text
 from hmvnet.prognosis.risk import Prognosis
 from hmvnet.reading.folder import find_patients
@@ -26,7 +27,7 @@ def evaluate_survival(
         ValueError: the bundle holds no survival model, or it was fitted to some of the patients; or
             as :func:`load_described`.
     """
-    bundle = load_bundle(weights)
+    bundle, notes = load_bundle(weights).adjusted(settings)
     prognosis = Prognosis(bundle)
     patients = find_patients(settings.data.root, need_labels=False)
     if not prognosis.part.seen:
@@ -37,13 +38,14 @@ def evaluate_survival(
     if known := bundle.fitted_among(p.patient_id for p in patients):
         raise ValueError(
             f"{len(known)} patients, {', '.join(known[:3])}, ...: the survival model was fitted to "
-            "them, and is not to be scored on them (hmvnet compare --task 2 cross-validates)"
+            "them, and is not to be scored on them (hmvnet survival compare cross-validates)"
         )
-    spacing = {"image_spacing_mm": prognosis.image_spacing_mm}  # as the model was fitted
-    own = settings.model_copy(update={"prognosis": settings.prognosis.model_copy(update=spacing)})
+    print_notes(console, notes)
+    spacing = prognosis.image_spacing_mm  # as the model was fitted, whatever the settings say
+    found = load_described(bundle, settings.data, spacing, settings.inference, run)
     described = [
         replace(p, description=prognosis.own_features(p.description))
-        for p in load_described(own, weights, run)[: limit or None]
+        for p in found[: limit or None]
     ]
     risk = predict(prognosis.members, described)
     outcomes = outcomes_of(described)

@@ -21,6 +21,7 @@ from rich.console import Console
 from hmvnet.bundle import load_bundle, write_bundle
 from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
+from hmvnet.experiments.evaluate import print_notes
 from hmvnet.imaging.resample import labels_onto
 from hmvnet.progress import track
 from hmvnet.reading.folder import Patient, find_patients
@@ -55,7 +56,8 @@ def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Cons
     Raises:
         ValueError: no data, or a patient that the bundle's networks were trained on.
     """
-    bundle = load_bundle(weights)
+    bundle, notes = load_bundle(weights).adjusted(settings)
+    print_notes(console, notes)
     patients = find_patients(settings.data.root)[: limit or None]
     if known := bundle.seen_among(p.patient_id for p in patients):
         raise ValueError(

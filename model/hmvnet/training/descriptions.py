@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hmvnet.bundle import Bundle, fingerprint, load_bundle
+from hmvnet.bundle import Bundle, fingerprint
 from hmvnet.case import ClinicalRecord, Outcome, Outcomes
-from hmvnet.config import InferenceSettings, Settings
+from hmvnet.config import DataSettings, InferenceSettings
 from hmvnet.files import digest, write_arrays
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.fusion import signed_log
@@ -56,7 +56,7 @@ class LesionDescriber:
     ) -> None:
         self.bundle = bundle
         self.image_spacing_mm = image_spacing_mm
-        inference = (inference or InferenceSettings()).model_copy(update={"time_budget_s": 1e9})
+        inference = (inference or InferenceSettings()).without_budget()
         self.segmenter = Segmenter(bundle, device, inference)
         manifest = bundle.manifest
         settings = (manifest.preprocessing, manifest.postprocessing, inference)
@@ -153,21 +153,26 @@ def handcrafted_count(patients: Sequence[Described]) -> int:
     return sum(not name.startswith(ENCODER_PREFIX) for name in names)
 
 
-def load_described(settings: Settings, weights: Path, run: Path) -> list[Described]:
+def load_described(
+    bundle: Bundle,
+    data: DataSettings,
+    image_spacing_mm: float,
+    inference: InferenceSettings,
+    run: Path,
+) -> list[Described]:
     """Every patient with an outcome, described by networks that did not see them.
+
+    Args:
+        image_spacing_mm: of the images that the fusion network sees.
+        run: where the descriptions are kept, unless ``data.cache`` says another place.
 
     Raises:
         ValueError: no data, no outcomes, or (LeakError) a patient that every network saw.
     """
-    patients = find_patients(settings.data.root, need_labels=False)
-    describer = LesionDescriber(
-        load_bundle(weights),
-        pick_device(),
-        settings.prognosis.image_spacing_mm,
-        Path(settings.data.cache or run / "cache"),
-        settings.inference,
-    )
+    patients = find_patients(data.root, need_labels=False)
+    cache = Path(data.cache or run / "cache")
+    describer = LesionDescriber(bundle, pick_device(), image_spacing_mm, cache, inference)
     described = describe_all(describer, patients, lambda some: track(some, "segment and describe"))
     if not described:
-        raise ValueError(f"no patient in '{settings.data.root}' has an outcome (RFS, Relapse)")
+        raise ValueError(f"no patient in '{data.root}' has an outcome (RFS, Relapse)")
     return described

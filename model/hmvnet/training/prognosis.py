@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hmvnet.case import Outcomes, harrell_c
-from hmvnet.config import PrognosisSettings, Settings
+from hmvnet.config import DataSettings, PrognosisSettings
 from hmvnet.files import digest
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import FusionConfig, FusionNetwork, PatientInputs
@@ -224,28 +224,35 @@ def predict(members: Sequence[PrognosisMember], patients: Sequence[Described]) -
 
 
 def cross_validate(
-    settings: Settings, described: Sequence[Described], run: Path
+    described: Sequence[Described],
+    data: DataSettings,
+    settings: PrognosisSettings,
+    schema: ClinicalSchema,
+    run: Path,
 ) -> tuple[np.ndarray, float]:
     """Out-of-fold risks ``[n]`` and the mean C-index over the folds.
 
     Everything that is fitted is fitted inside the training part of a fold.
     """
-    data = settings.data.model_copy(update={"folds": min(settings.data.folds, len(described))})
+    data = data.model_copy(update={"folds": min(data.folds, len(described))})
     risks, concordances = np.full(len(described), np.nan), []
     outcomes = outcomes_of(described)
     for number, (known, unseen) in enumerate(split_folds(described, data)):
-        members = fit(settings, [described[i] for i in known], run / f"fold{number}")
+        members = fit([described[i] for i in known], settings, schema, run / f"fold{number}")
         risks[unseen] = predict(members, [described[i] for i in unseen])
         concordances.append(harrell_c(outcomes[unseen], risks[unseen]))
     return risks, float(np.nanmean(concordances))
 
 
 def fit(
-    settings: Settings, described: Sequence[Described], folder: Path, quiet: bool = False
+    described: Sequence[Described],
+    settings: PrognosisSettings,
+    schema: ClinicalSchema,
+    folder: Path,
+    quiet: bool = False,
 ) -> list[PrognosisMember]:
     """Everything that is learnt from outcomes, on these patients alone."""
     # Fabric announces its seed and its devices at every fold.
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     fabric = make_fabric(folder, "32-true")
-    schema = settings.clinical.record_schema
-    return fit_members(fabric, described, settings.prognosis, folder, schema, folder.name, quiet)
+    return fit_members(fabric, described, settings, folder, schema, folder.name, quiet)

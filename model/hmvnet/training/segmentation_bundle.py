@@ -94,25 +94,19 @@ def check_label_grids(patients: Sequence[Patient]) -> None:
         )
 
 
-def prepare(
-    settings: Settings, patients: Sequence[Patient], run: Path, region: str, quiet: bool = False
-) -> list[Prepared]:
-    """Every patient preprocessed, from the cache where it is there; shows how far it is."""
-    cache = Cache(Path(settings.data.cache or run / "cache"), settings.preprocessing, region)
-    return [cache.get(p) for p in track(patients, "preprocess", quiet=quiet)]
-
-
 def prepare_together(
-    fabric: Fabric, settings: Settings, patients: Sequence[Patient], run: Path, region: str = ""
+    fabric: Fabric, settings: Settings, patients: Sequence[Patient], folder: Path, region: str = ""
 ) -> list[Prepared]:
-    """As :func:`prepare`, on every process; the first fills the cache, the others find it so.
+    """Every patient preprocessed, on every process; the first fills the cache for the others.
 
     Args:
-        region: None given: ``data.region``.
+        folder: of the cache.
+        region: none given: ``data.region``.
     """
-    region = region or settings.data.region
+    cache = Cache(folder, settings.preprocessing, region or settings.data.region)
     with fabric.rank_zero_first():
-        return prepare(settings, patients, run, region, quiet=fabric.global_rank > 0)
+        quiet = fabric.global_rank > 0
+        return [cache.get(p) for p in track(patients, "preprocess", quiet=quiet)]
 
 
 def task_key(settings: Settings, plan: Sequence[Fold]) -> str:
@@ -127,24 +121,27 @@ def train_segmentation_bundle(
     run: Path,
     folds: Sequence[int] | None,
     stop: Callable[[int], bool] = lambda step: False,
+    cache: Path | None = None,
 ) -> Path:
     """Train the folds asked for and write ``<run>/bundle``.
 
     Args:
         stop: asked after every step; true ends training with a checkpoint.
+        cache: of preprocessed volumes; None: ``data.cache``, or a folder under ``run``.
 
     Raises:
         ValueError: as :func:`plan_folds`, or an unknown network.
         UnfinishedError: ``stop`` said so before the last step.
     """
     plan = plan_folds(settings, folds)
+    cache = cache or Path(settings.data.cache or run / "cache")
     networks, figures, minutes = {}, {}, 0.0
     for fold in plan:
         folder = run / f"fold{fold.number}"
         fabric = make_fabric(folder, settings.training.precision)
-        cases = prepare_together(fabric, settings, [*fold.train, *fold.validation], run)
+        cases = prepare_together(fabric, settings, [*fold.train, *fold.validation], cache)
         train, validation = cases[: len(fold.train)], cases[len(fold.train) :]
-        train += prepare_together(fabric, settings, fold.extra, run, settings.data.extra_region)
+        train += prepare_together(fabric, settings, fold.extra, cache, settings.data.extra_region)
         result = train_segmentation(fabric, settings, train, validation, folder, stop=stop)
         done = len(result.history.losses)
         if done < settings.training.steps:

@@ -23,15 +23,16 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     Raises:
         ValueError: as :func:`load_described`, or too few patients.
     """
-    described = load_described(settings, weights, run)
+    bundle, options = load_bundle(weights), settings.prognosis
+    spacing, schema = options.image_spacing_mm, settings.clinical.record_schema
+    described = load_described(bundle, settings.data, spacing, settings.inference, run)
     outcomes = outcomes_of(described)
-    out_of_fold, concordance = cross_validate(settings, described, run)
-    members = fit(settings, described, run / "all")
-    bundle = load_bundle(weights)
+    out_of_fold, concordance = cross_validate(described, settings.data, options, schema, run)
+    members = fit(described, options, schema, run / "all")
     tensors = {f"prognosis{i}.safetensors": m.tensors() for i, m in enumerate(members)}
     kept = bundle.manifest.segmentation.files
     part = PrognosisPart(
-        settings=members[0].settings() | {"image_spacing_mm": settings.prognosis.image_spacing_mm},
+        settings=members[0].settings() | {"image_spacing_mm": spacing},
         clinical=[m.encoder.state() for m in members],
         lesion_features=list(described[0].description.features.names),
         risk_quantiles=np.quantile(

@@ -1,0 +1,171 @@
+"""The command line: told by tasks, wrong words end in one line, the old names still work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import SimpleITK as sitk
+from conftest import tiny_ct, tiny_pet
+
+from hmvnet import __version__, cli
+from hmvnet.exits import Exit
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(word) for word in words])
+    return int(ended.value.code or 0)
+
+
+COMMANDS = [
+    (),
+    ("predict",),
+    ("segmentation",),
+    *(("segmentation", name) for name in ("train", "eval", "tune", "compare")),
+    ("survival",),
+    *(("survival", name) for name in ("train", "eval", "compare")),
+    ("settings",),
+    ("export",),
+    ("phantom",),
+    ("bench",),
+    *((name,) for name in ("train", "eval", "tune", "compare")),
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_help(words, capsys):
+    assert run(*words, "--help") == 0
+    assert capsys.readouterr().out.startswith("Usage: hmvnet")
+
+
+def test_help_loads_no_heavy_package():
+    """It answers at once because it does not wait for torch and its like."""
+    heavy = "torch monai SimpleITK numpy pandas sklearn scipy matplotlib pydantic lightning_fabric"
+    code = f"""
+import sys
+from hmvnet.cli import main
+try:
+    main(["--help"])
+except SystemExit as ended:
+    assert not ended.code
+assert not set(sys.modules) & set({heavy.split()!r}), set(sys.modules) & set({heavy.split()!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"hmvnet {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("predict", "--nonsense"), "No such option: --nonsense"),
+        (("predict",), "Missing argument"),
+        (("predictt",), "No such command"),
+        (("segmentation", "train", "--fold", "x"), "--fold"),
+        (("segmentation", "train", "training.stepz=1"), "did you mean training.steps?"),
+        (("segmentation", "train"), "no data folder"),
+        (("segmentation", "eval", "--weights", "nowhere", "data.root=x"), "nowhere"),
+        (("segmentation", "compare", "--network", "hmvnett"), "unknown network 'hmvnett'"),
+        (("phantom", "x", "--count", "0"), "--count"),
+        (("export", "--size", "a,b"), "--size a,b"),
+        (("predict", "nowhere", "-o", "x"), "nowhere: no such file or folder"),
+        (("predict", ".", "-o", "x", "--force", "--continue"), "exclude each other"),
+        (("predict", ".", "-o", "x", "--region", "chest"), "data.region"),
+    ],
+)
+def test_wrong_words_end_in_one_line(words, said, capfd):
+    assert run(*words) == Exit.REFUSED
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
+
+
+def test_a_wrong_device_is_one_line(write_case, tiny_bundle, tmp_path, capfd):
+    words = ("predict", write_case(), "-o", tmp_path / "out", "--weights", tiny_bundle)
+    assert run(*words, "--device", "gpu") == Exit.REFUSED
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line == "error: device 'gpu': expected auto, cpu, cuda or cuda:<number>"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "extra"),
+    [
+        ("sksurv", ("survival", "compare"), "baselines"),
+        ("lightning_fabric", ("segmentation", "train"), "train"),
+        ("blosc2", ("segmentation", "compare"), "train"),
+    ],
+)
+def test_a_package_of_an_extra_is_named(package, words, extra):
+    code = f"import sys; sys.modules[{package!r}] = None; from hmvnet.cli import main; main()"
+    command = [sys.executable, "-c", code, *words, "data.root=x"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == Exit.REFUSED and f"extra '{extra}'" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_predict_a_challenge_folder(write_case, tiny_bundle, tmp_path, capfd):
+    words = ("predict", write_case(folder="P1/input"), "-o", tmp_path / "out")
+    words = (*words, "--weights", tiny_bundle, "--no-picture", "--region", "centre")
+    assert run(*words) == 0
+    said = capfd.readouterr().out
+    assert "RFS risk" in said and "data.region=centre, the bundle's is head-neck" in said
+    report = json.loads((tmp_path / "out" / "P1" / "report.json").read_text())
+    assert any("data.region=centre" in note for note in report["notes"])
+    assert run(*words) == Exit.REFUSED
+    assert "--force" in capfd.readouterr().err
+    assert run(*words, "--force") == 0 and run(*words, "--continue") == 0
+
+
+def test_predict_many_names_the_broken_one(tiny_bundle, tmp_path, capfd):
+    folder = tmp_path / "imagesTs"
+    folder.mkdir()
+    for name in ("a", "b"):
+        sitk.WriteImage(tiny_ct(), str(folder / f"{name}_0000.nii.gz"))
+        sitk.WriteImage(tiny_pet(), str(folder / f"{name}_0001.nii.gz"))
+    (folder / "a_0001.nii.gz").write_bytes(b"")
+    words = ("predict", tmp_path, "-o", tmp_path / "out", "--weights", tiny_bundle, "--no-picture")
+    assert run(*words) == Exit.REFUSED
+    said = capfd.readouterr()
+    assert "a: patient a: a_0001.nii.gz: image file is empty" in said.err
+    assert "1 patients predicted, 0 there already, 1 refused" in said.out
+    assert (tmp_path / "out" / "b" / "mask.nii.gz").is_file()
+
+
+def test_settings_are_printed_as_a_run_would_use_them(capsys):
+    assert run("settings", "training.steps=7") == 0
+    assert "<steps>7</steps>" in capsys.readouterr().out
+    assert run("settings", "--markdown") == 0
+    assert "| `steps` |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "called"),
+    [
+        (("train", "data.root=x", "--fold", "1"), "segmentation_train"),
+        (("train", "--task", "2"), "survival_train"),
+        (("eval", "data.root=x"), "segmentation_eval"),
+        (("eval", "--task", "2"), "survival_eval"),
+        (("compare", "--network", "hmvnet"), "segmentation_compare"),
+        (("compare", "--task", "2", "--repeats", "1"), "survival_compare"),
+    ],
+)
+def test_the_names_of_before_are_passed_on(words, called, monkeypatch):
+    calls = []
+    monkeypatch.setattr(cli, called, lambda *arguments: calls.append(arguments))
+    assert run(*words) == 0
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("script", ["train", "eval"])
+def test_the_methods_own_two_commands(script):
+    from conftest import ROOT
+
+    command = [sys.executable, str(ROOT / "model" / f"{script}.py"), "training.stepz=1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == Exit.REFUSED and "training.steps" in done.stderr
