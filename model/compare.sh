@@ -22,6 +22,6 @@ for fold in ${FOLDS:-}; do options+=(--fold "$fold"); done
 if [[ -n "${TEST:-}" ]]; then options+=(--test "$TEST"); fi
 for network in hmvnet segresnet swinunetr resenc-unet; do options+=(--network "$network"); done
 
-exec "${HMVNET:-.venv/bin/hmvnet}" compare "${options[@]}" \
+exec "${HMVNET:-.venv/bin/hmvnet}" segmentation compare "${options[@]}" \
     "data.root=$data" training.batch_size=2 training.steps=4000 training.validate_every=4000 \
     "${settings[@]}"

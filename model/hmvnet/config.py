@@ -259,7 +259,7 @@ class AugmentationSettings(_Section):
 
 
 class PostprocessingSettings(_Section):
-    """From probabilities to lesions; kept in the bundle, and chosen by hmvnet tune."""
+    """From probabilities to lesions; kept in the bundle, and chosen by hmvnet segmentation tune."""
 
     threshold_gtvp: Probability = Field(
         0.5, description="Least probability of a GTVp voxel, GTVp being likelier than GTVn."
@@ -463,8 +463,8 @@ class Settings(_Section):
     """All settings. What a settings file leaves out keeps its default; unknown names are errors.
 
     A command reads the file that its option config names, if any, and then what the command line
-    says: hmvnet train training.steps=2000. hmvnet settings prints what comes of both. No command
-    reads model/config.xml: it shows the defaults.
+    says: hmvnet segmentation train training.steps=2000. hmvnet settings prints what comes of both.
+    No command reads model/config.xml: it shows the defaults.
     """
 
     data: DataSettings = DataSettings()

@@ -1,4 +1,4 @@
-"""``hmvnet compare``: segmentation networks trained and scored alike, in one table.
+"""``hmvnet segmentation compare``: segmentation networks trained and scored alike, in one table.
 
 Every network gets the same folds, patches, augmentation and loss, and the same budget: of steps,
 or of training time. Patients are scored end to

@@ -1,4 +1,4 @@
-"""``hmvnet compare --task 2``: the fusion model, its ablations and classical models, side by side.
+"""``hmvnet survival compare``: the fusion model, its ablations and classical models, side by side.
 
 All models see the same folds of a repeated, stratified cross-validation, and whatever is fitted is
 fitted on a fold's training patients: the clinical encoder, feature statistics, networks, heads. The
