@@ -35,7 +35,7 @@ import SimpleITK as sitk
 stored, found = (sitk.GetArrayFromImage(sitk.ReadImage(p)) for p in (sys.argv[1], "out/phantom-1/mask.nii.gz"))
 dice = 2 * ((stored > 0) & (found == stored)).sum() / ((stored > 0).sum() + (found > 0).sum())
 print(f"Dice with the stored mask: {dice:.4f}")
-sys.exit(dice < 0.99)
+sys.exit(int(dice < 0.99))
 END
 ct=("$case"/input/images/ct/*) pet=("$case"/input/images/pet/*)
 "$scratch/venv/bin/python" -W error::UserWarning:hmvnet - "${ct[0]}" "${pet[0]}" <<END
