@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Runs the image on the sample cases as the platform does, and compares with the stored outputs.
+# Runs the image on the sample cases as the platform does, and compares with the stored outputs and
+# with the truth: a case may hold its own "settings" (arguments of the container), and beside a
+# truth.mha the "least_dice" that each label must reach.
 #
 #   ./test.sh                       every case of test/cases with Docker
 #   DOCKER=podman ./test.sh         with Podman
@@ -14,7 +16,7 @@
 # MODEL            a bundle to mount at /opt/ml/model, as the platform does with a model upload
 # MEMORY_GB        memory limit                               (default 16)
 # GPU              auto, or none to leave the GPU out         (default auto)
-# MIN_DICE         least Dice of each label                   (default 0.99)
+# MIN_DICE         least Dice with the stored mask            (default 0.99)
 # DOCKER_RUN_ARGS  further arguments to "$DOCKER run"
 set -euo pipefail
 
@@ -78,16 +80,25 @@ fi
 chmod -R a+rX "$scratch"
 
 run_case() { # run_case FOLDER: the platform's run; outputs into FOLDER/output
+    local settings=()
+    if [[ -f $1/settings ]]; then
+        read -r -d '' -a settings < "$1/settings" || true # it stops at the end of the file
+    fi
     ${deadline[@]+"${deadline[@]}"} "${engine[@]}" run "${sandbox[@]}" ${gpu[@]+"${gpu[@]}"} \
         --name "$container" --env "HMVNET_TASK=$task" ${model[@]+"${model[@]}"} \
-        --volume "$1/input:/input:ro" --volume "$1/output:/output" "$image"
+        --volume "$1/input:/input:ro" --volume "$1/output:/output" "$image" \
+        ${settings[@]+"${settings[@]}"}
 }
 
 compare_case() { # compare_case FOLDER: inside the image, so that the host needs no Python
+    local truth=()
+    if [[ -f $1/truth.mha ]]; then
+        truth=(--truth /case/truth.mha --least-dice "$(cat "$1/least_dice")")
+    fi
     "${engine[@]}" run "${sandbox[@]}" --volume "$1:/case:ro" \
         --volume "$scratch/compare_outputs.py:/compare_outputs.py:ro" --entrypoint python3 "$image" \
         /compare_outputs.py /case/expected /case/output --task "$task" \
-        --min-dice "${MIN_DICE:-0.99}"
+        --min-dice "${MIN_DICE:-0.99}" ${truth[@]+"${truth[@]}"}
 }
 
 names=("$@")
@@ -114,7 +125,7 @@ for name in "${names[@]}"; do
     echo "== case $number of ${#names[@]}: $name (task $task, image $image, user $user)"
     folder=$scratch/$name
     mkdir "$folder"
-    cp -RL "$root/test/cases/$name/input" "$root/test/cases/$name/expected" "$folder/"
+    cp -RL "$root/test/cases/$name/." "$folder/"
     chmod -R a+rX "$folder"
     mkdir "$folder/output"
     chmod 777 "$folder/output"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare what the container wrote for one case with the stored expected outputs.
+"""Compare what the container wrote for one case with the stored outputs, and with the truth.
 
 Needs SimpleITK and numpy only, so that `test.sh` can run it inside the image and the test suite
 in the project's environment. Prints a table; the exit code is 0 where every check passed.
@@ -48,20 +48,36 @@ def compare_geometry(expected: sitk.Image, found: sitk.Image) -> list[Check]:
 
 
 def compare_labels(expected: np.ndarray, found: np.ndarray, min_dice: float) -> list[Check]:
-    """Dice of each label of two label maps `[z, y, x]`; a label that neither has is passed over."""
+    """Which labels a label map `[z, y, x]` has, and the Dice of each with the stored one's."""
     values = [int(value) for value in np.unique(found)]
     known = set(values) <= {0, *LABELS}
-    checks = [Check("labels", "among 0, 1, 2", ", ".join(map(str, values)), known)]
+    labels = Check("labels", "among 0, 1, 2", ", ".join(map(str, values)), known)
+    return [labels, *compare_dice(expected, found, min_dice, "Dice")]
+
+
+def compare_dice(reference: np.ndarray, found: np.ndarray, least: float, what: str) -> list[Check]:
+    """Dice of each label of two label maps `[z, y, x]`; a label that neither has is passed over."""
+    checks = []
     for label, name in LABELS.items():
-        a, b = expected == label, found == label
+        a, b = reference == label, found == label
         total = int(a.sum()) + int(b.sum())
         if total == 0:
-            checks.append(Check(f"{name} Dice", "absent", "absent", True))
+            checks.append(Check(f"{name} {what}", "absent", "absent", True))
             continue
         dice = 2 * int((a & b).sum()) / total
         sizes = f"{dice:.4f} ({int(b.sum())} of {int(a.sum())} voxels)"
-        checks.append(Check(f"{name} Dice", f">= {min_dice}", sizes, dice >= min_dice))
+        checks.append(Check(f"{name} {what}", f">= {least}", sizes, dice >= least))
     return checks
+
+
+def compare_truth(truth: Path, found: Path, least_dice: float) -> list[Check]:
+    """Dice of each label of a mask on disk with the truth's, which lies on the same grid."""
+    want, have = sitk.ReadImage(str(truth)), sitk.ReadImage(str(found))
+    if want.GetSize() != have.GetSize():
+        sizes = _numbers(want.GetSize()), _numbers(have.GetSize())
+        return [Check("size of truth", *sizes, False)]
+    arrays = sitk.GetArrayFromImage(want), sitk.GetArrayFromImage(have)
+    return compare_dice(*arrays, least_dice, "Dice with truth")
 
 
 def compare_masks(expected: Path, found: Path, min_dice: float) -> list[Check]:
@@ -90,15 +106,19 @@ def compare_case(
     task: str = "both",
     min_dice: float = MIN_DICE,
     risk_tolerance: float = RISK_TOLERANCE,
+    truth: Path | None = None,
+    least_dice: float = 0.0,
 ) -> list[Check]:
-    """Compare two output folders.
+    """Compare two output folders, and the mask with the truth where that is given.
 
     Args:
         expected: folder with the stored outputs.
         found: folder that the container wrote.
         task: "1" (mask), "2" (risk) or "both": the sockets that have to be there, and no others.
-        min_dice: least Dice of each label.
+        min_dice: least Dice of each label with the stored mask's.
         risk_tolerance: largest absolute difference of the risk.
+        truth: the reference mask on the CT grid.
+        least_dice: least Dice of each label with the truth's.
     """
     checks = []
     for socket in SOCKETS[task]:
@@ -106,6 +126,8 @@ def compare_case(
             checks.append(Check("file", str(socket), "missing", False))
         elif socket == MASK:
             checks += compare_masks(expected / socket, found / socket, min_dice)
+            if truth:
+                checks += compare_truth(truth, found / socket, least_dice)
         else:
             checks += compare_risks(expected / socket, found / socket, risk_tolerance)
     files = sorted(p.relative_to(found) for p in found.rglob("*") if p.is_file())
@@ -132,6 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", choices=sorted(SOCKETS), default="both")
     parser.add_argument("--min-dice", type=float, default=MIN_DICE)
     parser.add_argument("--risk-tolerance", type=float, default=RISK_TOLERANCE)
+    parser.add_argument("--truth", type=Path, help="the reference mask, on the CT grid")
+    parser.add_argument("--least-dice", type=float, default=0.0, help="least Dice with the truth")
     options = parser.parse_args(arguments)
     checks = compare_case(**vars(options))
     print_table(checks)

@@ -1,8 +1,10 @@
 """Makes the inputs of ``test/cases``: two phantoms, and one real patient from a STS folder.
 
-    python test/make_cases.py --sts DIR      (DIR holds STS_003/STS_003__CT.nii.gz and so on)
+    python test/make_cases.py --sts DIR      (DIR holds STS_007/STS_007__CT.nii.gz and so on)
 
-The expected outputs are what ``process.py`` wrote for them; ``--expected`` renews those.
+The expected outputs are what ``process.py`` wrote for them with the case's own ``settings``;
+``--expected CASE...`` renews those. ``--scores`` lists the Dice of every patient of the STS folder
+that the shipped weights did not see, and names the one nearest their mean: the real case.
 """
 
 from __future__ import annotations
@@ -15,12 +17,20 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hmvnet.bundle import DEFAULT_BUNDLE, load_bundle
+from hmvnet.config import load_settings
+from hmvnet.experiments.evaluate import score_patient
 from hmvnet.phantom import PhantomSettings, make_phantom
+from hmvnet.pipeline import Pipeline
+from hmvnet.reading.folder import find_patients
 from hmvnet.reading.images import read_image, write_image
+from hmvnet.segmentation.ensemble import pick_device
 
 CASES = Path(__file__).parent / "cases"
+WEIGHTS = Path(__file__).parents[1] / "weights" / DEFAULT_BUNDLE
 PHANTOMS = {"phantom-1": (7001, "MDA"), "phantom-2": (7002, "USZ")}
-REAL = ("real-sarcoma", "STS_003")
+REAL = ("real-sarcoma", "STS_007")
+OF_REAL = ("data.region=centre", "postprocessing.one_primary=false")
 MASK = "images/tumor-lymph-node-segmentation/output.mha"
 
 
@@ -33,11 +43,18 @@ def write_input(case: Path, ct, pet, record: dict) -> None:
     (case / "input" / "ehr.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
+def settings_of(case: Path) -> list[str]:
+    """The case's own command line arguments, for ``process.py`` and ``hmvnet predict`` alike."""
+    path = case / "settings"
+    return path.read_text().split() if path.is_file() else []
+
+
 def write_expected(case: Path) -> None:
     """Run the shipped weights and keep what they say."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, str(CASES.parents[1] / "process.py"), "--device", "cpu"]
         command += ["--input", str(case / "input"), "--output", scratch]
+        command += settings_of(case)
         subprocess.run(command, check=True)
         shutil.rmtree(case / "expected", ignore_errors=True)
         (case / "expected" / MASK).parent.mkdir(parents=True)
@@ -45,13 +62,36 @@ def write_expected(case: Path) -> None:
         shutil.copy(Path(scratch) / "rfs.json", case / "expected" / "rfs.json")
 
 
+def print_scores(sts: Path) -> None:
+    """Dice of the patients that the shipped weights did not see, and who is nearest their mean."""
+    settings = load_settings(None, OF_REAL)
+    bundle, _ = load_bundle(WEIGHTS).adjusted(settings)
+    patients = find_patients(sts)
+    seen = set(bundle.seen_among(p.patient_id for p in patients))
+    pipeline = Pipeline(bundle, pick_device("cpu"), settings.inference, needs_risk=False)
+    dice = {}
+    for patient in patients:
+        if patient.patient_id not in seen:
+            score, _ = score_patient(pipeline, patient)
+            dice[patient.patient_id] = score.gtvp.dice
+            print(f"{patient.patient_id} {score.gtvp.dice:.4f}", flush=True)
+    mean = sum(dice.values()) / len(dice)
+    nearest = min(dice, key=lambda name: abs(dice[name] - mean))
+    print(f"mean {mean:.4f}, nearest {nearest}")
+
+
 def main() -> None:
-    """Inputs, then (with ``--expected``) outputs."""
+    """Inputs, outputs or scores, as asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sts", type=Path, help="folder of the STS patients")
-    parser.add_argument("--expected", action="store_true", help="renew the expected outputs")
+    parser.add_argument("--scores", action="store_true", help="score those of --sts; write nothing")
+    parser.add_argument(
+        "--expected", nargs="+", default=(), metavar="CASE", help="renew its expected outputs"
+    )
     options = parser.parse_args()
-    if options.sts:
+    if options.scores:
+        print_scores(options.sts)
+    elif options.sts:
         for name, (seed, center) in PHANTOMS.items():
             phantom = make_phantom(seed, PhantomSettings(center=center, compact=True))
             write_input(CASES / name, phantom.ct, phantom.pet, phantom.record)
@@ -60,11 +100,12 @@ def main() -> None:
         files = (options.sts / patient / f"{patient}__{kind}.nii.gz" for kind in ("CT", "PT"))
         ct, pet = (read_image(path)[0] for path in files)
         write_input(CASES / name, ct, pet, {"M-stage": None})
+        words = " ".join(f"--set {setting}" for setting in OF_REAL)
+        (CASES / name / "settings").write_text(words + "\n")
         truth, _ = read_image(options.sts / patient / f"{patient}.nii.gz")
         write_image(truth, CASES / name / "truth.mha")
-    if options.expected:
-        for case in sorted(p for p in CASES.iterdir() if p.is_dir()):
-            write_expected(case)
+    for name in options.expected:
+        write_expected(CASES / name)
 
 
 if __name__ == "__main__":

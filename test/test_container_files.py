@@ -98,6 +98,15 @@ def write_outputs(
     return folder
 
 
+def write_truth(house: Path, least_dice: str = "0.9", *, cut: int = 0) -> Path:
+    """Give the sample case a truth that its stored mask meets (``cut=0``) or not, and a floor."""
+    case = house / "test/cases/one"
+    shutil.copy(write_outputs(house / "true", cut=cut) / MASK, case / "truth.mha")
+    if least_dice:
+        (case / "least_dice").write_text(least_dice + "\n")
+    return case / "expected"
+
+
 def run(script: Path, *arguments: str, **environment: object) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
     command = ["bash", str(script), *arguments]
@@ -153,6 +162,45 @@ def test_one_task_needs_its_own_socket_only(tmp_path: Path) -> None:
     assert compare(expected, found, "--task", "2").returncode == 1
 
 
+@pytest.mark.parametrize(("cut", "code"), [(1, 0), (3, 1)])
+def test_a_mask_that_equals_the_stored_one_has_to_meet_the_truth_too(
+    tmp_path: Path, cut: int, code: int
+) -> None:
+    expected, found = write_outputs(tmp_path / "a"), write_outputs(tmp_path / "b")
+    truth = str(write_outputs(tmp_path / "truth", cut=cut) / MASK)
+    answer = compare(expected, found, "--truth", truth, "--least-dice", "0.9")
+    assert answer.returncode == code
+    dice = 2 * (6 - cut) / (12 - cut)
+    row = rf"GTVp Dice with truth +>= 0\.9 +{dice:.4f} .* {'FAILED' if code else 'ok'}$"
+    assert re.search(row, answer.stdout, re.M), answer.stdout
+    assert re.search(r"GTVp Dice +>= 0\.99 +1\.0000 .* ok$", answer.stdout, re.M)
+    assert re.search(r"GTVn Dice with truth .* ok$", answer.stdout, re.M)
+
+
+def test_a_label_that_the_truth_lacks_misses_it(tmp_path: Path) -> None:
+    expected, found = (write_outputs(tmp_path / name, label=2) for name in "ab")
+    truth = str(write_outputs(tmp_path / "truth") / MASK)
+    answer = compare(expected, found, "--truth", truth, "--least-dice", "0.1")
+    assert answer.returncode == 1
+    assert re.search(r"GTVp Dice with truth .*0\.0000 .*FAILED", answer.stdout)
+
+
+def test_a_truth_of_another_size_fails(tmp_path: Path) -> None:
+    expected, found = write_outputs(tmp_path / "a"), write_outputs(tmp_path / "b")
+    truth = tmp_path / "truth.mha"
+    sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkUInt8), str(truth))
+    answer = compare(expected, found, "--truth", str(truth))
+    assert answer.returncode == 1
+    assert re.search(r"size of truth .*4 4 4 .*16 12 8 .*FAILED", answer.stdout)
+
+
+def test_a_risk_alone_is_not_held_against_the_truth(tmp_path: Path) -> None:
+    expected, found = write_outputs(tmp_path / "a"), write_outputs(tmp_path / "b")
+    shutil.rmtree(found / "images")
+    truth = str(expected / MASK)
+    assert compare(expected, found, "--task", "2", "--truth", truth).returncode == 0
+
+
 # --- test.sh
 
 
@@ -182,6 +230,40 @@ def test_a_wrong_output_fails_the_run(house: Path, engine: Path, tmp_path: Path)
     answer = run(house / "test.sh", FAKE_OUTPUTS=wrong, GPU="none")
     assert answer.returncode == 1
     assert "1 of 1 cases failed: one" in answer.stderr
+
+
+def test_an_output_that_is_stored_and_not_true_fails_the_run(house: Path, engine: Path) -> None:
+    stored = write_truth(house, cut=3)
+    answer = run(house / "test.sh", FAKE_OUTPUTS=stored, GPU="none")
+    assert answer.returncode == 1
+    assert re.search(r"GTVp Dice with truth .*FAILED", answer.stdout)
+    assert answer.stdout.count("FAILED") == 1
+    assert "1 of 1 cases failed: one" in answer.stderr
+
+
+def test_an_output_that_is_stored_and_true_passes_the_run(house: Path, engine: Path) -> None:
+    answer = run(house / "test.sh", FAKE_OUTPUTS=write_truth(house), GPU="none")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert re.search(r"GTVp Dice with truth +>= 0\.9 .* ok$", answer.stdout, re.M)
+
+
+def test_a_truth_without_a_floor_fails_the_run(house: Path, engine: Path) -> None:
+    answer = run(house / "test.sh", FAKE_OUTPUTS=write_truth(house, least_dice=""), GPU="none")
+    assert answer.returncode == 1
+    assert "least_dice" in answer.stderr
+    assert "1 of 1 cases failed: one" in answer.stderr
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_settings_of_a_case_are_the_container_s_arguments(
+    house: Path, engine: Path, end: str
+) -> None:
+    case = house / "test/cases/one"
+    (case / "settings").write_text("--set a.b=c\n--set d.e=f" + end)
+    answer = run(house / "test.sh", FAKE_OUTPUTS=case / "expected", GPU="none")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    call = next(call for call in calls_of(engine) if call[0] == "run")
+    assert call[-5:] == ["hmvnet", "--set", "a.b=c", "--set", "d.e=f"]
 
 
 def test_an_image_that_runs_as_root_is_refused(house: Path, engine: Path) -> None:
@@ -257,6 +339,12 @@ def test_build_context_is_an_allow_list_that_holds_what_is_copied() -> None:
 def test_last_user_of_the_image_is_not_root() -> None:
     users = re.findall(r"^USER (\S+)", (ROOT / "Dockerfile").read_text(), re.M)
     assert users[-1:] == ["1000:1000"]
+
+
+def test_arguments_of_a_run_reach_the_entry_point() -> None:
+    """Only the form in brackets passes them on, and a CMD would be in their place without any."""
+    lines = re.findall(r"^(?:ENTRYPOINT|CMD) .*", (ROOT / "Dockerfile").read_text(), re.M)
+    assert lines == ['ENTRYPOINT ["python3", "/opt/app/process.py"]']
 
 
 def test_pip_mounts_keep_local_sources_only(
