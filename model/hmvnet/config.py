@@ -601,7 +601,7 @@ def _column(item: ElementTree.Element) -> dict[str, Any]:
 def settings_xml(settings: Settings = DEFAULTS) -> str:
     """A settings file with all settings, each below its description.
 
-    :func:`load_settings` gives the same settings again.
+    ``load_settings`` gives the same settings again.
 
     Raises:
         ValueError: names a section with a value that no such file can hold, for instance a network
@@ -679,7 +679,7 @@ def _element(name: str, value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A setting's value as :func:`load_settings` reads it."""
+    """A setting's value as ``load_settings`` reads it."""
     if isinstance(value, dict):
         return " ".join(f"{name}={_option_text(option)}" for name, option in value.items())
     if isinstance(value, tuple):

@@ -28,7 +28,7 @@ def evaluate_segmentation(
     """The challenge's Task 1 metrics on the CT grids, end to end, as the container would score.
 
     Writes ``scores.csv`` (a row a patient: our scores, then the platform's own,
-    :func:`hmvnet.segmentation.metrics.platform_scores`) and ``scores.json`` under ``run``.
+    ``hmvnet.segmentation.metrics.platform_scores``) and ``scores.json`` under ``run``.
     """
     patients = find_patients(settings.data.root)[: limit or None]
     bundle = load_bundle(weights)

@@ -24,7 +24,7 @@ def evaluate_survival(
 
     Raises:
         ValueError: the bundle holds no survival model, or it was fitted to some of the patients; or
-            as :func:`load_described`.
+            as ``load_described``.
     """
     bundle = load_bundle(weights)
     prognosis = Prognosis(bundle)

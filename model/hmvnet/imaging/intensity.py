@@ -40,7 +40,7 @@ def normalise(
 
 
 def denormalise(volume: np.ndarray, settings: PreprocessingSettings) -> np.ndarray:
-    """The inverse of :func:`normalise` (of the clipped values), as a new array."""
+    """The inverse of ``normalise`` (of the clipped values), as a new array."""
     out = np.empty_like(volume)
     for channel, result, (window, target) in zip(volume, out, _windows(settings)):
         scale = (window[1] - window[0]) / (target[1] - target[0])

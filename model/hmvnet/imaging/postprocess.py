@@ -1,6 +1,6 @@
 """Probabilities to a label map: thresholds, holes, specks, anatomy.
 
-Each step is a function from arrays to arrays; :func:`postprocess` puts them in a row. The steps
+Each step is a function from arrays to arrays; ``postprocess`` puts them in a row. The steps
 only ever look at the boxes around lesions.
 """
 
@@ -144,7 +144,7 @@ def _any_of_block(voxels: np.ndarray, stride: int) -> np.ndarray:
 def _at_lesion(
     coarse: np.ndarray, stride: int, box: tuple[slice, ...], lesion: np.ndarray
 ) -> np.ndarray:
-    """A coarse map's values at each voxel of a lesion, as :func:`lesions_of` gives it."""
+    """A coarse map's values at each voxel of a lesion, as ``lesions_of`` gives it."""
     return coarse[tuple(_coarse_voxels(coarse.shape, stride, box, lesion).T)]
 
 

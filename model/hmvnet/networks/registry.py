@@ -1,10 +1,10 @@
 """Networks by name: HM-VNet and the peers it is compared with.
 
 The contract, which is all that callers ask: ``network(x, scales=False)`` takes ``[b, 2, z, y, x]``
-to an :class:`~hmvnet.networks.output.Output`, with deep-supervision logits where ``scales`` asks
+to an ``hmvnet.networks.output.Output``, with deep-supervision logits where ``scales`` asks
 for them and the network has them; ``whole_region`` says whether it may see a whole region at once
 or wants windows of the size it was trained on. A new network is one class (in a file of its own,
-or, of another library, a :class:`Peer` here) and one line in ``NETWORKS``.
+or, of another library, a ``Peer`` here) and one line in ``NETWORKS``.
 """
 
 from __future__ import annotations

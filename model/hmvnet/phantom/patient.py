@@ -54,7 +54,7 @@ class PhantomSettings:
     """What kind of phantom to make.
 
     whole_body: vertex to mid-thigh instead of head and neck.
-    center: style of scanner, one of `CENTERS`; None draws one per patient.
+    center: style of scanner, one of ``CENTERS``; None draws one per patient.
     compact: HU in steps of 4, SUV in steps of 1/256 and plain -1000 HU outside the body, so that a
         compressed case is small.
     """
@@ -70,7 +70,7 @@ class PhantomSettings:
 
 @dataclass(frozen=True)
 class Lesion:
-    """A GTVp or GTVn. `blob` and `core` (necrosis, may be None) are in the canonical frame."""
+    """A GTVp or GTVn. ``blob`` and ``core`` (necrosis, may be None) are in the canonical frame."""
 
     label: int
     site: str
@@ -88,7 +88,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class PatientPlan:
-    """Everything that decides a phantom; `render` turns it into images."""
+    """Everything that decides a phantom; ``render`` turns it into images."""
 
     patient_id: str
     seed: int
@@ -110,7 +110,7 @@ def draw_patient(
 ) -> PatientPlan:
     """Draw a patient without rendering images (well under a millisecond per lesion).
 
-    The same seed and settings give the same plan, and `render(plan)` the same images.
+    The same seed and settings give the same plan, and ``render(plan)`` the same images.
     """
     settings, model = settings or PhantomSettings(), model or WeibullCox()
     rng = np.random.default_rng([seed, 1])

@@ -1,7 +1,7 @@
 """The multi-modal fusion network: images, health record and lesions to a risk of recurrence.
 
 Three branches (image -> 512, table -> 32, lesions -> 2048) meet in an MLP -> 256, whose values
-are the variables of a bagged ICARE head (:mod:`hmvnet.prognosis.icare`). While training, a linear
+are the variables of a bagged ICARE head (``hmvnet.prognosis.icare``). While training, a linear
 layer on the 256 gives the risk that the losses see.
 """
 
@@ -117,7 +117,7 @@ def signed_log(values: Tensor) -> Tensor:
 
 
 class FusionNetwork(nn.Module):
-    """Patients to 256 fused variables (:meth:`embed`) or to a log-hazard (``forward``).
+    """Patients to 256 fused variables (``embed``) or to a log-hazard (``forward``).
 
     A branch that is not in use is None.
     """

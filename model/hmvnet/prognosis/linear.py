@@ -1,6 +1,6 @@
 """A fitted linear risk as plain arrays: what the container needs of a Cox model.
 
-Fitting is :func:`hmvnet.survival.baselines.fit_linear_risk`; this file needs no survival library.
+Fitting is ``hmvnet.survival.baselines.fit_linear_risk``; this file needs no survival library.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class LinearRisk:
         return self.contributions(x).sum(axis=1)
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
-        """What each variable adds to the risk, ``[n, p]``; rows sum to :meth:`predict_risk`."""
+        """What each variable adds to the risk, ``[n, p]``; rows sum to ``predict_risk``."""
         x = checked_features(x, len(self.coefficient)).astype(np.float64)
         filled = np.where(np.isnan(x), self.fill, x)
         return (filled - self.mean) / self.scale * self.coefficient / self.spread
 
     def state(self) -> dict[str, np.ndarray]:
-        """Plain arrays; see :meth:`from_state`."""
+        """Plain arrays; see ``from_state``."""
         arrays = {key: np.array(getattr(self, key), dtype=np.float64) for key in STATE_KEYS}
         return arrays | {"spread": np.array([self.spread])}
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> LinearRisk:
-        """The model whose :meth:`state` this is.
+        """The model whose ``state`` this is.
 
         Raises:
             ValueError: an array is missing or its shape does not fit the others.

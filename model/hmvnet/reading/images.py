@@ -81,7 +81,7 @@ def read_geometry(path: Path) -> Grid:
     """The grid of an image file; of .mha and NIfTI only the header is read.
 
     Raises:
-        CaseError: as :func:`read_image`, as far as the header shows it.
+        CaseError: as ``read_image``, as far as the header shows it.
     """
     lower = path.name.lower()
     try:

@@ -1,6 +1,6 @@
 """A case to its segmentation: region, resampling, normalisation, networks, postprocessing.
 
-The stages stand in a row here and nowhere else. :func:`prepare` and :func:`label_map` are what lies
+The stages stand in a row here and nowhere else. ``prepare`` and ``label_map`` are what lies
 before and behind the networks; the training cache, validation and tuning call the same two.
 """
 
@@ -117,7 +117,7 @@ def label_map(
     Args:
         ct: ``[z, y, x]``, normalised so that air is 0.
         grid: the working grid.
-        region: as for :func:`prepare`; the rules on the head and neck's anatomy hold there only.
+        region: as for ``prepare``; the rules on the head and neck's anatomy hold there only.
     """
     return postprocess(probabilities, ct, grid, settings.for_region(region))
 

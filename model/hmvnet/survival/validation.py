@@ -61,7 +61,7 @@ def cross_validate_by(
     """Out-of-fold predictions of anything that fits on some rows and predicts others.
 
     Args:
-        fold: ``[repeats, n]``, as :func:`hmvnet.training.folds.repeated_folds` gives it.
+        fold: ``[repeats, n]``, as ``hmvnet.training.folds.repeated_folds`` gives it.
         times: ``[t]`` in days, where ``fit_predict`` gives survival curves, if it does.
     """
     risk = np.empty(fold.shape)
@@ -92,7 +92,7 @@ def cross_validate(
         build: makes an unfitted model.
         features: given the row numbers of the training patients, all patients' features ``[n, p]``.
             Whatever is fitted (medians, categories, a network) it fits on those rows only.
-        fold: ``[repeats, n]``, as :func:`hmvnet.training.folds.repeated_folds` gives it.
+        fold: ``[repeats, n]``, as ``hmvnet.training.folds.repeated_folds`` gives it.
         times: where survival curves are wanted, ``[t]`` in days.
     """
 

@@ -105,7 +105,7 @@ def prepare(
 def prepare_together(
     fabric: Fabric, settings: Settings, patients: Sequence[Patient], run: Path, region: str = ""
 ) -> list[Prepared]:
-    """As :func:`prepare`, on every process; the first fills the cache, the others find it so.
+    """As ``prepare``, on every process; the first fills the cache, the others find it so.
 
     Args:
         region: None given: ``data.region``.
@@ -134,7 +134,7 @@ def train_segmentation_bundle(
         stop: asked after every step; true ends training with a checkpoint.
 
     Raises:
-        ValueError: as :func:`plan_folds`, or an unknown network.
+        ValueError: as ``plan_folds``, or an unknown network.
         UnfinishedError: ``stop`` said so before the last step.
     """
     plan = plan_folds(settings, folds)

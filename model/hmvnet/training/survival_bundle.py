@@ -21,7 +21,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     """Cross-validate, fit on everyone, and write ``<run>/bundle`` with both tasks in it.
 
     Raises:
-        ValueError: as :func:`load_described`, or too few patients.
+        ValueError: as ``load_described``, or too few patients.
     """
     described = load_described(settings, weights, run)
     outcomes = outcomes_of(described)
