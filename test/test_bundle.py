@@ -113,7 +113,7 @@ def test_ensemble_averages_members_and_flips():
     # Mirrored passes are mirrored back: both edges get half of each pass.
     assert output.probabilities[1, 0, 0, 0] == pytest.approx((1.0 + 0.3) / 2)
     assert output.probabilities[1, 0, 0, 5] == pytest.approx((1.0 + 0.3) / 2)
-    assert output.log.startswith("4 of 4")
+    assert output.notes[0].startswith("4 of 4")
 
 
 def test_time_budget_leaves_passes_out_and_says_so():
@@ -123,7 +123,7 @@ def test_time_budget_leaves_passes_out_and_says_so():
         np.zeros((2, 4, 4, 4), np.float32)
     )
     assert [m.calls for m in members] == [1, 1, 0, 0, 0]
-    assert "2 of 5" in output.log and "3 left out" in output.log
+    assert "2 of 5" in output.notes[0] and "3 left out" in output.notes[0]
 
 
 def test_probabilities_that_are_not_finite_are_an_error():
@@ -183,7 +183,7 @@ def test_onnx_back_end_and_its_fall_back(onnx_bundle, tiny_bundle):
         onnx(volume[:, :8])
     fallen = load_ensemble(load_bundle(tiny_bundle), device, settings)
     assert not isinstance(fallen.members[0], OnnxForward)
-    assert "torch instead of ONNX" in fallen(volume).log
+    assert any("torch instead of ONNX" in note for note in fallen(volume).notes)
 
 
 def test_onnx_that_would_quietly_run_on_the_cpu_is_an_error(onnx_bundle):

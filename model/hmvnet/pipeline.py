@@ -98,4 +98,4 @@ def _notes(
         notes.append("no lesion found")
     if risk:
         notes.extend(risk.notes)
-    return (*notes, segmentation.log)
+    return (*notes, *segmentation.notes)

@@ -105,7 +105,7 @@ class CategoricalEncoding:
 class ClinicalEncoder:
     """Health records to vectors, fitted on the training patients only.
 
-    After ``fit``: ``feature_names_`` ``[d]`` and ``report_``, notes on what was repaired in the
+    After ``fit``: ``feature_names_`` ``[d]`` and ``notes_``, notes on what was repaired in the
     training records and which columns were left out because they do not vary.
     """
 
@@ -130,7 +130,7 @@ class ClinicalEncoder:
                 self.encodings_.append(encoding)
             else:
                 left_out.append(f"{column.name}: the same in all training patients, left out")
-        self.report_ = (*notes, *left_out)
+        self.notes_ = (*notes, *left_out)
         return self
 
     @property
@@ -182,7 +182,7 @@ class ClinicalEncoder:
         names = {column.name for column in encoder.schema.columns}
         if stray := [e.name for e in encoder.encodings_ if e.name not in names]:
             raise ValueError(f"clinical encoder state encodes {stray}, which its schema lacks")
-        encoder.report_ = ()
+        encoder.notes_ = ()
         return encoder
 
 

@@ -58,14 +58,14 @@ class Segmentation:
         labels: uint8 ``[z, y, x]`` after postprocessing.
         encoder_maps: HM-VNet's stages, ``[c, z, y, x]`` each; empty for other networks and for
             bundles of several, whose channels have nothing in common.
-        log: one line on what ran and what the time budget left out.
+        notes: what ran, what the time budget left out, and what ran otherwise than asked for.
     """
 
     volume: Volume
     probabilities: np.ndarray
     labels: np.ndarray
     encoder_maps: tuple[np.ndarray, ...] = ()
-    log: str = ""
+    notes: tuple[str, ...] = ()
 
     def on(self, grid: Grid) -> sitk.Image:
         """The mask on another grid (the CT's), uint8."""
@@ -160,4 +160,4 @@ class Segmenter:
                 self.region,
             )
         maps = output.features if self.is_single else ()
-        return Segmentation(volume, output.probabilities, labels, maps, output.log)
+        return Segmentation(volume, output.probabilities, labels, maps, output.notes)
