@@ -73,7 +73,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Branches = Annotated[tuple[Literal["image", "table", "lesions"], ...], BeforeValidator(_split)]
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Region = Literal["head-neck", "centre"]
+RegionName = Literal["head-neck", "centre"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -101,7 +101,7 @@ class DataSettings(_Section):
         description="How patients are dealt to folds: stratified by centre and event, or a fold a "
         "centre.",
     )
-    region: Region = Field(
+    region: RegionName = Field(
         "head-neck",
         description="Where the working region lies; centre: mid-body, for scans that hold no head, "
         "and no rules of the head and neck's anatomy.",
@@ -111,7 +111,9 @@ class DataSettings(_Section):
         description="A second folder of patients, trained on in every fold and never scored; "
         "empty: none.",
     )
-    extra_region: Region = Field("centre", description="As region, of the patients of extra_root.")
+    extra_region: RegionName = Field(
+        "centre", description="As region, of the patients of extra_root."
+    )
     note: str = Field(
         "",
         description="What the data is, for the bundle's manifest; empty: the names of the folders.",

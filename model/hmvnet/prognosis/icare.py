@@ -31,10 +31,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hmvnet.case import Outcomes, has_comparable_pair
+from hmvnet.case import TIED_RISK, Outcomes, has_comparable_pair
 
-# scikit-survival counts risks closer than this as tied, and so the package does.
-TIED_TOLERANCE = np.float32(1e-8)
+STATE_KEYS = ("sign", "mean", "scale", "concordance", "risk_moments", "settings")
+# Variables are compared in single precision, as in the package.
+TIED_VARIABLE = np.float32(TIED_RISK)
 # Pairs compared at once; keeps the working set of one block inside the processor's cache.
 PAIRS_PER_BLOCK = 1 << 16
 
@@ -247,8 +248,8 @@ def single_variable_concordance(x: np.ndarray, outcomes: Outcomes) -> np.ndarray
         for k, column in enumerate(columns):
             # A tied pair counts half: it is in the second count only.
             np.subtract(column[rows, None], column[None, start:], out=difference)
-            np.greater(difference, TIED_TOLERANCE, out=ahead)
-            np.greater_equal(difference, -TIED_TOLERANCE, out=level)
+            np.greater(difference, TIED_VARIABLE, out=ahead)
+            np.greater_equal(difference, -TIED_VARIABLE, out=level)
             np.logical_and(ahead, comparable, out=ahead)
             np.logical_and(level, comparable, out=level)
             twice_concordant[k] += np.count_nonzero(ahead) + np.count_nonzero(level)
@@ -369,9 +370,6 @@ def checked_training(x: np.ndarray, outcomes: Outcomes) -> np.ndarray:
     if not has_comparable_pair(outcomes):
         raise ValueError("no comparable pair: no patient is known to outlast another's event")
     return x
-
-
-STATE_KEYS = ("sign", "mean", "scale", "concordance", "risk_moments", "settings")
 
 
 def check_state(state: Mapping[str, np.ndarray], bags: int | None) -> None:

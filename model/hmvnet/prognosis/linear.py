@@ -6,13 +6,11 @@ Fitting is ``hmvnet.survival.baselines.fit_linear_risk``; this file needs no sur
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from hmvnet.prognosis.icare import checked_features
-
-STATE_KEYS = ("fill", "mean", "scale", "coefficient", "spread")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class LinearRisk:
 
     def state(self) -> dict[str, np.ndarray]:
         """Plain arrays; see ``from_state``."""
-        arrays = {key: np.array(getattr(self, key), dtype=np.float64) for key in STATE_KEYS}
+        arrays = {f.name: np.array(getattr(self, f.name), dtype=np.float64) for f in fields(self)}
         return arrays | {"spread": np.array([self.spread])}
 
     @classmethod
@@ -57,9 +55,10 @@ class LinearRisk:
         Raises:
             ValueError: an array is missing or its shape does not fit the others.
         """
-        if missing := [key for key in STATE_KEYS if key not in state]:
+        keys = [f.name for f in fields(cls)]
+        if missing := [key for key in keys if key not in state]:
             raise ValueError(f"linear risk lacks {', '.join(missing)}")
-        arrays = {key: np.asarray(state[key], dtype=np.float64) for key in STATE_KEYS}
+        arrays = {key: np.asarray(state[key], dtype=np.float64) for key in keys}
         spread = arrays.pop("spread")
         shapes = {key: array.shape for key, array in arrays.items()}
         if len(set(shapes.values())) != 1 or arrays["fill"].ndim != 1 or spread.shape != (1,):

@@ -94,25 +94,20 @@ def check_label_grids(patients: Sequence[Patient]) -> None:
         )
 
 
-def prepare(
-    settings: Settings, patients: Sequence[Patient], run: Path, region: str, quiet: bool = False
-) -> list[Prepared]:
-    """Every patient preprocessed, from the cache where it is there; shows how far it is."""
-    cache = Cache(Path(settings.data.cache or run / "cache"), settings.preprocessing, region)
-    return [cache.get(p) for p in track(patients, "preprocess", quiet=quiet)]
-
-
 def prepare_together(
     fabric: Fabric, settings: Settings, patients: Sequence[Patient], run: Path, region: str = ""
 ) -> list[Prepared]:
-    """As ``prepare``, on every process; the first fills the cache, the others find it so.
+    """Every patient preprocessed, from the cache where it is there; shows how far it is.
+
+    On every process: the first fills the cache, the others find it so.
 
     Args:
-        region: None given: ``data.region``.
+        region: where it is not given, ``data.region``.
     """
-    region = region or settings.data.region
+    folder = Path(settings.data.cache or run / "cache")
     with fabric.rank_zero_first():
-        return prepare(settings, patients, run, region, quiet=fabric.global_rank > 0)
+        cache = Cache(folder, settings.preprocessing, region or settings.data.region)
+        return [cache.get(p) for p in track(patients, "preprocess", quiet=fabric.global_rank > 0)]
 
 
 def task_key(settings: Settings, plan: Sequence[Fold]) -> str:
