@@ -299,9 +299,3 @@ def _write_manifest(manifest: Manifest, folder: Path) -> None:
 def _compact(tensor: Tensor) -> Tensor:
     half = tensor.dtype == torch.float32 and tensor.ndim > 1
     return tensor.detach().cpu().to(torch.float16 if half else tensor.dtype).contiguous().clone()
-
-
-def all_tensors(bundle: Bundle) -> dict[str, dict[str, Tensor]]:
-    """Every safetensors file of a bundle; to write it again with a part added."""
-    names: Sequence[str] = [n for n in bundle.manifest.files if n.endswith(".safetensors")]
-    return {name: bundle.tensors(name) for name in names}

@@ -173,7 +173,7 @@ def _timed_budget(settings: Settings, fold: Fold, folder: Path, minutes: float) 
     stored = json.loads(path.read_text()) if path.is_file() else {}
     if stored.get("key") != key:
         fabric = make_fabric(folder, training.precision)
-        seconds = fabric.broadcast(_seconds_a_step(settings, fold, folder, fabric))
+        seconds = fabric.broadcast(seconds_a_step(settings, fold, folder, fabric))
         stored = {"key": key, "seconds_a_step": seconds}
         if fabric.global_rank == 0:
             write_text(json.dumps(stored), path)
@@ -183,7 +183,7 @@ def _timed_budget(settings: Settings, fold: Fold, folder: Path, minutes: float) 
     return settings.model_copy(update={"training": training})
 
 
-def _seconds_a_step(settings: Settings, fold: Fold, folder: Path, fabric: Fabric) -> float:
+def seconds_a_step(settings: Settings, fold: Fold, folder: Path, fabric: Fabric) -> float:
     """Median of some steps, after two that warm up. The machine should do nothing else."""
     # Norms are not settled on the way: 64 patches more, of no use to the pace.
     steps = {"steps": 2 * PACE_STEPS, "freeze_norms_at": 1.0}

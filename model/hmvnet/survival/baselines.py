@@ -147,7 +147,7 @@ class DiscreteTimeModel:
         self.scaler_ = standardiser().fit(x)
         count = int(np.ceil(np.sqrt(event.sum())))
         self.ends_ = np.unique(np.quantile(days[event], np.linspace(0, 1, count + 1)[1:]))
-        interval, elapsed = self._locate(days)
+        interval, elapsed = self.locate(days)
         # The global generator of torch is used by dropout and put back afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**31)))
@@ -166,7 +166,7 @@ class DiscreteTimeModel:
         """A trained network ``[b, p] -> [b, intervals]`` of logits."""
         raise NotImplementedError
 
-    def _locate(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def locate(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The interval each time is in, and the share of it that is over by then."""
         starts = np.concatenate([[0.0], self.ends_])
         lengths = np.append(np.diff(starts), np.inf)

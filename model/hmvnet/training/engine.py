@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric, is_wrapped
+from lightning_fabric import Fabric
 from lightning_fabric.loggers import Logger, TensorBoardLogger
 from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
@@ -244,13 +244,6 @@ def train(
     for logger in fabric.loggers:
         logger.finalize("success")
     return average.module, history
-
-
-def bare(network: nn.Module) -> nn.Module:
-    """The network itself, without the wrappers of Fabric and DDP."""
-    module = network.module if is_wrapped(network) else network
-    assert isinstance(module, nn.Module)
-    return module
 
 
 def _optimizer(network: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
