@@ -33,7 +33,7 @@ HEAD = "icare"
 
 @dataclass(frozen=True)
 class LesionDescription:
-    """What Task 1 hands to Task 2.
+    """A segmented patient as the survival model sees one, the health record apart.
 
     Attributes:
         image: float32 ``[4, z, y, x]`` CT, PET, GTVp, GTVn at the fusion network's spacing.
