@@ -2,7 +2,7 @@
 
     python process.py --input DIR --output DIR --weights DIR --task {1,2,both}
 
-The defaults are grand-challenge's paths. All it does is in :mod:`hmvnet.container`.
+The defaults are grand-challenge's paths. All it does is in ``hmvnet.container``.
 """
 
 import sys

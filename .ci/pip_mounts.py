@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Carry this machine's pip settings into an image build, without baking them into the image.
 
-Reads `pip config list`, writes the same settings to FILE (a pip.conf), and prints on one line the
+Reads ``pip config list``, writes the same settings to FILE (a pip.conf), and prints on one line the
 arguments that mount FILE and every local file or folder the settings name:
 
     DOCKER_BUILD_ARGS=$(python3 .ci/pip_mounts.py FILE) ./build.sh
@@ -33,7 +33,7 @@ IN_IMAGE = "/etc/pip.conf"
 
 
 def read_settings() -> dict[str, str]:
-    """Settings by name; as in pip, the environment (`:env:.name`) goes before the files."""
+    """Settings by name; as in pip, the environment (``:env:.name``) goes before the files."""
     listing = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
     )

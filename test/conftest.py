@@ -17,25 +17,34 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hmvnet.bundle import Manifest, PrognosisPart, SegmentationPart, write_bundle  # noqa: E402
+from hmvnet.bundle import Bundle, Manifest, PrognosisPart, SegmentationPart, write_bundle  # noqa: E402
 from hmvnet.case import ClinicalRecord, Grid, Outcome, Outcomes  # noqa: E402
 from hmvnet.config import (  # noqa: E402
+    NetworkSettings,
     PostprocessingSettings,
     PreprocessingSettings,
     PrognosisSettings,
+    Settings,
+    TrainingSettings,
 )
 from hmvnet.imaging.roi import Region  # noqa: E402
 from hmvnet.lesions.features import LesionFeatures  # noqa: E402
 from hmvnet.networks.registry import build_network  # noqa: E402
 from hmvnet.prognosis.risk import LesionDescription, describe  # noqa: E402
+from hmvnet.reading.folder import find_patients  # noqa: E402
 from hmvnet.segmentation.metrics import CaseScore, LabelScore, LesionCount  # noqa: E402
 from hmvnet.segmentation.segmenter import Segmentation, Volume  # noqa: E402
+from hmvnet.training.cache import Cache, Prepared  # noqa: E402
 from hmvnet.training.descriptions import Described  # noqa: E402
 from hmvnet.training.engine import make_fabric  # noqa: E402
 from hmvnet.training.prognosis import fit_members  # noqa: E402
 
 if find_spec("sksurv") is None:  # the extra 'baselines'; no wheels for the newest Pythons
-    collect_ignore_glob = ["test_survival_*.py", "test_*prognosis.py", "test_experiments_*.py"]
+    collect_ignore_glob = [
+        "test_survival_*.py",
+        "test_*prognosis.py",
+        "test_experiments_compare.py",
+    ]
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
 
@@ -85,6 +94,30 @@ def tiny_pet(grid: Grid = PET_GRID) -> sitk.Image:
     return grid.image(suv.astype(np.float32))
 
 
+def tiny_label() -> sitk.Image:
+    """A primary where ``tiny_pet`` is hot, and a node."""
+    label = ball(CT_GRID, (20, 0, 0), 20).astype(np.uint8)
+    label[ball(CT_GRID, (-30, 0, -40), 12)] = 2
+    return CT_GRID.image(label)
+
+
+def write_patient(root: Path, name: str, layout: str = "2025", label=...) -> None:
+    """A patient of a data folder in one of its layouts; the label can be replaced or left out."""
+    ct, pet = tiny_ct(), tiny_pet()
+    label = tiny_label() if label is ... else label
+    paths = {
+        "2025": (f"Task 1/{name}/{name}__CT", f"Task 1/{name}/{name}__PT", f"Task 1/{name}/{name}"),
+        "plain": (f"{name}/{name}__CT", f"{name}/{name}__PT", f"{name}/{name}"),
+        "2022": (f"imagesTr/{name}__CT", f"imagesTr/{name}__PT", f"labelsTr/{name}"),
+        "nnunet": (f"imagesTr/{name}_0000", f"imagesTr/{name}_0001", f"labelsTr/{name}"),
+    }[layout]
+    for path, image in zip(paths, (ct, pet, label)):
+        file = root / f"{path}.nii.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if image is not None:
+            sitk.WriteImage(image, str(file))
+
+
 @pytest.fixture
 def write_case(tmp_path: Path) -> Callable[..., Path]:
     """Writes a grand-challenge input folder; images can be replaced or left out (None)."""
@@ -119,6 +152,33 @@ FAST_PROGNOSIS = PrognosisSettings(
     bags=3,
     min_concordance=0.5,
 )
+PATCH = (32, 32, 32)
+
+
+def short_training(**training) -> Settings:
+    """Settings of a training of six steps, or as given."""
+    defaults = {"patch_size": PATCH, "warmup_steps": 2, "checkpoint_every": 2, "steps": 6}
+    return Settings(
+        preprocessing=COARSE,
+        network=NetworkSettings(options=SMALL_NETWORK),
+        training=TrainingSettings(**(defaults | training)),
+    )
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory) -> list[Prepared]:
+    """Three patients with a lesion of each class, preprocessed."""
+    root = tmp_path_factory.mktemp("data")
+    for i in range(3):
+        write_patient(root, f"A-{i}", "plain")
+    cache = Cache(root / "cache", COARSE, "centre")
+    return [cache.get(p) for p in find_patients(root)]
+
+
+def tensors_of(bundle: Bundle) -> dict[str, dict[str, torch.Tensor]]:
+    """Every safetensors file of a bundle; to write it again with a part changed."""
+    names = [name for name in bundle.manifest.files if name.endswith(".safetensors")]
+    return {name: bundle.tensors(name) for name in names}
 
 
 def nothing_found(shape: tuple[int, ...], maps: tuple[np.ndarray, ...] = ()) -> Segmentation:

@@ -1,4 +1,4 @@
-"""The container's entry point, run as the platform runs it: a process of its own."""
+"""The container's entry point, on what the platform gives it."""
 
 import json
 import math

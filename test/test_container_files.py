@@ -1,7 +1,7 @@
 """The container's files: what the scripts ask of the engine, and the comparison of outputs.
 
 No engine is needed: a script stands in for it, notes every call and copies stored outputs. That
-the Dockerfile builds and the image runs is shown by `.ci/container.sh`.
+the Dockerfile builds and the image runs is shown by ``.ci/container.sh``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["build.sh", "test.sh", "export.sh", ".ci/container.sh"]
 MASK = "images/tumor-lymph-node-segmentation/output.mha"
 
-# Acts as `docker`: notes its arguments; `run IMAGE` copies $FAKE_OUTPUTS to the folder mounted at
-# /output; `run --entrypoint python3` runs the script with the mounts' paths put in.
+# Acts as ``docker``: notes its arguments; ``run IMAGE`` copies $FAKE_OUTPUTS to the folder mounted
+# at /output; ``run --entrypoint python3`` runs the script with the mounts' paths put in.
 FAKE_ENGINE = """
 import json, os, shutil, subprocess, sys
 arguments = sys.argv[1:]

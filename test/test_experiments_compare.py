@@ -3,9 +3,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import COARSE, FAST_PROGNOSIS, SMALL_NETWORK, described_patients
+from conftest import COARSE, FAST_PROGNOSIS, SMALL_NETWORK, described_patients, write_patient
 from rich.console import Console
-from test_reading_folder import write_patient
 
 from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings, load_settings
 from hmvnet.exits import UnfinishedError
@@ -19,7 +18,6 @@ from hmvnet.experiments.compare_networks import (
     comparison,
 )
 from hmvnet.experiments.compare_survival import TRUTH, compare_survival, load_cohort
-from hmvnet.training.segmentation_bundle import plan_folds
 
 QUIET = Console(quiet=True)
 
@@ -96,11 +94,10 @@ def test_equal_time_gives_each_network_its_own_steps(task1, tmp_path, monkeypatc
 
 def test_the_pace_is_measured_on_real_steps(task1, tmp_path):
     settings, contenders = task1
-    own = settings.model_copy(update={"network": contenders[1].network})
-    plan = plan_folds(own, [0])[0]
-    timed = networks_room.timed_budget(own, plan, tmp_path / "run", 1.0, tmp_path)
-    pace = json.loads((tmp_path / "run" / "pace.json").read_text())["seconds_a_step"]
-    assert timed.training.steps == int(60 / pace) and 0 < pace < 60
+    run, peer = tmp_path / "run", contenders[1]
+    table = compare_networks(settings, [peer], run, [0], QUIET, train_minutes=0.02)
+    pace = json.loads((run / peer.folder / "pace.json").read_text())["seconds_a_step"]
+    assert list(table["steps a fold"]) == [max(1, int(1.2 / pace))] and 0 < pace < 60
 
 
 def test_differences_are_paired_and_nodes_left_out_where_there_are_none():

@@ -66,7 +66,7 @@ def test_layout(encoder: ClinicalEncoder) -> None:
         "HPV Status=1",
         "HPV Status=missing",
     )
-    assert "Treatment: the same in all training patients, left out" in encoder.report_
+    assert "Treatment: the same in all training patients, left out" in encoder.notes_
 
 
 def test_every_output_column_varies_in_training(encoder: ClinicalEncoder) -> None:
@@ -112,7 +112,7 @@ def test_nothing_of_a_test_patient_changes_the_encoder(encoder: ClinicalEncoder)
 def test_notes_count_and_hold_no_patient_value() -> None:
     ages = [612.0, 731, "sixty-six-and-a-half", None]
     stages = {"M-stage": ["M0 ", "m0", "M9x", "M9x"]}
-    notes = ClinicalEncoder(HECKTOR).fit(training_records(Age=ages, **stages)).report_
+    notes = ClinicalEncoder(HECKTOR).fit(training_records(Age=ages, **stages)).notes_
     assert "Age: 2 values in months, converted to years" in notes
     assert "Age: 1 value not a number, treated as missing" in notes
     assert "M-stage: 2 values with an unknown code, treated as missing" in notes
@@ -132,7 +132,7 @@ def test_columns_are_found_by_their_other_names() -> None:
     encoder = ClinicalEncoder(HECKTOR).fit(renamed)
     expected = ClinicalEncoder(HECKTOR).fit(records)
     np.testing.assert_array_equal(encoder.transform(renamed), expected.transform(records))
-    assert "M-stage: read from column 'm_stage'" in encoder.report_
+    assert "M-stage: read from column 'm_stage'" in encoder.notes_
 
 
 def test_column_that_is_not_there_is_missing(encoder: ClinicalEncoder) -> None:

@@ -38,8 +38,8 @@ def edit_header(path, old: bytes, new: bytes) -> None:
 def test_reads_what_simpleitk_wrote(tmp_path, array, suffix, compressed, dtype):
     path = tmp_path / f"a{suffix}"
     sitk.WriteImage(GRID.image(array.astype(dtype)), str(path), compressed)
-    image, warnings = read_image(path)
-    assert not warnings
+    image, notes = read_image(path)
+    assert not notes
     assert Grid.of(image).same_as(GRID)
     assert read_geometry(path).same_as(GRID)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array.astype(dtype))
@@ -174,10 +174,10 @@ def test_direction_nearly_orthonormal_is_repaired_with_a_warning(mha):
     start = mha.read_bytes().index(b"TransformMatrix")
     line = mha.read_bytes()[start:].split(b"\n")[0]
     edit_header(mha, line, b"TransformMatrix = 1 0.001 0 0 1 0 0 0 1")
-    image, warnings = read_image(mha)
+    image, notes = read_image(mha)
     axes = Grid.of(image).axes
     np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-9)
-    assert "made orthonormal" in warnings[0]
+    assert "made orthonormal" in notes[0]
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
@@ -206,10 +206,10 @@ def test_tiff_stack_with_imagej_spacing(tmp_path, array):
     path = tmp_path / "a.tif"
     meta = {"spacing": 3.0, "unit": "mm", "axes": "ZYX"}
     tifffile.imwrite(path, array, imagej=True, resolution=(1 / 0.5, 1 / 2.0), metadata=meta)
-    image, warnings = read_image(path)
+    image, notes = read_image(path)
     np.testing.assert_allclose(image.GetSpacing(), (0.5, 2.0, 3.0))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), array)
-    assert "orientation" in warnings[0]
+    assert "orientation" in notes[0]
 
 
 def test_tiff_without_spacing(tmp_path, array):

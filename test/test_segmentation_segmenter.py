@@ -26,7 +26,7 @@ def test_a_case_becomes_a_label_map_on_any_grid(case, tiny_bundle):
     shape = found.volume.grid.shape
     assert found.probabilities.shape == (3, *shape) and found.labels.shape == shape
     np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)
-    assert len(found.encoder_maps) == 4 and "1 of 1 network passes" in found.log
+    assert len(found.encoder_maps) == 4 and "1 of 1 network passes" in found.notes
     assert Grid.of(found.on(Grid.of(case.ct))).same_as(Grid.of(case.ct))
 
 
@@ -75,4 +75,4 @@ def test_members_can_be_left_out(case, tmp_path):
     assert all(one.encoder_maps == () for one in found)
     mean = (found[1].probabilities + found[2].probabilities) / 2
     np.testing.assert_allclose(found[0].probabilities, mean, atol=1e-6)
-    assert "1 of 1" in found[1].log and "2 of 2" in both(case).log
+    assert "1 of 1" in found[1].notes[0] and "2 of 2" in both(case).notes[0]

@@ -153,7 +153,7 @@ def test_mtlr_without_variables_is_the_cohort_curve() -> None:
 def test_an_interval_includes_its_end() -> None:
     model = Mtlr(1.0)
     model.ends_ = np.array([2.0, 4.0])
-    interval, elapsed = model._locate(np.array([0.0, 1.0, 2.0, 3.5, 4.0, 9.0]))
+    interval, elapsed = model.locate(np.array([0.0, 1.0, 2.0, 3.5, 4.0, 9.0]))
     assert interval.tolist() == [0, 0, 0, 1, 1, 2]
     assert elapsed.tolist() == [0.0, 0.5, 1.0, 0.75, 1.0, 0.0]
 

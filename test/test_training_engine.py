@@ -9,7 +9,7 @@ from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from hmvnet.training.engine import CHECKPOINT, LoopSettings, bare, make_fabric, train
+from hmvnet.training.engine import CHECKPOINT, LoopSettings, learning_rate, make_fabric, train
 
 STEPS = 8
 LOOP = LoopSettings(STEPS, 0.01, 0.1, 2, 1.0, 0.9, 3, 4)
@@ -70,11 +70,23 @@ def test_before_step_comes_between_train_mode_and_the_losses(tmp_path):
     ]
 
 
-def test_bare_network_of_a_wrapped_one(tmp_path):
-    network = small_network()
-    optimizer = torch.optim.SGD(network.parameters())
-    wrapped, _ = make_fabric(tmp_path, "32-true").setup(network, optimizer)
-    assert bare(wrapped) is network and bare(network) is network
+def test_networks_come_back_without_wrappers(tmp_path):
+    validated = []
+
+    def validate(network, step):
+        validated.append(type(network))
+        return {}
+
+    average, _ = fit(tmp_path, validate=validate)
+    assert type(average) is nn.Sequential and set(validated) == {nn.Sequential}
+    assert stored(tmp_path)["network"].keys() == small_network().state_dict().keys()
+
+
+def test_learning_rate_warms_up_and_falls():
+    loop = LoopSettings(100, 1.0, 0, 10, 1, 0.9, 1, 1)
+    rates = [learning_rate(s, loop) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == pytest.approx(1.0)
+    assert rates[-1] < 0.02 and rates[10:] == sorted(rates[10:], reverse=True)
 
 
 def test_checkpoint_of_the_first_version_resumes(tmp_path):

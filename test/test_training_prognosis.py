@@ -1,66 +1,16 @@
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
-import torch
-from conftest import FAST_PROGNOSIS, described_patients, nothing_found
-from rich.console import Console
-from test_reading_folder import write_patient
+from conftest import FAST_PROGNOSIS, described_patients
 
-from hmvnet.bundle import all_tensors, fingerprint, load_bundle, write_bundle
 from hmvnet.case import harrell_c
 from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
-from hmvnet.experiments import evaluate_survival as evaluation
-from hmvnet.experiments.evaluate_survival import evaluate_survival
-from hmvnet.lesions.features import LesionFeatures
-from hmvnet.prognosis.encoder import ClinicalEncoder
-from hmvnet.prognosis.fusion import (
-    FusionConfig,
-    FusionNetwork,
-    LesionStandardiser,
-    PatientInputs,
-)
-from hmvnet.prognosis.risk import Prognosis, PrognosisMember, Weighted, describe
-from hmvnet.reading.folder import find_patients
+from hmvnet.prognosis.risk import PrognosisMember, Weighted
 from hmvnet.training import prognosis as training
-from hmvnet.training.descriptions import LeakError, LesionDescriber, outcomes_of
+from hmvnet.training.descriptions import outcomes_of
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.prognosis import fit_member, fit_members, inputs_of, predict
-
-
-def inputs(count: int = 4) -> PatientInputs:
-    return PatientInputs(
-        torch.rand(count, 4, 16, 16, 16), torch.rand(count, 5), torch.rand(count, 7)
-    )
-
-
-@pytest.mark.parametrize(
-    "branches", [("image", "table", "lesions"), ("image", "table"), ("lesions",), ("table",)]
-)
-def test_branches_and_ablations(branches):
-    network = FusionNetwork(FusionConfig(5, 7, branches, image_width=2))
-    assert network.embed(inputs()).shape == (4, 256)
-    network(inputs()).sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
-    outputs = network.eval().branch_outputs(inputs())
-    widths = {"image": 512, "table": 32, "lesions": 2048}
-    assert {k: v.shape[1] for k, v in outputs.items()} == {b: widths[b] for b in branches}
-
-
-@pytest.mark.parametrize("branches", [(), ("image", "genes")])
-def test_unknown_branches(branches):
-    with pytest.raises(ValueError, match="branches"):
-        FusionConfig(5, 7, branches)
-
-
-def test_standardiser_is_fitted_on_seen_values_and_fills_the_rest():
-    values = torch.tensor([[0.0, 5.0, 3.0], [100.0, torch.nan, 3.0], [1e8, 7.0, 3.0]])
-    standardise = LesionStandardiser(3).fit(values)
-    z = standardise(values)
-    assert torch.isfinite(z).all() and z[:, 0].mean().abs() < 1e-5
-    assert z[1, 1] == 0 and (z[:, 2] == 0).all()
-    assert torch.isfinite(standardise(torch.full((1, 3), torch.nan))).all()
 
 
 def fit(tmp_path, patients, **changes) -> PrognosisMember:
@@ -133,15 +83,6 @@ def test_shares_beyond_the_whole_are_refused():
         PrognosisSettings(direct_weight=0.7, linear_weight=0.5)
 
 
-def test_without_task_1_the_image_branch_sees_no_mask(tmp_path):
-    """The ablation must not know the predicted lesions by way of the image's mask channels."""
-    network = FusionNetwork(FusionConfig(5, 7, ("image", "table"), image_width=2)).eval()
-    seen = inputs()
-    other = PatientInputs(seen.image.clone(), seen.table, torch.rand_like(seen.lesions))
-    other.image[:, 2:] = 0
-    torch.testing.assert_close(network(seen), network(other))
-
-
 def test_members_of_different_seeds_differ_and_are_averaged(tmp_path):
     patients = described_patients()
     settings = FAST_PROGNOSIS.model_copy(update={"branches": ("table", "lesions")})
@@ -155,22 +96,6 @@ def test_members_of_different_seeds_differ_and_are_averaged(tmp_path):
 def test_too_few_patients(tmp_path, count):
     with pytest.raises(ValueError, match="expected at least 10"):
         fit(tmp_path, described_patients()[:count])
-
-
-def test_a_planted_leak_is_caught(tiny_bundle, tmp_path):
-    """A patient whose own segmentation network saw it must not be described by that network."""
-    write_patient(tmp_path / "data", "A-1", "plain")
-    (patient,) = find_patients(tmp_path / "data")
-    bundle = load_bundle(tiny_bundle)
-    part = bundle.manifest.segmentation.model_copy(update={"seen": [[fingerprint("A-1")]]})
-    leaky = bundle.manifest.model_copy(update={"segmentation": part})
-    folder = write_bundle(tmp_path / "leaky", leaky, all_tensors(bundle))
-    describer = LesionDescriber(load_bundle(folder), torch.device("cpu"), 8.0, tmp_path)
-    with pytest.raises(LeakError, match="A-1"):
-        describer.unseen_members("A-1")
-    assert describer.unseen_members("A-2") == [0]
-    with pytest.raises(ValueError, match="no outcome"):
-        describer(patient)
 
 
 def test_fit_inside_a_fold_never_sees_the_others(tmp_path, monkeypatch):
@@ -197,13 +122,6 @@ def test_fit_inside_a_fold_never_sees_the_others(tmp_path, monkeypatch):
     assert sorted(i for part in predicted for i in part) == [p.patient_id for p in patients]
 
 
-def test_bundle_refuses_features_it_was_not_trained_on(tiny_bundle):
-    prognosis = Prognosis(load_bundle(tiny_bundle))
-    description = describe(nothing_found((20, 20, 20)), 8.0)
-    with pytest.raises(ValueError, match="parts do not fit"):
-        prognosis(description, described_patients(1)[0].record)
-
-
 def test_the_direct_part_sees_established_features_only(tmp_path):
     patients = described_patients()
     member = fit(tmp_path, patients)
@@ -216,74 +134,6 @@ def test_the_direct_part_sees_established_features_only(tmp_path):
 def test_an_unknown_direct_feature_is_named(tmp_path):
     with pytest.raises(ValueError, match="no lesion feature \\['primary_colour'\\]"):
         fit(tmp_path, described_patients(), direct_features=("primary_colour",))
-
-
-def fitted_to(bundle_folder, folder, seen):
-    bundle = load_bundle(bundle_folder)
-    prognosis = bundle.manifest.prognosis.model_copy(update={"seen": seen})
-    manifest = bundle.manifest.model_copy(update={"prognosis": prognosis})
-    return write_bundle(folder, manifest, all_tensors(bundle))
-
-
-def test_evaluation_refuses_patients_the_survival_model_was_fitted_to(tiny_bundle, tmp_path):
-    for name in ("A-1", "A-2"):
-        write_patient(tmp_path / "data", name, "plain")
-    folder = fitted_to(tiny_bundle, tmp_path / "fitted", [fingerprint("A-2")])
-    settings = Settings(data=DataSettings(root=str(tmp_path / "data")))
-    score = partial(evaluate_survival, run=tmp_path / "run", limit=0, console=Console(quiet=True))
-    with pytest.raises(ValueError, match="1 patients, A-2"):
-        score(settings, folder)
-    with pytest.raises(ValueError, match="does not say whom"):
-        score(settings, tiny_bundle)
-    with pytest.raises(ValueError, match="no data folder"):
-        score(Settings(), folder)
-    assert not (tmp_path / "run").exists()
-
-
-def test_evaluation_gives_the_model_what_it_was_fitted_on(tiny_bundle, tmp_path, monkeypatch):
-    """Its own features by name, its own image spacing, whatever the settings say."""
-    (tmp_path / "data").mkdir()
-    write_patient(tmp_path / "data", "A-1", "plain")
-    folder = fitted_to(tiny_bundle, tmp_path / "fitted", [fingerprint("B-1")])
-    patients = described_patients(12)
-    more = [
-        replace(
-            p,
-            description=replace(
-                p.description,
-                features=LesionFeatures(
-                    ("new", *reversed(p.description.features.names)),
-                    np.concatenate([[9.0], p.description.features.values[::-1]]),
-                ),
-            ),
-        )
-        for p in patients
-    ]
-    seen = []
-
-    def described(bundle, data, image_spacing_mm, *_):
-        seen.append(image_spacing_mm)
-        return more
-
-    monkeypatch.setattr(evaluation, "load_described", described)
-    settings = Settings(data=DataSettings(root=str(tmp_path / "data")))
-    (tmp_path / "run").mkdir()
-    found = evaluate_survival(settings, folder, tmp_path / "run", 0, Console(quiet=True))
-    members = Prognosis(load_bundle(folder)).members
-    expected = harrell_c(outcomes_of(patients), predict(members, patients))
-    assert found == expected and seen == [8.0] != [settings.prognosis.image_spacing_mm]
-
-
-def test_a_file_without_the_model_it_weighs_is_refused(tiny_bundle):
-    bundle = load_bundle(tiny_bundle)
-    part = bundle.manifest.prognosis
-    state = bundle.tensors(part.files[0])
-    options = {k: v for k, v in part.settings.items() if k != "image_spacing_mm"}
-    encoder = ClinicalEncoder.from_state(part.clinical[0])
-    assert set(PrognosisMember.from_tensors(encoder, options, state).named) == {"direct", "linear"}
-    lacking = {k: v for k, v in state.items() if not k.startswith("linear.")}
-    with pytest.raises(ValueError, match=r"linear_weight is 0\.5, and its file lacks"):
-        PrognosisMember.from_tensors(encoder, options, lacking)
 
 
 def test_one_relapse_is_enough_to_fit(tmp_path):

@@ -68,7 +68,7 @@ def predict(
 
     Args:
         ct, pet: CT in HU and PET in SUV (body weight), each a file, a SimpleITK image, or an array
-            ``[z, y, x]`` with its :class:`hmvnet.Grid`.
+            ``[z, y, x]`` with its ``hmvnet.Grid``.
         record: the health record by HECKTOR's column names, or an ``ehr.json``; None: none.
         weights: a bundle's folder, or ``<URL>#sha256=<hash>``; None: the shipped one.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<number>``.

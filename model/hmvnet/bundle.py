@@ -48,7 +48,7 @@ class SegmentationPart(_Part):
     """The networks of the ensemble: one file a fold.
 
     ``seen`` has, for every file, the fingerprints of the patients it was trained on
-    (:func:`fingerprint`), so that Task 2 can keep its lesion features out of sample without the
+    (``fingerprint``), so that Task 2 can keep its lesion features out of sample without the
     bundle naming a patient.
     """
 
@@ -176,7 +176,7 @@ def find_bundle(explicit: Path | str | None = None, shipped: Sequence[Path] = SH
     """The bundle's folder: explicit, else the platform's model upload, else the shipped one.
 
     Args:
-        explicit: a folder, or an address as :func:`fetch_bundle` takes it.
+        explicit: a folder, or an address as ``fetch_bundle`` takes it.
         shipped: where the shipped bundles lie.
 
     A folder without a manifest of its own may hold exactly one bundle, or the default one.
@@ -299,9 +299,3 @@ def _write_manifest(manifest: Manifest, folder: Path) -> None:
 def _compact(tensor: Tensor) -> Tensor:
     half = tensor.dtype == torch.float32 and tensor.ndim > 1
     return tensor.detach().cpu().to(torch.float16 if half else tensor.dtype).contiguous().clone()
-
-
-def all_tensors(bundle: Bundle) -> dict[str, dict[str, Tensor]]:
-    """Every safetensors file of a bundle; to write it again with a part added."""
-    names: Sequence[str] = [n for n in bundle.manifest.files if n.endswith(".safetensors")]
-    return {name: bundle.tensors(name) for name in names}

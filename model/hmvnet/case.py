@@ -1,8 +1,8 @@
 """The values every other part speaks in: grids, cases, health records, outcomes.
 
 Arrays and tensors are ``[channel, z, y, x]``; physical coordinates are millimetres in LPS, as
-SimpleITK gives them. :class:`Grid` keeps SimpleITK's own ``x, y, z`` order for size, spacing and
-origin, and :attr:`Grid.shape` gives the array order.
+SimpleITK gives them. ``Grid`` keeps SimpleITK's own ``x, y, z`` order for size, spacing and
+origin, and ``Grid.shape`` gives the array order.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Grid:
         return z, y, x
 
     def crop(self, box: tuple[slice, slice, slice]) -> Grid:
-        """The sub-grid of array slices (z, y, x), as :meth:`index_box` gives them."""
+        """The sub-grid of array slices (z, y, x), as ``index_box`` gives them."""
         start = [s.start for s in box[::-1]]
         size = [s.stop - s.start for s in box[::-1]]
         origin = self.points(np.asarray([start]))[0]
@@ -155,7 +155,7 @@ class Grid:
 class ClinicalRecord:
     """A clean health record: column names to finite numbers, texts or None (missing).
 
-    :func:`hmvnet.reading.records.parse_record` makes one; codes and ranges are the business of the
+    ``hmvnet.reading.records.parse_record`` makes one; codes and ranges are the business of the
     trained model's schema.
     """
 

@@ -73,7 +73,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Branches = Annotated[tuple[Literal["image", "table", "lesions"], ...], BeforeValidator(_split)]
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Region = Literal["head-neck", "centre"]
+RegionName = Literal["head-neck", "centre"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -101,7 +101,7 @@ class DataSettings(_Section):
         description="How patients are dealt to folds: stratified by centre and event, or a fold a "
         "centre.",
     )
-    region: Region = Field(
+    region: RegionName = Field(
         "head-neck",
         description="Where the working region lies; centre: mid-body, for scans that hold no head, "
         "and no rules of the head and neck's anatomy.",
@@ -111,7 +111,9 @@ class DataSettings(_Section):
         description="A second folder of patients, trained on in every fold and never scored; "
         "empty: none.",
     )
-    extra_region: Region = Field("centre", description="As region, of the patients of extra_root.")
+    extra_region: RegionName = Field(
+        "centre", description="As region, of the patients of extra_root."
+    )
     note: str = Field(
         "",
         description="What the data is, for the bundle's manifest; empty: the names of the folders.",
@@ -605,7 +607,7 @@ def _column(item: ElementTree.Element) -> dict[str, Any]:
 def settings_xml(settings: Settings = DEFAULTS) -> str:
     """A settings file with all settings, each below its description.
 
-    :func:`load_settings` gives the same settings again.
+    ``load_settings`` gives the same settings again.
 
     Raises:
         ValueError: names a section with a value that no such file can hold, for instance a network
@@ -683,7 +685,7 @@ def _element(name: str, value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """A setting's value as :func:`load_settings` reads it."""
+    """A setting's value as ``load_settings`` reads it."""
     if isinstance(value, dict):
         return " ".join(f"{name}={_option_text(option)}" for name, option in value.items())
     if isinstance(value, tuple):

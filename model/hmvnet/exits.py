@@ -34,7 +34,7 @@ def ending(
     """Do the work and give the exit code; a failure ends in one clear line on standard error.
 
     Args:
-        work: gives an exit code, or None for :attr:`Exit.OK`.
+        work: gives an exit code, or None for ``Exit.OK``.
         refusals: exceptions that speak of the input or the settings. Any other is a fault of ours:
             its traceback comes before the line.
     """

@@ -24,7 +24,7 @@ class Prediction:
     Attributes:
         mask: uint8 image on the CT grid: 0, 1 = GTVp, 2 = GTVn.
         lesions: a row a lesion, measured on the working grid.
-        risk: None where Task 2 was not asked for.
+        risk: None where it was not asked for.
         notes: what a person should know before trusting this.
         timings: seconds a stage.
         segmentation: the working-grid arrays, for pictures.
@@ -98,4 +98,4 @@ def _notes(
         notes.append("no lesion found")
     if risk:
         notes.extend(risk.notes)
-    return (*notes, segmentation.log)
+    return (*notes, *segmentation.notes)

@@ -1,14 +1,14 @@
 """Reference values of the published ICARE package, written to icare_reference.npz beside this file.
 
-The package (`icare` 0.1.0) fails with scikit-learn 1.8 and later, so this runs in an environment of
-its own and its results are stored:
+The package (``icare`` 0.1.0) fails with scikit-learn 1.8 and later, so this runs in an environment
+of its own and its results are stored:
 
     python3.11 -m venv /tmp/icare
     /tmp/icare/bin/pip install "scikit-learn<1.8" icare==0.1.0
     /tmp/icare/bin/python test/data/icare_reference.py
 
 Stored values were made with icare 0.1.0, scikit-learn 1.7.2, scikit-survival 0.26.0, numpy 2.4.6
-and pandas 3.1.1. Per case `<name>/`: x, time, event (what was fitted), probe (new patients),
+and pandas 3.1.1. Per case ``<name>/``: x, time, event (what was fitted), probe (new patients),
 settings (rho, cmin; NaN = None; seed; bags, 0 = a single model), and what the package made of
 them: sign [bags or 1, p], train_risk, probe_risk.
 """

@@ -3,7 +3,7 @@
     python -m hmvnet.experiments.bench_icare --reference /tmp/icare/bin/python
 
 The package needs an environment of its own (see test/data/icare_reference.py); without
-`--reference` only our time is printed. Both fit once to warm up and then `--repeats` times; the
+``--reference`` only our time is printed. Both fit once to warm up and then ``--repeats`` times; the
 fastest counts. Refuses to report times if the two select other variables or signs.
 """
 
@@ -49,7 +49,7 @@ print(json.dumps({"seconds": min(seconds), "sign": sign.tolist()}))
 
 
 def simulated(patients: int, variables: int) -> tuple[np.ndarray, Outcomes]:
-    """Features `[n, p]` with correlated blocks, and follow-up in whole days."""
+    """Features ``[n, p]`` with correlated blocks, and follow-up in whole days."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(patients, variables))
     copied = variables // 6
@@ -60,7 +60,7 @@ def simulated(patients: int, variables: int) -> tuple[np.ndarray, Outcomes]:
 
 
 def our_fit(x: np.ndarray, outcomes: Outcomes, repeats: int) -> tuple[float, np.ndarray]:
-    """Seconds of the fastest fit, and the signs `[p]`."""
+    """Seconds of the fastest fit, and the signs ``[p]``."""
     Icare(RHO, CMIN).fit(x[:, :20], outcomes, np.random.default_rng(SEED))
     seconds = []
     for _ in range(repeats):
@@ -73,7 +73,7 @@ def our_fit(x: np.ndarray, outcomes: Outcomes, repeats: int) -> tuple[float, np.
 def reference_fit(
     python: Path, x: np.ndarray, outcomes: Outcomes, repeats: int
 ) -> tuple[float, np.ndarray]:
-    """As `our_fit`, by the package, in its own environment and an empty working directory."""
+    """As ``our_fit``, by the package, in its own environment and an empty working directory."""
     with tempfile.TemporaryDirectory() as scratch:
         np.savez(
             Path(scratch) / "patients.npz",

@@ -293,7 +293,7 @@ def comparison(
 ) -> pd.DataFrame:
     """One row a network, in order; differences are the first network less this one.
 
-    With paired 95% bootstrap intervals over patients (:func:`bootstrap_segmentation`).
+    With paired 95% bootstrap intervals over patients (``bootstrap_segmentation``).
     Metrics of nodes are left out where no patient has any.
     """
     rng = rng or np.random.default_rng(0)

@@ -75,7 +75,7 @@ def load_cohort(settings: Settings, weights: Path | None, run: Path) -> Cohort:
     be expected to do better.
 
     Raises:
-        ValueError: no data or no outcomes; LeakError as :func:`load_described`.
+        ValueError: no data or no outcomes; LeakError as ``load_described``.
     """
     if settings.clinical.tables:
         return _load_tables(settings)
@@ -197,7 +197,7 @@ def compare_survival(
         reference: the model that the others' differences are taken to; default CoxPH.
 
     Raises:
-        ValueError: unknown model, or as :func:`load_cohort`.
+        ValueError: unknown model, or as ``load_cohort``.
     """
     run.mkdir(parents=True, exist_ok=True)
     cohort = load_cohort(settings, weights, run)

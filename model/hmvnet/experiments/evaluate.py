@@ -31,7 +31,7 @@ def evaluate_segmentation(
 
     Settings that are given explicitly take the place of the bundle's own, and the result says so.
     Writes ``scores.csv`` (a row a patient: our scores, then the platform's own,
-    :func:`hmvnet.segmentation.metrics.platform_scores`) and ``scores.json`` under ``run``.
+    ``hmvnet.segmentation.metrics.platform_scores``) and ``scores.json`` under ``run``.
     """
     patients = find_patients(settings.data.root)[: limit or None]
     bundle, notes = load_bundle(weights).adjusted(settings)

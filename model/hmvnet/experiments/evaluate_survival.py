@@ -25,7 +25,7 @@ def evaluate_survival(
 
     Raises:
         ValueError: the bundle holds no survival model, or it was fitted to some of the patients; or
-            as :func:`load_described`.
+            as ``load_described``.
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
     prognosis = Prognosis(bundle)

@@ -38,7 +38,7 @@ def pieces_of(mask: np.ndarray, connectivity: Connectivity) -> Iterator[tuple[Bo
 
 
 def lesions_of(mask: np.ndarray) -> Iterator[tuple[Box, np.ndarray]]:
-    """Each 26-connected component, as :func:`pieces_of` gives it."""
+    """Each 26-connected component, as ``pieces_of`` gives it."""
     return pieces_of(mask, CONNECTIVITY)
 
 

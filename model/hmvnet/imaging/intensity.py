@@ -14,10 +14,6 @@ CT_RANGE, PET_RANGE = (0.0, 1.0), (-1.0, 1.0)
 AIR = (CT_RANGE[0], PET_RANGE[0])  # CT and PET outside the body, normalised
 
 
-def _windows(settings: PreprocessingSettings):
-    return zip((settings.hu_window, settings.suv_window), (CT_RANGE, PET_RANGE))
-
-
 def normalise(
     volume: np.ndarray, settings: PreprocessingSettings, out: np.ndarray | None = None
 ) -> np.ndarray:
@@ -31,21 +27,12 @@ def normalise(
         CT in [0, 1], PET in [-1, 1].
     """
     out = np.empty_like(volume) if out is None else out
-    for channel, result, (window, target) in zip(volume, out, _windows(settings)):
+    windows, targets = (settings.hu_window, settings.suv_window), (CT_RANGE, PET_RANGE)
+    for channel, result, window, target in zip(volume, out, windows, targets):
         np.clip(channel, *window, out=result)
         scale = (target[1] - target[0]) / (window[1] - window[0])
         result *= np.float32(scale)
         result += np.float32(target[0] - scale * window[0])
-    return out
-
-
-def denormalise(volume: np.ndarray, settings: PreprocessingSettings) -> np.ndarray:
-    """The inverse of :func:`normalise` (of the clipped values), as a new array."""
-    out = np.empty_like(volume)
-    for channel, result, (window, target) in zip(volume, out, _windows(settings)):
-        scale = (window[1] - window[0]) / (target[1] - target[0])
-        np.multiply(channel, np.float32(scale), out=result)
-        result += np.float32(window[0] - scale * target[0])
     return out
 
 

@@ -1,6 +1,6 @@
 """Probabilities to a label map: thresholds, holes, specks, anatomy.
 
-Each step is a function from arrays to arrays; :func:`postprocess` puts them in a row. The steps
+Each step is a function from arrays to arrays; ``postprocess`` puts them in a row. The steps
 only ever look at the boxes around lesions.
 """
 
@@ -106,7 +106,7 @@ def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarra
     brain; where there is no such piece (the scan starts below it) nothing is cleared.
     """
     stride = BODY_STRIDE
-    bone = _any_of_block(ct >= BONE, stride)  # thin bone still closes at the coarse step
+    bone = any_of_block(ct >= BONE, stride)  # thin bone still closes at the coarse step
     bone = ndimage.binary_closing(np.pad(bone, ((0, 0), (2, 2), (2, 2))), IN_PLANE, iterations=2)
     bone = bone[:, 2:-2, 2:-2]
     inside = fill_slices(bone) & ~bone
@@ -128,7 +128,7 @@ def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarra
     return out
 
 
-def _any_of_block(voxels: np.ndarray, stride: int) -> np.ndarray:
+def any_of_block(voxels: np.ndarray, stride: int) -> np.ndarray:
     """Whether any voxel of a cube of ``stride`` voxels is set; what fills no cube is left out.
 
     Axis by axis on strided views, several times faster than numpy's reduction over three axes.
@@ -144,7 +144,7 @@ def _any_of_block(voxels: np.ndarray, stride: int) -> np.ndarray:
 def _at_lesion(
     coarse: np.ndarray, stride: int, box: tuple[slice, ...], lesion: np.ndarray
 ) -> np.ndarray:
-    """A coarse map's values at each voxel of a lesion, as :func:`lesions_of` gives it."""
+    """A coarse map's values at each voxel of a lesion, as ``lesions_of`` gives it."""
     return coarse[tuple(_coarse_voxels(coarse.shape, stride, box, lesion).T)]
 
 
@@ -187,7 +187,7 @@ def correct_by_airway(
     on_mucosa: list[tuple[float, tuple[slice, ...], np.ndarray]] = []
     for kind in (GTVP, GTVN):
         for box, lesion in lesions_of(mask == kind):
-            away = _distance_to_air(air, grid, box, lesion, max(reach_mm, MUCOSA_MM))
+            away = distance_to_air(air, grid, box, lesion, max(reach_mm, MUCOSA_MM))
             if kind == GTVP and away.min() > reach_mm:
                 out[box][lesion] = GTVN if _can_be_node(probabilities, box, lesion) else 0
             elif kind == GTVN and np.median(away) <= MUCOSA_MM:
@@ -203,7 +203,7 @@ def _can_be_node(probabilities: np.ndarray, box: tuple[slice, ...], lesion: np.n
     return float(probabilities[GTVN][box][lesion].mean()) >= NODE_CHANCE
 
 
-def _distance_to_air(
+def distance_to_air(
     air: np.ndarray, grid: Grid, box: tuple[slice, ...], lesion: np.ndarray, within_mm: float
 ) -> np.ndarray:
     """Millimetres from each voxel of a lesion to the coarse map's air, exact up to ``within_mm``.

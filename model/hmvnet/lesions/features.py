@@ -1,6 +1,6 @@
 """One vector of named numbers for each patient, always of the same names.
 
-:func:`lesion_features` from label map, CT and PET; :func:`pool_encoder_features` from what the
+``lesion_features`` from label map, CT and PET; ``pool_encoder_features`` from what the
 segmentation network saw in the lesions.
 
 **Where something does not apply.** Amounts (volumes, MTV, TLG, counts, sums, dissemination) of
@@ -76,7 +76,7 @@ class LesionFeatures:
 def lesion_features(
     mask: np.ndarray, ct_hu: np.ndarray, pet_suv: np.ndarray, spacing_zyx: Spacing
 ) -> LesionFeatures:
-    """The patient's lesions as one vector, always of the same names (:func:`feature_names`).
+    """The patient's lesions as one vector, always of the same names (``feature_names``).
 
     Names start with what they describe: ``total``, ``primary`` (all GTVp voxels) or ``nodes`` (all
     GTVn voxels; ``nodes_largest`` is the node of largest volume); the unit ends the name.
@@ -89,12 +89,12 @@ def lesion_features(
     a midline or unknown primary, on the side with less of it).
 
     Args:
-        mask, ct_hu, pet_suv: as for :func:`lesion_table`; axes along x, y, z of the patient.
+        mask, ct_hu, pet_suv: as for ``lesion_table``; axes along x, y, z of the patient.
         spacing_zyx: voxel size in mm, the same on all axes to 1 %, for co-occurrence compares
             neighbours in all directions alike.
 
     Raises:
-        CaseError, ValueError: as :func:`lesion_table`; ValueError for an anisotropic spacing.
+        CaseError, ValueError: as ``lesion_table``; ValueError for an anisotropic spacing.
     """
     spacing = check_input(mask, ct_hu, pet_suv, spacing_zyx)
     if spacing.max() > 1.01 * spacing.min():
@@ -131,7 +131,7 @@ def lesion_features(
 
 @cache
 def feature_names() -> tuple[str, ...]:
-    """The names of :func:`lesion_features`, in order."""
+    """The names of ``lesion_features``, in order."""
     nothing = np.zeros((1, 1, 1))
     return lesion_features(nothing.astype(np.uint8), nothing, nothing, (1, 1, 1)).names
 

@@ -26,9 +26,9 @@ class Lesion:
 
     ``centroid_mm`` is (x, y, z), from the centre of the array's first voxel along the array's axes:
     on a grid with identity direction, add the grid's origin for LPS. Volume, MTV and TLG count
-    voxels; surface, sphericity and diameter are those of the mesh (:class:`Morphology`).
+    voxels; surface, sphericity and diameter are those of the mesh (``Morphology``).
     ``mtv41_ml`` is the volume at or above 41 % of the lesion's own SUV max, ``tlg`` the SUV mean
-    times the whole volume (SUV x mL). ``necrosis_ml``: see :func:`necrosis_volume`.
+    times the whole volume (SUV x mL). ``necrosis_ml``: see ``necrosis_volume``.
     """
 
     label: int
@@ -77,7 +77,7 @@ def lesion_table(
 def check_input(
     mask: np.ndarray, ct_hu: np.ndarray, pet_suv: np.ndarray, spacing_zyx: Spacing
 ) -> np.ndarray:
-    """Refuses what cannot be measured; arguments and errors as for :func:`lesion_table`.
+    """Refuses what cannot be measured; arguments and errors as for ``lesion_table``.
 
     Returns:
         The spacing in mm as an array ``[3]``.
@@ -164,7 +164,7 @@ def necrosis_volume(ct_hu: np.ndarray, lesion: np.ndarray, spacing_zyx: Spacing)
 
 
 def _peak_in_box(pet_suv: np.ndarray, where: np.ndarray, box: Box, spacing: np.ndarray) -> float:
-    """:func:`intensity_peak` of a component, with the PET around it but no full-size mask."""
+    """``intensity_peak`` of a component, with the PET around it but no full-size mask."""
     reach = np.ceil(PEAK_RADIUS_MM / spacing).astype(int).tolist()
     wide = tuple(
         slice(max(0, s.start - r), min(size, s.stop + r))

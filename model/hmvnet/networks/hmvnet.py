@@ -132,7 +132,7 @@ def partition(x: Tensor, window: Sequence[int]) -> Tensor:
 
 
 def unpartition(windows: Tensor, shape: Sequence[int], window: Sequence[int]) -> Tensor:
-    """The inverse of :func:`partition`; ``shape`` is (b, z, y, x) of the map."""
+    """The inverse of ``partition``; ``shape`` is (b, z, y, x) of the map."""
     b, z, y, w = shape
     wz, wy, wx = window
     x = windows.reshape(b, z // wz, y // wy, w // wx, wz, wy, wx, -1)
@@ -144,7 +144,7 @@ class WindowAttention(nn.Module):
 
     ``shift`` moves the windows by half a window. Where Swin moves the map around cyclically and
     masks what does not belong together, the map is cut here: at most three runs of equal windows
-    an axis (:func:`window_runs`), and all windows of a combination of runs are attended at once.
+    an axis (``window_runs``), and all windows of a combination of runs are attended at once.
     """
 
     position_index: Tensor
@@ -287,7 +287,7 @@ class UpStage(nn.Module):
 
 
 class HMVNet(nn.Module):
-    """PET/CT ``[b, 2, z, y, x]``, any size of 2 voxels or more, to an :class:`Output`.
+    """PET/CT ``[b, 2, z, y, x]``, any size of 2 voxels or more, to an ``Output``.
 
     Its features are the maps of the encoder's stages: 2C, 4C ... channels at 1/4, 1/8 ... of the
     input padded with air to a multiple of ``stride``; its scales are at 1/2, 1/4 and 1/8 of that.

@@ -1,10 +1,10 @@
 """Networks by name: HM-VNet and the peers it is compared with.
 
 The contract, which is all that callers ask: ``network(x, scales=False)`` takes ``[b, 2, z, y, x]``
-to an :class:`~hmvnet.networks.output.Output`, with deep-supervision logits where ``scales`` asks
+to an ``hmvnet.networks.output.Output``, with deep-supervision logits where ``scales`` asks
 for them and the network has them; ``whole_region`` says whether it may see a whole region at once
 or wants windows of the size it was trained on. A new network is one class (in a file of its own,
-or, of another library, a :class:`Peer` here) and one line in ``NETWORKS``.
+or, of another library, a ``Peer`` here) and one line in ``NETWORKS``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 from monai.networks.nets import UNETR, SegResNet, SwinUNETR, UNet
 from torch import Tensor, nn
 
+from hmvnet.case import CLASSES
 from hmvnet.networks.hmvnet import HMVNet, HMVNetConfig
 from hmvnet.networks.output import Output
 
-IN_CHANNELS, CLASSES = 2, 3
+IN_CHANNELS, OUT_CHANNELS = 2, len(CLASSES)
 
 
 class Peer(nn.Module):
@@ -37,19 +38,19 @@ class Peer(nn.Module):
 
 
 def _hmvnet(**options: Any) -> nn.Module:
-    return HMVNet(HMVNetConfig(in_channels=IN_CHANNELS, classes=CLASSES, **options))
+    return HMVNet(HMVNetConfig(in_channels=IN_CHANNELS, classes=OUT_CHANNELS, **options))
 
 
 class _SegResNet(Peer, SegResNet):  # type: ignore[misc]
     def __init__(self, init_filters: int = 32, **options: Any) -> None:
         super().__init__(
-            in_channels=IN_CHANNELS, out_channels=CLASSES, init_filters=init_filters, **options
+            in_channels=IN_CHANNELS, out_channels=OUT_CHANNELS, init_filters=init_filters, **options
         )
 
 
 class _SwinUNETR(Peer, SwinUNETR):
     def __init__(self, feature_size: int = 48, **options: Any) -> None:
-        super().__init__(IN_CHANNELS, CLASSES, feature_size=feature_size, **options)
+        super().__init__(IN_CHANNELS, OUT_CHANNELS, feature_size=feature_size, **options)
 
 
 def _resenc_unet(width: int = 32, stages: int = 6, **options: Any) -> nn.Module:
@@ -73,7 +74,7 @@ def _resenc_unet(width: int = 32, stages: int = 6, **options: Any) -> nn.Module:
         kernel_sizes=3,
         strides=[1] + [2] * (stages - 1),
         n_blocks_per_stage=blocks,
-        num_classes=CLASSES,
+        num_classes=OUT_CHANNELS,
         n_conv_per_stage_decoder=1,
         conv_bias=True,
         norm_op=nn.InstanceNorm3d,
@@ -87,12 +88,14 @@ def _resenc_unet(width: int = 32, stages: int = 6, **options: Any) -> nn.Module:
 class _UNet(Peer, UNet):  # type: ignore[misc]
     def __init__(self, width: int = 16, **options: Any) -> None:
         channels = tuple(width << i for i in range(5))
-        super().__init__(3, IN_CHANNELS, CLASSES, channels, (2,) * 4, num_res_units=2, **options)
+        super().__init__(
+            3, IN_CHANNELS, OUT_CHANNELS, channels, (2,) * 4, num_res_units=2, **options
+        )
 
 
 class _UNETR(Peer, UNETR):
     def __init__(self, img_size: tuple[int, ...] = (96, 96, 96), **options: Any) -> None:
-        super().__init__(IN_CHANNELS, CLASSES, img_size, **options)
+        super().__init__(IN_CHANNELS, OUT_CHANNELS, img_size, **options)
 
 
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {

@@ -11,7 +11,7 @@ tests, teaching and controlled experiments, never as evidence about patients.
 
 from .cohort import CohortSummary, draw_cohort, write_cohort
 from .outcome import LESION_TERMS, TABLE_TERMS, Term, WeibullCox, best_c_index
-from .patient import Lesion, PatientPlan, PhantomSettings, draw_patient
+from .patient import PatientPlan, PhantomSettings, PlannedLesion, draw_patient
 from .render import Phantom, make_phantom, render
 from .scanner import CENTERS
 
@@ -20,10 +20,10 @@ __all__ = [
     "LESION_TERMS",
     "TABLE_TERMS",
     "CohortSummary",
-    "Lesion",
     "PatientPlan",
     "Phantom",
     "PhantomSettings",
+    "PlannedLesion",
     "Term",
     "WeibullCox",
     "best_c_index",

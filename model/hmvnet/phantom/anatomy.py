@@ -1,6 +1,6 @@
 """Normal anatomy: a list of tissues, painted in order, each with its HU and its FDG uptake (SUV).
 
-Positions are in the canonical frame of `shapes`: mm, LPS, origin in the oropharynx at about C3.
+Positions are in the canonical frame of ``shapes``: mm, LPS, origin in the oropharynx at about C3.
 Sizes are those of a textbook adult; every patient's are jittered. None of it comes from a person.
 """
 
@@ -41,7 +41,7 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Body:
-    """The outline and how it is filled: skin and fat outside, `inner_hu` deeper than `fat_mm`."""
+    """The outline and its filling: skin and fat outside, ``inner_hu`` deeper than ``fat_mm``."""
 
     outline: Profile
     limbs: tuple[Shape, ...]
@@ -91,7 +91,7 @@ def build_anatomy(rng: np.random.Generator, build: Build) -> Anatomy:
 
 
 def body_outline(girth: float = 1.0) -> Profile:
-    """Trunk, neck and head without limbs; `girth` thickens the neck most."""
+    """Trunk, neck and head without limbs; ``girth`` thickens the neck most."""
     rows = np.array(sorted(_HEAD_AND_NECK + _TRUNK), dtype=float)
     neck = np.exp(-(((rows[:, 0] + 65) / 45.0) ** 2))
     rows[:, 1:3] *= 1 + (girth - 1) * (1 + neck[:, None])

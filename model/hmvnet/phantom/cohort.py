@@ -59,7 +59,7 @@ class CohortSummary:
 def draw_cohort(
     count: int, seed: int, settings: PhantomSettings | None = None
 ) -> Iterator[PatientPlan]:
-    """The plans of a cohort. Patient `index` depends on (seed, index) and the settings only."""
+    """The plans of a cohort. Patient ``index`` depends on (seed, index) and the settings only."""
     for index in range(count):
         state = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint32)
         plan = draw_patient(int(state[0]), settings)
@@ -76,13 +76,13 @@ def write_cohort(
     on_progress: Callable[[int, int], None] | None = None,
     compress_level: int = 1,
 ) -> CohortSummary:
-    """Write `count` phantoms under `root` in the HECKTOR 2025 layout.
+    """Write ``count`` phantoms under ``root`` in the HECKTOR 2025 layout.
 
-    Patient folders come first, then the tables, then `SYNTHETIC.md`. A patient's folder appears
+    Patient folders come first, then the tables, then ``SYNTHETIC.md``. A patient's folder appears
     whole or not at all; one that is already there is kept, so an interrupted cohort can be
-    continued. `on_progress(done, count)` is called after each patient.
+    continued. ``on_progress(done, count)`` is called after each patient.
 
-    Raises ValueError for a count or jobs below 1, or when `root` holds another cohort.
+    Raises ValueError for a count or jobs below 1, or when ``root`` holds another cohort.
     """
     root, settings = Path(root), settings or PhantomSettings()
     if count < 1 or jobs < 1:
@@ -141,7 +141,7 @@ def _write_patient(root: Path, plan: PatientPlan, compress_level: int) -> None:
     with replacing(first) as folder:
         folder.mkdir()
         for image, file in _files(phantom):
-            # the NIfTI header's `descrip`, as ITK calls it
+            # the NIfTI header's ``descrip``, as ITK calls it
             image.SetMetaData("ITK_FileNotes", "SYNTHETIC phantom, not a patient")
             sitk.WriteImage(image, str(folder / file), True, compress_level)
     with replacing(second) as folder:

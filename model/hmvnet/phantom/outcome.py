@@ -55,8 +55,8 @@ TABLE_TERMS = ("hpv", "tobacco", "performance_status", "age", "m1")
 class WeibullCox:
     """Survival model of the phantoms. Times are in days.
 
-    Censoring is the earlier of the end of follow-up, uniform between `follow_up_days`, and loss to
-    follow-up, exponential with mean `loss_mean_days`.
+    Censoring is the earlier of the end of follow-up, uniform between ``follow_up_days``, and loss
+    to follow-up, exponential with mean ``loss_mean_days``.
     """
 
     shape: float = 1.1
@@ -68,7 +68,7 @@ class WeibullCox:
     def linear_predictor(
         self, covariates: Mapping[str, float], only: Sequence[str] | None = None
     ) -> float:
-        """eta; with `only`, the part of it due to these terms."""
+        """eta; with ``only``, the part of it due to these terms."""
         names = self.terms if only is None else only
         terms = ((self.terms[name], covariates[name]) for name in names)
         return float(sum(t.beta * (x - t.center) / t.scale for t, x in terms))

@@ -36,7 +36,7 @@ NODE_LEVELS: Mapping[str, tuple[float, Point]] = {
 }
 OUTLINE = body_outline()
 NODE_COUNT = (0.18, 0.30, 0.22, 0.13, 0.09, 0.05, 0.03)
-MISSING = {
+MISSING_SHARE = {
     "Age": 0.01,
     "Gender": 0.01,
     "Tobacco Consumption": 0.45,
@@ -54,7 +54,7 @@ class PhantomSettings:
     """What kind of phantom to make.
 
     whole_body: vertex to mid-thigh instead of head and neck.
-    center: style of scanner, one of `CENTERS`; None draws one per patient.
+    center: style of scanner, one of ``CENTERS``; None draws one per patient.
     compact: HU in steps of 4, SUV in steps of 1/256 and plain -1000 HU outside the body, so that a
         compressed case is small.
     """
@@ -69,8 +69,8 @@ class PhantomSettings:
 
 
 @dataclass(frozen=True)
-class Lesion:
-    """A GTVp or GTVn. `blob` and `core` (necrosis, may be None) are in the canonical frame."""
+class PlannedLesion:
+    """A GTVp or GTVn. ``blob`` and ``core`` (necrosis, may be None) are in the canonical frame."""
 
     label: int
     site: str
@@ -88,13 +88,13 @@ class Lesion:
 
 @dataclass(frozen=True)
 class PatientPlan:
-    """Everything that decides a phantom; `render` turns it into images."""
+    """Everything that decides a phantom; ``render`` turns it into images."""
 
     patient_id: str
     seed: int
     settings: PhantomSettings
     scan: Scan
-    lesions: tuple[Lesion, ...]
+    lesions: tuple[PlannedLesion, ...]
     record: Mapping[str, float | str | None]
     covariates: Mapping[str, float]
     linear_predictor: float
@@ -110,7 +110,7 @@ def draw_patient(
 ) -> PatientPlan:
     """Draw a patient without rendering images (well under a millisecond per lesion).
 
-    The same seed and settings give the same plan, and `render(plan)` the same images.
+    The same seed and settings give the same plan, and ``render(plan)`` the same images.
     """
     settings, model = settings or PhantomSettings(), model or WeibullCox()
     rng = np.random.default_rng([seed, 1])
@@ -135,7 +135,7 @@ def draw_patient(
     )
 
 
-def lesion_covariates(lesions: tuple[Lesion, ...], scan: Scan) -> dict[str, float]:
+def lesion_covariates(lesions: tuple[PlannedLesion, ...], scan: Scan) -> dict[str, float]:
     """The image's part of the outcome model, from the geometry of the lesions.
 
     log volumes are log(1 + mL), TLG is viable mL times SUV, dissemination the largest distance
@@ -155,8 +155,8 @@ def lesion_covariates(lesions: tuple[Lesion, ...], scan: Scan) -> dict[str, floa
     }
 
 
-def _draw_lesions(rng: np.random.Generator, scan: Scan, hpv: bool) -> tuple[Lesion, ...]:
-    lesions: list[Lesion] = []
+def _draw_lesions(rng: np.random.Generator, scan: Scan, hpv: bool) -> tuple[PlannedLesion, ...]:
+    lesions: list[PlannedLesion] = []
     side = float(rng.choice([1.0, -1.0]))
     if rng.random() < 0.95:
         lesions.append(_draw_primary(rng, scan, side, hpv))
@@ -172,7 +172,7 @@ def _draw_lesions(rng: np.random.Generator, scan: Scan, hpv: bool) -> tuple[Lesi
     return tuple(lesions)
 
 
-def _draw_primary(rng: np.random.Generator, scan: Scan, side: float, hpv: bool) -> Lesion:
+def _draw_primary(rng: np.random.Generator, scan: Scan, side: float, hpv: bool) -> PlannedLesion:
     names = list(PRIMARY_SITES)
     weight = np.array([PRIMARY_SITES[name][0] for name in names])
     if hpv:
@@ -188,8 +188,8 @@ def _draw_primary(rng: np.random.Generator, scan: Scan, side: float, hpv: bool) 
 
 
 def _place_node(
-    rng: np.random.Generator, scan: Scan, side: float, others: list[Lesion]
-) -> Lesion | None:
+    rng: np.random.Generator, scan: Scan, side: float, others: list[PlannedLesion]
+) -> PlannedLesion | None:
     """A node clear of the other lesions; None when twenty tries found no room."""
     names = list(NODE_LEVELS)
     weight = np.array([NODE_LEVELS[name][0] for name in names])
@@ -221,7 +221,7 @@ def _under_skin(blob: Blob) -> bool:
 
 def _lesion(
     rng: np.random.Generator, scan: Scan, label: int, site: str, center: Point, volume_ml: float
-) -> Lesion:
+) -> PlannedLesion:
     primary = label == GTVP
     aspect = np.exp(rng.normal(0, 0.16 if primary else 0.12, 3))
     aspect[2] *= 1.15
@@ -239,7 +239,7 @@ def _lesion(
         suv = float(rng.uniform(2.0, 3.0))
     hu = 55.0 + float(rng.uniform(35, 60) if dim else rng.uniform(20, 55))
     core = blob.scaled(share ** (1 / 3)) if share else None
-    return Lesion(label, site, blob, core, volume_ml, share * volume_ml, hu, suv)
+    return PlannedLesion(label, site, blob, core, volume_ml, share * volume_ml, hu, suv)
 
 
 def _wave(rng: np.random.Generator) -> Wave:
@@ -287,4 +287,4 @@ def _record(
         "M-stage": stage,
         "HPV Status": health["hpv"],
     }
-    return {name: None if rng.random() < MISSING[name] else v for name, v in full.items()}
+    return {name: None if rng.random() < MISSING_SHARE[name] else v for name, v in full.items()}

@@ -38,7 +38,7 @@ def make_phantom(seed: int, settings: PhantomSettings | None = None) -> Phantom:
 
 
 def render(plan: PatientPlan) -> Phantom:
-    """Make the images of a plan. Deterministic: all chance comes from `plan.seed`."""
+    """Make the images of a plan. Deterministic: all chance comes from ``plan.seed``."""
     scan, compact = plan.scan, plan.settings.compact
     bodies, ct_noise, pet_noise = (np.random.default_rng([plan.seed, k]) for k in (2, 3, 4))
     build = Build(plan.settings.whole_body, scan.contrast, scan.arms_up)

@@ -70,7 +70,7 @@ class Scan:
     arms_up: bool
 
     def lattice(self, frame: Frame, moved: bool = False) -> Lattice:
-        """Voxel centres of a frame in the canonical frame; `moved` adds the PET misalignment."""
+        """Voxel centres of a frame in the canonical frame; ``moved`` adds the PET misalignment."""
         turn, position = Rotation.from_euler("xyz", self.rotation, degrees=True), self.position
         if moved:
             turn = Rotation.from_euler("xyz", self.pet_turn, degrees=True) * turn
@@ -129,7 +129,7 @@ def acquire_ct(
     rng: np.random.Generator,
     compact: bool,
 ) -> sitk.Image:
-    """CT in HU, int16, on `scan.ct`. `lesions` are (blob, necrotic core, HU)."""
+    """CT in HU, int16, on ``scan.ct``. ``lesions`` are (blob, necrotic core, HU)."""
     lattice = scan.lattice(scan.ct)
     hu = np.full(lattice.shape, AIR, dtype=np.float32)
     lesions = list(lesions)
@@ -152,7 +152,7 @@ def acquire_ct(
 
 
 def _paint_lesions(volume, lattice, lesions, core_value: float) -> None:
-    """Each (blob, necrotic core or None, value) into `volume`, the core with its own value."""
+    """Each (blob, necrotic core or None, value) into ``volume``, the core with its own value."""
     for blob, core, value in lesions:
         paint(volume, lattice, blob, value)
         if core is not None:
@@ -166,7 +166,7 @@ def acquire_pet(
     rng: np.random.Generator,
     compact: bool,
 ) -> sitk.Image:
-    """PET in SUV, float32, on `scan.pet`. `lesions` are (blob, necrotic core, SUV)."""
+    """PET in SUV, float32, on ``scan.pet``. ``lesions`` are (blob, necrotic core, SUV)."""
     style = CENTERS[scan.center]
     frame = _activity_frame(scan)
     lattice = scan.lattice(frame, moved=True)

@@ -1,8 +1,8 @@
 """Implicit shapes and the painter that samples them on a voxel lattice.
 
 A shape lives in the *canonical* patient frame: millimetres, LPS (x to the patient's left, y to the
-back, z to the head), origin in the oropharynx. `distance` is an approximate signed distance in mm,
-negative inside and zero exactly on the surface.
+back, z to the head), origin in the oropharynx. ``distance`` is an approximate signed distance in
+mm, negative inside and zero exactly on the surface.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Shape(Protocol):
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """Ellipsoid; `power` 2 is round, larger is boxier."""
+    """Ellipsoid; ``power`` 2 is round, larger is boxier."""
 
     center: Point
     radii: Point
@@ -52,7 +52,7 @@ class Blob:
     """Ellipsoid with a wavy surface: the shape of a lesion.
 
     Each wave is (kx, ky, kz, phase, amplitude) in units of the radii, so the whole shape scales
-    with `radii` and its volume is `unit_volume(waves) * rx * ry * rz`.
+    with ``radii`` and its volume is ``unit_volume(waves) * rx * ry * rz``.
     """
 
     center: Point
@@ -89,7 +89,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Capsule:
-    """Straight tube with round ends whose radius goes from `radius_a` to `radius_b`."""
+    """Straight tube with round ends whose radius goes from ``radius_a`` to ``radius_b``."""
 
     a: Point
     b: Point
@@ -116,7 +116,7 @@ class Capsule:
 class Profile:
     """Stack of ellipses along z: the outline of the body.
 
-    `rows` are (z, half width in x, half depth in y, centre y), z ascending, and should be dense
+    ``rows`` are (z, half width in x, half depth in y, centre y), z ascending, and should be dense
     enough for straight lines between them.
     """
 
@@ -148,7 +148,7 @@ def tube(points: Sequence[Point], radii: Sequence[float]) -> list[Shape]:
 class Lattice:
     """Voxel centres in canonical coordinates: p = matrix @ (i, j, k) + offset.
 
-    `shape` is (z, y, x); the columns of `matrix` follow i (x), j (y), k (z).
+    ``shape`` is (z, y, x); the columns of ``matrix`` follow i (x), j (y), k (z).
     """
 
     shape: tuple[int, int, int]

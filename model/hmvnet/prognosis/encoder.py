@@ -1,6 +1,6 @@
 """Health records to vectors: the numeric encoding that a survival model is fitted to.
 
-A `ClinicalEncoder` is fitted on the training patients only:
+A ``ClinicalEncoder`` is fitted on the training patients only:
 
 - numeric: training median where missing, then standardised by training mean and deviation, and a
   0/1 column "missing" if a training value was;
@@ -55,7 +55,7 @@ class NumericEncoding:
         return (self.name, f"{self.name}={MISSING}") if self.marks_missing else (self.name,)
 
     def encode(self, values: Values) -> tuple[np.ndarray, int]:
-        """Encoded values `[n, features]`, and 0, the number of unseen categories."""
+        """Encoded values ``[n, features]``, and 0, the number of unseen categories."""
         missing = np.array([v is None for v in values], bool)
         number = np.array([self.median if v is None else v for v in values], np.float64)
         encoded = [(number - self.mean) / self.scale]
@@ -93,7 +93,7 @@ class CategoricalEncoding:
         return 1 if len(self.levels) == 2 else 0
 
     def encode(self, values: Values) -> tuple[np.ndarray, int]:
-        """Encoded values `[n, features]`, and how many categories were not seen in training."""
+        """Encoded values ``[n, features]``, and how many categories were not seen in training."""
         rows = np.eye(len(self.levels))
         known = dict(zip(self.levels, rows, strict=True))
         absent = known.get(MISSING, np.array(self.shares))
@@ -105,8 +105,8 @@ class CategoricalEncoding:
 class ClinicalEncoder:
     """Health records to vectors, fitted on the training patients only.
 
-    After `fit`: `feature_names_` `[d]` and `report_`, notes on what was repaired in the training
-    records and which columns were left out because they do not vary.
+    After ``fit``: ``feature_names_`` ``[d]`` and ``notes_``, notes on what was repaired in the
+    training records and which columns were left out because they do not vary.
     """
 
     def __init__(self, schema: ClinicalSchema) -> None:
@@ -130,7 +130,7 @@ class ClinicalEncoder:
                 self.encodings_.append(encoding)
             else:
                 left_out.append(f"{column.name}: the same in all training patients, left out")
-        self.report_ = (*notes, *left_out)
+        self.notes_ = (*notes, *left_out)
         return self
 
     @property
@@ -138,11 +138,11 @@ class ClinicalEncoder:
         return tuple(name for encoding in self.encodings_ for name in encoding.feature_names)
 
     def transform(self, records: Sequence[ClinicalRecord]) -> np.ndarray:
-        """The patients as float32 `[n, d]`, never NaN."""
+        """The patients as float32 ``[n, d]``, never NaN."""
         return self.encode(records)[0]
 
     def encode(self, records: Sequence[ClinicalRecord]) -> tuple[np.ndarray, tuple[str, ...]]:
-        """As `transform`, with notes on what was repaired in these records."""
+        """As ``transform``, with notes on what was repaired in these records."""
         cleaned, cleaning = self.schema.clean(records)
         notes, parts = list(cleaning), [np.zeros((len(records), 0))]
         for encoding in self.encodings_:
@@ -156,12 +156,12 @@ class ClinicalEncoder:
         return np.concatenate(parts, axis=1).astype(np.float32), tuple(notes)
 
     def transform_record(self, record: ClinicalRecord) -> tuple[np.ndarray, tuple[str, ...]]:
-        """One patient's record as float32 `[d]`, with notes on what was repaired."""
+        """One patient's record as float32 ``[d]``, with notes on what was repaired."""
         encoded, notes = self.encode([record])
         return encoded[0], notes
 
     def state(self) -> dict[str, Any]:
-        """The fitted encoder as JSON-able values; see `from_state`."""
+        """The fitted encoder as JSON-able values; see ``from_state``."""
         return {
             "schema": self.schema.to_dict(),
             "encodings": [asdict(encoding) for encoding in self.encodings_],
@@ -169,7 +169,7 @@ class ClinicalEncoder:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> ClinicalEncoder:
-        """The encoder whose `state()` this is, also after a round trip through JSON.
+        """The encoder whose ``state()`` this is, also after a round trip through JSON.
 
         Raises:
             ValueError: an entry is missing or malformed.
@@ -182,7 +182,7 @@ class ClinicalEncoder:
         names = {column.name for column in encoder.schema.columns}
         if stray := [e.name for e in encoder.encodings_ if e.name not in names]:
             raise ValueError(f"clinical encoder state encodes {stray}, which its schema lacks")
-        encoder.report_ = ()
+        encoder.notes_ = ()
         return encoder
 
 

@@ -1,7 +1,7 @@
 """The multi-modal fusion network: images, health record and lesions to a risk of recurrence.
 
 Three branches (image -> 512, table -> 32, lesions -> 2048) meet in an MLP -> 256, whose values
-are the variables of a bagged ICARE head (:mod:`hmvnet.prognosis.icare`). While training, a linear
+are the variables of a bagged ICARE head (``hmvnet.prognosis.icare``). While training, a linear
 layer on the 256 gives the risk that the losses see.
 """
 
@@ -63,15 +63,6 @@ class PatientInputs:
     table: Tensor
     lesions: Tensor
 
-    @classmethod
-    def stack(cls, patients: Sequence[PatientInputs]) -> PatientInputs:
-        """Several batches (or single patients, each a batch of one) as one."""
-        return cls(
-            torch.cat([p.image for p in patients]),
-            torch.cat([p.table for p in patients]),
-            torch.cat([p.lesions for p in patients]),
-        )
-
     def rows(self, rows: Tensor | Sequence[int]) -> PatientInputs:
         """The patients of these rows."""
         return PatientInputs(self.image[rows], self.table[rows], self.lesions[rows])
@@ -117,7 +108,7 @@ def signed_log(values: Tensor) -> Tensor:
 
 
 class FusionNetwork(nn.Module):
-    """Patients to 256 fused variables (:meth:`embed`) or to a log-hazard (``forward``).
+    """Patients to 256 fused variables (``join``) or to a log-hazard (``forward``).
 
     A branch that is not in use is None.
     """
@@ -160,17 +151,13 @@ class FusionNetwork(nn.Module):
             outputs["lesions"] = self.lesions(self.standardise(patients.lesions))
         return outputs
 
-    def embed(self, patients: PatientInputs) -> Tensor:
-        """The fused variables ``[b, 256]``, inputs of the ICARE head."""
-        return self.join(self.branch_outputs(patients))
-
     def join(self, outputs: dict[str, Tensor]) -> Tensor:
-        """Branch outputs to the fused variables ``[b, 256]``."""
+        """Branch outputs to the fused variables ``[b, 256]``, inputs of the ICARE head."""
         return self.fuse(torch.cat(list(outputs.values()), 1))
 
     def forward(self, patients: PatientInputs) -> Tensor:
         """Log relative hazard ``[b]``."""
-        return self.risk(self.embed(patients))[:, 0]
+        return self.risk(self.join(self.branch_outputs(patients)))[:, 0]
 
 
 def _image_branch(config: FusionConfig, channels: int) -> nn.Module:

@@ -3,17 +3,17 @@
 Rebaud et al., "Simplicity is all you need: out-of-the-box nnUNet followed by binary-weighted
 radiomic model for segmentation and outcome prediction in HECKTOR", HECKTOR 2022.
 
-1. Variables are visited in random order; one is dropped when it correlates above `rho` with a
+1. Variables are visited in random order; one is dropped when it correlates above ``rho`` with a
    variable visited earlier.
 2. Each variable alone is scored by Harrell's concordance; those whose concordance, in the better
-   of the two directions, is below `cmin` are dropped.
+   of the two directions, is below ``cmin`` are dropped.
 3. Each variable left gets the weight +1 or -1, its direction.
 4. The risk is the mean of the signed z-scores, itself standardised on the training patients.
    Bagging repeats this on bootstrap samples and averages.
 
-Every choice follows the authors' package `icare` 0.1.0 with `sign_method="harrell"`, down to the
-order of the random draws, so that `rng = np.random.default_rng(s)` selects what `random_state=s`
-selects there. Three things are ours on purpose:
+Every choice follows the authors' package ``icare`` 0.1.0 with ``sign_method="harrell"``, down to
+the order of the random draws, so that ``rng = np.random.default_rng(s)`` selects what
+``random_state=s`` selects there. Three things are ours on purpose:
 
 - A selected variable that is constant in training always has the z-score 0. The package divides
   by 1e-6, so that one deviating patient would get an absurd risk.
@@ -31,10 +31,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hmvnet.case import Outcomes, has_comparable_pair
+from hmvnet.case import TIED_RISK, Outcomes, has_comparable_pair
 
-# scikit-survival counts risks closer than this as tied, and so the package does.
-TIED_TOLERANCE = np.float32(1e-8)
+STATE_KEYS = ("sign", "mean", "scale", "concordance", "risk_moments", "settings")
+# Variables are compared in single precision, as in the package.
+TIED_VARIABLE = np.float32(TIED_RISK)
 # Pairs compared at once; keeps the working set of one block inside the processor's cache.
 PAIRS_PER_BLOCK = 1 << 16
 
@@ -47,9 +48,10 @@ class Icare:
             dropped; None keeps all.
         cmin: least single-variable concordance, in [0.5, 1); None keeps all.
 
-    After `fit`, for p variables: `sign_` `[p]` (+1, -1, or 0 where not selected), `mean_` and
-    `scale_` `[p]` of the training patients, `concordance_` `[p]` (NaN where not scored), and
-    `center_`, `spread_`, the mean and standard deviation of the unscaled training risk.
+    After ``fit``, for p variables: ``sign_`` ``[p]`` (+1, -1, or 0 where not selected), ``mean_``
+    and ``scale_`` ``[p]`` of the training patients, ``concordance_`` ``[p]`` (NaN where not
+    scored), and ``center_``, ``spread_``, the mean and standard deviation of the unscaled training
+    risk.
     """
 
     def __init__(self, rho: float | None = None, cmin: float | None = None) -> None:
@@ -57,7 +59,7 @@ class Icare:
         self.cmin = cmin
 
     def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> Icare:
-        """Fit on `x` `[n, p]` (NaN = missing) and the `n` patients' outcomes.
+        """Fit on ``x`` ``[n, p]`` (NaN = missing) and the ``n`` patients' outcomes.
 
         Raises:
             ValueError: features that do not fit the outcomes, infinite values, no comparable pair
@@ -89,11 +91,14 @@ class Icare:
         return np.flatnonzero(self.sign_)
 
     def predict_risk(self, x: np.ndarray) -> np.ndarray:
-        """Risk `[n]` of `x` `[n, p]`; higher = earlier event. Training patients: mean 0, SD 1."""
+        """Risk ``[n]`` of ``x`` ``[n, p]``; higher = earlier event.
+
+        Over the training patients its mean is 0 and its standard deviation 1.
+        """
         return np.nan_to_num(self._standardised_risk(checked_features(x, len(self.sign_))))
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
-        """What each variable adds to the risk, `[n, p]`; rows sum to `predict_risk(x)`.
+        """What each variable adds to the risk, ``[n, p]``; rows sum to ``predict_risk(x)``.
 
         The signed z-score, less the training mean of the risk, over the number of observed
         selected variables and the training spread; 0 where not selected or missing.
@@ -107,7 +112,7 @@ class Icare:
         return parts
 
     def _signed_z(self, x: np.ndarray) -> np.ndarray:
-        """Signed z-scores of the selected variables, `[n, selected]`, NaN where missing."""
+        """Signed z-scores of the selected variables, ``[n, selected]``, NaN where missing."""
         used = self.selected_
         centred = x[:, used].astype(np.float64) - self.mean_[used]
         # A scale of 0 marks a variable that is constant in training: its z-score is 0.
@@ -116,7 +121,7 @@ class Icare:
         return centred * inverse
 
     def _mean_signed_z(self, x: np.ndarray) -> np.ndarray:
-        """Mean over the observed selected variables `[n]`; NaN where there is none."""
+        """Mean over the observed selected variables ``[n]``; NaN where there is none."""
         signed = self._signed_z(x)
         observed = (~np.isnan(signed)).sum(axis=1)
         total = np.nansum(signed, axis=1)
@@ -126,7 +131,7 @@ class Icare:
         return (self._mean_signed_z(x) - self.center_) / self.spread_
 
     def state(self) -> dict[str, np.ndarray]:
-        """The fitted model as plain arrays; see `from_state`."""
+        """The fitted model as plain arrays; see ``from_state``."""
         return {
             "sign": self.sign_.astype(np.int8),
             "mean": self.mean_.copy(),
@@ -138,7 +143,7 @@ class Icare:
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Icare:
-        """The model whose `state()` this is.
+        """The model whose ``state()`` this is.
 
         Raises:
             ValueError: an array is missing or its shape does not fit the others.
@@ -153,10 +158,9 @@ class Icare:
 
 
 class BaggedIcare:
-    """The mean of `Icare` models fitted on bootstrap samples.
+    """The mean of ``Icare`` models fitted on bootstrap samples.
 
-    After `fit`: `bags_`, the list of fitted models, and `selection_` `[p]`, each variable's mean
-    sign over the bags (+1: in every bag, raising the risk; 0: never selected or undecided).
+    After ``fit``: ``bags_``, the list of fitted models.
     """
 
     def __init__(self, rho: float | None = None, cmin: float | None = None, bags: int = 10) -> None:
@@ -167,7 +171,7 @@ class BaggedIcare:
         self.bags = bags
 
     def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> BaggedIcare:
-        """As `Icare.fit`."""
+        """As ``Icare.fit``."""
         x = checked_training(x, outcomes)
         # Seeds are drawn and used as the package does, so that results compare one to one.
         seeds = [int(rng.integers(0, 99999999, size=1)[0]) for _ in range(self.bags)]
@@ -179,19 +183,15 @@ class BaggedIcare:
             self.bags_.append(bag)
         return self
 
-    @property
-    def selection_(self) -> np.ndarray:
-        return np.mean([bag.sign_ for bag in self.bags_], axis=0)
-
     def predict_risk(self, x: np.ndarray) -> np.ndarray:
-        """Risk `[n]` of `x` `[n, p]`: mean over the bags; higher = earlier event."""
+        """Risk ``[n]`` of ``x`` ``[n, p]``: mean over the bags; higher = earlier event."""
         x = checked_features(x, len(self.bags_[0].sign_))
         risks = np.array([bag._standardised_risk(x) for bag in self.bags_])
         votes = np.maximum((~np.isnan(risks)).sum(axis=0), 1)
         return np.nansum(risks, axis=0) / votes
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
-        """What each variable adds to the risk, `[n, p]`; rows sum to `predict_risk(x)`."""
+        """What each variable adds to the risk, ``[n, p]``; rows sum to ``predict_risk(x)``."""
         x = checked_features(x, len(self.bags_[0].sign_))
         total = np.zeros(x.shape)
         votes = np.zeros(len(x), dtype=int)
@@ -201,13 +201,13 @@ class BaggedIcare:
         return total / np.maximum(votes, 1)[:, None]
 
     def state(self) -> dict[str, np.ndarray]:
-        """The fitted model as plain arrays, those of `Icare.state` stacked: `[bags, ...]`."""
+        """The fitted model as plain arrays, those of ``Icare.state`` stacked: ``[bags, ...]``."""
         states = [bag.state() for bag in self.bags_]
         return {key: np.stack([state[key] for state in states]) for key in states[0]}
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> BaggedIcare:
-        """The model whose `state()` this is.
+        """The model whose ``state()`` this is.
 
         Raises:
             ValueError: an array is missing or its shape does not fit the others.
@@ -221,9 +221,9 @@ class BaggedIcare:
 
 
 def single_variable_concordance(x: np.ndarray, outcomes: Outcomes) -> np.ndarray:
-    """Harrell's concordance of every column of `x` `[n, p]` taken as a risk, `[p]`.
+    """Harrell's concordance of every column of ``x`` ``[n, p]`` taken as a risk, ``[p]``.
 
-    Equal to `sksurv.metrics.concordance_index_censored` column by column on float32 values,
+    Equal to ``sksurv.metrics.concordance_index_censored`` column by column on float32 values,
     missing ones (NaN) left out; NaN where a column has no comparable pair. O(events * n * p) in
     plain comparisons: patients are sorted by time, so an event is compared with a slice.
     """
@@ -248,8 +248,8 @@ def single_variable_concordance(x: np.ndarray, outcomes: Outcomes) -> np.ndarray
         for k, column in enumerate(columns):
             # A tied pair counts half: it is in the second count only.
             np.subtract(column[rows, None], column[None, start:], out=difference)
-            np.greater(difference, TIED_TOLERANCE, out=ahead)
-            np.greater_equal(difference, -TIED_TOLERANCE, out=level)
+            np.greater(difference, TIED_VARIABLE, out=ahead)
+            np.greater_equal(difference, -TIED_VARIABLE, out=level)
             np.logical_and(ahead, comparable, out=ahead)
             np.logical_and(level, comparable, out=level)
             twice_concordant[k] += np.count_nonzero(ahead) + np.count_nonzero(level)
@@ -269,7 +269,7 @@ def _event_blocks(outcomes: Outcomes):
 
 
 def _comparable(outcomes: Outcomes, rows: np.ndarray, start: int) -> np.ndarray:
-    """Which of the patients from `start` on outlast the events in `rows`, bool `[rows, n-start]`.
+    """Which patients from ``start`` on outlast the events in ``rows``, bool ``[rows, n - start]``.
 
     A patient censored at the time of the event outlasts it; two events at one time do not compare.
     """
@@ -280,13 +280,13 @@ def _comparable(outcomes: Outcomes, rows: np.ndarray, start: int) -> np.ndarray:
 def _observed_pairs(
     observed: np.ndarray, comparable: np.ndarray, rows: np.ndarray, start: int
 ) -> np.ndarray:
-    """Comparable pairs with both values observed, for each of the columns `observed` `[p, n]`."""
+    """Comparable pairs with both values observed, for each column of ``observed`` ``[p, n]``."""
     partners = observed[:, start:].astype(np.float32) @ comparable.T.astype(np.float32)
     return (partners * observed[:, rows]).sum(axis=1, dtype=np.float64).round().astype(np.int64)
 
 
 def signs(concordance: np.ndarray, cmin: float | None) -> np.ndarray:
-    """+1 or -1 by the direction of each concordance; 0 where below `cmin` or NaN."""
+    """+1 or -1 by the direction of each concordance; 0 where below ``cmin`` or NaN."""
     sign = np.where(concordance < 0.5, -1.0, 1.0)
     kept = ~np.isnan(concordance)
     if cmin is not None:
@@ -295,7 +295,7 @@ def signs(concordance: np.ndarray, cmin: float | None) -> np.ndarray:
 
 
 def follows_correlated(x: np.ndarray, rho: float) -> np.ndarray:
-    """Which columns of `x` `[n, p]` correlate above `rho` with an earlier one, bool `[p]`.
+    """Which columns of ``x`` ``[n, p]`` correlate above ``rho`` with an earlier one, bool ``[p]``.
 
     Pearson correlation, absolute, over the patients in whom both are observed; an undefined one
     (a constant column) is not above. "Earlier" includes columns that are dropped themselves.
@@ -325,7 +325,7 @@ def _pairwise_correlation(z: np.ndarray, observed: np.ndarray) -> np.ndarray:
 
 
 def column_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (n - 1) of each column over its observed values, `[p]` each.
+    """Mean and standard deviation (n - 1) of each column over its observed values, ``[p]`` each.
 
     Mean 0 and deviation 0 for a column with no value; deviation exactly 0 for a constant one.
     """
@@ -341,10 +341,10 @@ def column_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def checked_features(x: np.ndarray, expected: int | None = None) -> np.ndarray:
-    """`x` as float32 `[n, p]`, the precision variables are compared at; NaN allowed.
+    """``x`` as float32 ``[n, p]``, the precision variables are compared at; NaN allowed.
 
     Raises:
-        ValueError: not two axes, an infinite value, or not `expected` columns.
+        ValueError: not two axes, an infinite value, or not ``expected`` columns.
     """
     x = np.asarray(x, dtype=np.float32)
     if x.ndim != 2:
@@ -358,10 +358,10 @@ def checked_features(x: np.ndarray, expected: int | None = None) -> np.ndarray:
 
 
 def checked_training(x: np.ndarray, outcomes: Outcomes) -> np.ndarray:
-    """Features to be fitted to the outcomes, float32 `[n, p]`, checked to agree with them.
+    """Features to be fitted to the outcomes, float32 ``[n, p]``, checked to agree with them.
 
     Raises:
-        ValueError: as `checked_features`, not one row an outcome, or no comparable pair (no event
+        ValueError: as ``checked_features``, not one row an outcome, or no comparable pair (no event
             that others outlast).
     """
     x = checked_features(x)
@@ -370,9 +370,6 @@ def checked_training(x: np.ndarray, outcomes: Outcomes) -> np.ndarray:
     if not has_comparable_pair(outcomes):
         raise ValueError("no comparable pair: no patient is known to outlast another's event")
     return x
-
-
-STATE_KEYS = ("sign", "mean", "scale", "concordance", "risk_moments", "settings")
 
 
 def check_state(state: Mapping[str, np.ndarray], bags: int | None) -> None:

@@ -1,18 +1,16 @@
 """A fitted linear risk as plain arrays: what the container needs of a Cox model.
 
-Fitting is :func:`hmvnet.survival.baselines.fit_linear_risk`; this file needs no survival library.
+Fitting is ``hmvnet.survival.baselines.fit_linear_risk``; this file needs no survival library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from hmvnet.prognosis.icare import checked_features
-
-STATE_KEYS = ("fill", "mean", "scale", "coefficient", "spread")
 
 
 @dataclass(frozen=True)
@@ -40,26 +38,27 @@ class LinearRisk:
         return self.contributions(x).sum(axis=1)
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
-        """What each variable adds to the risk, ``[n, p]``; rows sum to :meth:`predict_risk`."""
+        """What each variable adds to the risk, ``[n, p]``; rows sum to ``predict_risk``."""
         x = checked_features(x, len(self.coefficient)).astype(np.float64)
         filled = np.where(np.isnan(x), self.fill, x)
         return (filled - self.mean) / self.scale * self.coefficient / self.spread
 
     def state(self) -> dict[str, np.ndarray]:
-        """Plain arrays; see :meth:`from_state`."""
-        arrays = {key: np.array(getattr(self, key), dtype=np.float64) for key in STATE_KEYS}
+        """Plain arrays; see ``from_state``."""
+        arrays = {f.name: np.array(getattr(self, f.name), dtype=np.float64) for f in fields(self)}
         return arrays | {"spread": np.array([self.spread])}
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> LinearRisk:
-        """The model whose :meth:`state` this is.
+        """The model whose ``state`` this is.
 
         Raises:
             ValueError: an array is missing or its shape does not fit the others.
         """
-        if missing := [key for key in STATE_KEYS if key not in state]:
+        keys = [f.name for f in fields(cls)]
+        if missing := [key for key in keys if key not in state]:
             raise ValueError(f"linear risk lacks {', '.join(missing)}")
-        arrays = {key: np.asarray(state[key], dtype=np.float64) for key in STATE_KEYS}
+        arrays = {key: np.asarray(state[key], dtype=np.float64) for key in keys}
         spread = arrays.pop("spread")
         shapes = {key: array.shape for key, array in arrays.items()}
         if len(set(shapes.values())) != 1 or arrays["fill"].ndim != 1 or spread.shape != (1,):

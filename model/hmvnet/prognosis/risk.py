@@ -33,7 +33,7 @@ HEAD = "icare"
 
 @dataclass(frozen=True)
 class LesionDescription:
-    """What Task 1 hands to Task 2.
+    """A segmented patient as the survival model sees one, the health record apart.
 
     Attributes:
         image: float32 ``[4, z, y, x]`` CT, PET, GTVp, GTVn at the fusion network's spacing.
@@ -197,7 +197,7 @@ class PrognosisMember:
     def from_tensors(
         cls, encoder: ClinicalEncoder, settings: Mapping[str, Any], state: Mapping[str, Tensor]
     ) -> PrognosisMember:
-        """The member whose :meth:`tensors` and :meth:`settings` these are.
+        """The member whose ``tensors`` and ``settings`` these are.
 
         Raises:
             ValueError: a model is there without its weight, or a weight without its model.
@@ -253,7 +253,7 @@ class PrognosisMember:
     def branch_effects(self, inputs: PatientInputs) -> dict[str, float]:
         """For one patient: the change of the risk a branch makes against its training mean.
 
-        Of the fusion network's part of the risk; :meth:`contributions` explain the other part.
+        Of the fusion network's part of the risk; ``contributions`` explain the other part.
         """
         outputs = self.network.branch_outputs(inputs)
         whole = self._head_risk(outputs)[0]

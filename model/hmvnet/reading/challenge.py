@@ -44,8 +44,8 @@ def read_case(input_dir: Path, *, needs_record: bool = True) -> Case:
 
     Args:
         input_dir: the folder, or a symlink to it.
-        needs_record: whether a damaged ``ehr.json`` is an error (Task 2) or a warning (Task 1). A
-            missing one is a warning for both: the survival model takes missing fields.
+        needs_record: whether a damaged ``ehr.json`` is an error (Task 2) or a note (Task 1). A
+            missing one is a note for both: the survival model takes missing fields.
 
     Raises:
         CaseError: what is wrong with the input, in one line without patient data.
@@ -70,7 +70,7 @@ def _read_sockets(root: Path) -> tuple[Sockets, tuple[str, ...]]:
     if not listing.exists():
         return Sockets(), ()
     try:
-        raw, warnings = read_json(listing)
+        raw, notes = read_json(listing)
     except CaseError as error:
         return Sockets(), (f"{error}; standard paths used",)
     found: dict[str, Path] = {}
@@ -85,7 +85,7 @@ def _read_sockets(root: Path) -> tuple[Sockets, tuple[str, ...]]:
                 f"inputs.json: relative_path of '{socket['slug']}' leaves the input folder"
             )
         found[name] = Path(relative)
-    return Sockets(**found), warnings
+    return Sockets(**found), notes
 
 
 def _socket_of(entry: object) -> Mapping[str, object]:
@@ -108,10 +108,10 @@ def _read_socket_image(root: Path, relative: Path) -> tuple[sitk.Image, tuple[st
     if not files[0].resolve().is_relative_to(root):
         raise CaseError(f"{relative}: the image is a link that leaves the input folder")
     try:
-        image, warnings = read_image(files[0])
+        image, notes = read_image(files[0])
     except CaseError as error:
         raise CaseError(f"{relative}: {error}") from error
-    return image, tuple(f"{relative}: {w}" for w in warnings)
+    return image, tuple(f"{relative}: {note}" for note in notes)
 
 
 def _read_record(path: Path, needed: bool) -> tuple[ClinicalRecord, tuple[str, ...]]:

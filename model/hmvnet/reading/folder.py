@@ -1,4 +1,4 @@
-"""A folder of training data to cases, and preprocessed volumes cached on disk.
+"""A folder of many patients to cases.
 
 Layouts read: HECKTOR 2025 (``Task 1/<ID>/<ID>__CT.nii.gz``), any folder of such patient folders,
 HECKTOR 2022 and nnU-Net (``imagesTr``/``labelsTr``), with or without the outcome table.

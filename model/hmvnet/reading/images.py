@@ -50,7 +50,7 @@ def has_image_suffix(path: Path) -> bool:
 
 
 def read_image(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
-    """A 3D scalar image, with warnings about what was repaired.
+    """A 3D scalar image, with notes about what was repaired.
 
     Args:
         path: a .mha, .nii, .nii.gz, .tif or .tiff file.
@@ -81,7 +81,7 @@ def read_geometry(path: Path) -> Grid:
     """The grid of an image file; of .mha and NIfTI only the header is read.
 
     Raises:
-        CaseError: as :func:`read_image`, as far as the header shows it.
+        CaseError: as ``read_image``, as far as the header shows it.
     """
     lower = path.name.lower()
     try:
@@ -107,7 +107,7 @@ def _read_metaimage(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
     with path.open("rb") as file:
         header = _metaimage_header(file.read(MAX_HEADER_BYTES), name)
         file.seek(header.pixels_at)
-        grid, dtype, warnings = _metaimage_geometry(header.fields, name)
+        grid, dtype, notes = _metaimage_geometry(header.fields, name)
         expected = math.prod(grid.size) * dtype.itemsize
         payload = file.read()
     if header.fields.get("CompressedData", "False").lower() == "true":
@@ -121,7 +121,7 @@ def _read_metaimage(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
         )
     array = np.frombuffer(data, dtype).reshape(grid.shape)
     array = array.astype(dtype.newbyteorder("="), copy=False)
-    return grid.image(array), warnings
+    return grid.image(array), notes
 
 
 class _Header:
@@ -185,8 +185,8 @@ def _metaimage_geometry(
     # MetaIO stores the axes one after the other: its rows are the columns of the direction.
     axes = _numbers(fields, ("TransformMatrix", "Rotation", "Orientation"), 9, name, IDENTITY)
     direction = tuple(np.reshape(axes, (3, 3)).T.ravel().tolist())
-    grid, warnings = checked_grid(size, spacing, origin, direction, name)
-    return grid, np.dtype((">" if big_endian else "<") + kind), warnings
+    grid, notes = checked_grid(size, spacing, origin, direction, name)
+    return grid, np.dtype((">" if big_endian else "<") + kind), notes
 
 
 def _numbers(
@@ -236,17 +236,17 @@ def checked_grid(
             f"{name}: the direction matrix is not orthonormal (error {error:.3g}), expected "
             "perpendicular unit vectors"
         )
-    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     if error > ORTHONORMAL_REPAIR:
         left, _, right = np.linalg.svd(axes)
         axes = left @ right
         if error > 1e-4:
-            warnings = (f"{name}: direction matrix made orthonormal (error {error:.2g})",)
+            notes = (f"{name}: direction matrix made orthonormal (error {error:.2g})",)
     direction = tuple(axes.ravel().tolist())
     nx, ny, nz = size
     dx, dy, dz = spacing
     x, y, z = origin
-    return Grid((nx, ny, nz), (dx, dy, dz), (x, y, z), direction), warnings
+    return Grid((nx, ny, nz), (dx, dy, dz), (x, y, z), direction), notes
 
 
 def _inflate(payload: bytes, expected: int, name: str) -> bytes:
@@ -287,10 +287,10 @@ def _nifti_header(path: Path) -> tuple[sitk.ImageFileReader, Grid, tuple[str, ..
     pixdim = _nifti_pixdim(path)
     if not (pixdim > 0).all():
         raise CaseError(f"{name}: header without voxel spacing (pixdim {pixdim.tolist()})")
-    grid, warnings = checked_grid(
+    grid, notes = checked_grid(
         reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection(), name
     )
-    return reader, grid, warnings
+    return reader, grid, notes
 
 
 def _opener(path: Path):
@@ -306,18 +306,18 @@ def _nifti_pixdim(path: Path) -> np.ndarray:
 
 
 def _read_nifti(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
-    reader, grid, warnings = _nifti_header(path)
+    reader, grid, notes = _nifti_header(path)
     bits, start = (int(float(reader.GetMetaData(key))) for key in ("bitpix", "vox_offset"))
     _check_nifti_length(path, start + math.prod(grid.size) * bits // 8)
     try:
         image = reader.Execute()
     except RuntimeError as error:
         raise CaseError(f"{path.name}: truncated or damaged NIfTI image") from error
-    if warnings:
+    if notes:
         image.SetDirection(grid.direction)
     for key in image.GetMetaDataKeys():  # they would be written into every image made from it
         image.EraseMetaData(key)
-    return image, warnings
+    return image, notes
 
 
 def _check_nifti_length(path: Path, expected: int) -> None:
@@ -352,14 +352,14 @@ def _read_tiff(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
                     f"{name}: TIFF without voxel spacing, expected ImageJ tags with unit mm "
                     "(or send .mha)"
                 )
-            grid, warnings = checked_grid(shape[::-1], spacing, (0.0, 0.0, 0.0), IDENTITY, name)
+            grid, notes = checked_grid(shape[::-1], spacing, (0.0, 0.0, 0.0), IDENTITY, name)
             array = series.asarray()
     except CaseError:
         raise
     except Exception as error:  # tifffile raises many kinds for damaged files
         raise CaseError(f"{name}: truncated or damaged TIFF image") from error
     note = f"{name}: TIFF holds no position or orientation; origin 0 and axes L, P, S assumed"
-    return grid.image(np.ascontiguousarray(array)), (*warnings, note)
+    return grid.image(np.ascontiguousarray(array)), (*notes, note)
 
 
 def _tiff_spacing(tiff: tifffile.TiffFile) -> tuple[float, float, float] | None:

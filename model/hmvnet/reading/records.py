@@ -1,8 +1,8 @@
 """Health records: what a hospital wrote to clean values, and the columns that a model may use.
 
-A record is cleaned once, value by value, when it is read: :func:`clean_scalar` makes a number, a
+A record is cleaned once, value by value, when it is read: ``clean_scalar`` makes a number, a
 text or None (missing) of what stands in a JSON file or in a table's cell. What a clean value means
-is the business of a :class:`ClinicalSchema`: each :class:`Column` knows its plausible range, other
+is the business of a ``ClinicalSchema``: each ``Column`` knows its plausible range, other
 units, codes and their other spellings. Notes say what was repaired; they never hold a patient's
 value.
 """
@@ -202,7 +202,7 @@ class Column:
 
     @classmethod
     def from_dict(cls, name: str, raw: Mapping[str, Any]) -> Column:
-        """A column from plain values, as :meth:`to_dict` gives them or a settings file holds them.
+        """A column from plain values, as ``to_dict`` gives them or a settings file holds them.
 
         Numbers may be text; ``codes`` and ``other_names`` may be one comma-separated text.
 

@@ -1,6 +1,6 @@
-"""CSV tables of health records and outcomes to records: the only place where they are DataFrames.
+"""CSV tables of health records and outcomes to records.
 
-A cell is cleaned as a value of a JSON record is, by :func:`hmvnet.reading.records.parse_record`.
+A cell is cleaned as a value of a JSON record is, by ``hmvnet.reading.records.parse_record``.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from hmvnet.exits import RefusedError
 from hmvnet.imaging.intensity import pad_with_air
 from hmvnet.networks.registry import build_network
 
-Log = Callable[[str], None]
 Precision = Literal["auto", "32", "bf16"]
 
 
@@ -75,12 +74,12 @@ class NetworkOutput:
         probabilities: float32 ``[3, z, y, x]``, averaged over the members that ran.
         features: the encoder maps, each ``[c, z, y, x]``; only where there is one member (the
             channels of two trainings have nothing in common) and its network gives them.
-        log: one line on what ran and what the time budget left out.
+        notes: what ran and what the time budget left out, then what the ensemble says besides.
     """
 
     probabilities: np.ndarray
     features: tuple[np.ndarray, ...] = ()
-    log: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Forward(Protocol):
@@ -179,7 +178,7 @@ class Ensemble:
         flips: also run each on the left-right mirrored volume.
         time_budget_s: a pass that would, at the pace of the slowest so far, end later is left out;
             the first always runs.
-        notes: what the log should say besides.
+        notes: what a person should know of how it was loaded; said of every volume.
     """
 
     members: Sequence[Forward]
@@ -220,15 +219,15 @@ class Ensemble:
             raise RuntimeError("the network gave NaN or infinite probabilities")
         left_out = len(passes) - done
         budget = f", {left_out} left out by the {self.time_budget_s:g} s budget" if left_out else ""
-        log = "; ".join([f"{done} of {len(passes)} network passes{budget}", *self.notes])
-        return NetworkOutput(mean, features, log)
+        ran = f"{done} of {len(passes)} network passes{budget}"
+        return NetworkOutput(mean, features, (ran, *self.notes))
 
 
 def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSettings) -> Ensemble:
     """The bundle's segmentation networks, ready to run on a device.
 
     With the ``onnx`` back end a fold whose ONNX file is not there, or cannot run on the device,
-    falls back to torch; the ensemble's log says so.
+    falls back to torch; the ensemble's notes say so.
     """
     part = bundle.manifest.segmentation
     members: list[Forward] = []

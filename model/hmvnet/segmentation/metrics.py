@@ -102,7 +102,7 @@ class CaseScore:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CaseScore:
-        """The reverse of :meth:`to_dict`."""
+        """The reverse of ``to_dict``."""
         return cls(
             gtvp=_label_score(values["gtvp"]),
             gtvn=_label_score(values["gtvn"]),
@@ -196,12 +196,12 @@ def count_lesions(prediction: np.ndarray, truth: np.ndarray) -> LesionCount:
 def platform_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Overlap of each label as the platform's own library, grand-challenge-metrics, measures it.
 
-    A second opinion on :func:`score_case`, in single precision and with the library's rules: where
+    A second opinion on ``score_case``, in single precision and with the library's rules: where
     a label is empty in truth and prediction there is no value (NaN; our Dice is 1), and where only
     the truth is empty the volume difference is infinite. All else agrees.
 
     Args:
-        prediction, truth: label maps as for :func:`score_case`.
+        prediction, truth: label maps as for ``score_case``.
 
     Returns:
         ``<label>_platform_dice``, ``<label>_platform_jaccard`` and

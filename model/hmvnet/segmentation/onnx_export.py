@@ -53,7 +53,7 @@ def write_onnx(network: nn.Module, size: tuple[int, ...], path: Path) -> None:
             optimize=False,
         )
     assert program is not None
-    # All that `optimize` does that matters; its rewriting takes minutes for graphs of this size.
+    # All that ``optimize`` does that matters; its rewriting takes minutes for graphs of this size.
     fold_constants(program.model)
     remove_unused_nodes(program.model)
     with replacing(path) as temporary:

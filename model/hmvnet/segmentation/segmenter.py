@@ -1,6 +1,6 @@
 """A case to its segmentation: region, resampling, normalisation, networks, postprocessing.
 
-The stages stand in a row here and nowhere else. :func:`prepare` and :func:`label_map` are what lies
+The stages stand in a row here and nowhere else. ``prepare`` and ``label_map`` are what lies
 before and behind the networks; the training cache, validation and tuning call the same two.
 """
 
@@ -58,14 +58,14 @@ class Segmentation:
         labels: uint8 ``[z, y, x]`` after postprocessing.
         encoder_maps: HM-VNet's stages, ``[c, z, y, x]`` each; empty for other networks and for
             bundles of several, whose channels have nothing in common.
-        log: one line on what ran and what the time budget left out.
+        notes: what ran, what the time budget left out, and what ran otherwise than asked for.
     """
 
     volume: Volume
     probabilities: np.ndarray
     labels: np.ndarray
     encoder_maps: tuple[np.ndarray, ...] = ()
-    log: str = ""
+    notes: tuple[str, ...] = ()
 
     def on(self, grid: Grid) -> sitk.Image:
         """The mask on another grid (the CT's), uint8."""
@@ -117,7 +117,7 @@ def label_map(
     Args:
         ct: ``[z, y, x]``, normalised so that air is 0.
         grid: the working grid.
-        region: as for :func:`prepare`; the rules on the head and neck's anatomy hold there only.
+        region: as for ``prepare``; the rules on the head and neck's anatomy hold there only.
     """
     return postprocess(probabilities, ct, grid, settings.for_region(region))
 
@@ -160,4 +160,4 @@ class Segmenter:
                 self.region,
             )
         maps = output.features if self.is_single else ()
-        return Segmentation(volume, output.probabilities, labels, maps, output.log)
+        return Segmentation(volume, output.probabilities, labels, maps, output.notes)

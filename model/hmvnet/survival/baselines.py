@@ -5,9 +5,9 @@
     curves = model.predict_survival(x, times)   # [n, t], or None where a model gives no curve
 
 scikit-survival provides Cox, forest and boosting. DeepHit and MTLR are short implementations of
-their papers: `pycox` needs numba, py7zr and feather-format for it, `torchmtlr` is not published.
-Every model but ICARE, which leaves missing values out, fills them with the training median and
-standardises by the training patients.
+their papers: ``pycox`` needs numba, py7zr and feather-format for it, ``torchmtlr`` is not
+published. Every model but ICARE, which leaves missing values out, fills them with the training
+median and standardises by the training patients.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ class SurvivalModel(Protocol):
     """What every model here can do; see the module's description."""
 
     def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> SurvivalModel:
-        """Fit on `x` `[n, p]` (NaN = missing) and the `n` patients' outcomes."""
+        """Fit on ``x`` ``[n, p]`` (NaN = missing) and the ``n`` patients' outcomes."""
 
     def predict_risk(self, x: np.ndarray) -> np.ndarray:
-        """Risk `[n]`; higher = earlier event. Only its order has a meaning across models."""
+        """Risk ``[n]``; higher = earlier event. Only its order has a meaning across models."""
 
     def predict_survival(self, x: np.ndarray, times: np.ndarray) -> np.ndarray | None:
-        """Probability `[n, t]` of no event up to each of `times`, or None."""
+        """Probability ``[n, t]`` of no event up to each of ``times``, or None."""
 
 
 class SksurvModel:
-    """A scikit-survival estimator made by `build(random_state)`, on standardised features."""
+    """A scikit-survival estimator made by ``build(random_state)``, on standardised features."""
 
     def __init__(self, build: Callable[[int], Any]) -> None:
         self.build = build
@@ -147,7 +147,7 @@ class DiscreteTimeModel:
         self.scaler_ = standardiser().fit(x)
         count = int(np.ceil(np.sqrt(event.sum())))
         self.ends_ = np.unique(np.quantile(days[event], np.linspace(0, 1, count + 1)[1:]))
-        interval, elapsed = self._locate(days)
+        interval, elapsed = self.locate(days)
         # The global generator of torch is used by dropout and put back afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**31)))
@@ -163,10 +163,10 @@ class DiscreteTimeModel:
     def _train(
         self, x: Tensor, interval: Tensor, elapsed: Tensor, time: Tensor, event: Tensor
     ) -> nn.Module:
-        """A trained network `[b, p] -> [b, intervals]` of logits."""
+        """A trained network ``[b, p] -> [b, intervals]`` of logits."""
         raise NotImplementedError
 
-    def _locate(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def locate(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The interval each time is in, and the share of it that is over by then."""
         starts = np.concatenate([[0.0], self.ends_])
         lengths = np.append(np.diff(starts), np.inf)
@@ -223,7 +223,7 @@ class Mtlr(DiscreteTimeModel):
 
 
 class SumOfLaterRegressors(nn.Module):
-    """Regressors `[b, k]` to interval scores `[b, k + 1]`: each the sum from there on, last 0."""
+    """Regressors ``[b, k]`` to interval scores ``[b, k + 1]``: sums from there on, the last 0."""
 
     def forward(self, regressors: Tensor) -> Tensor:
         sums = regressors.flip(1).cumsum(1).flip(1)
@@ -361,7 +361,7 @@ REGISTRY: dict[str, Callable[[], SurvivalModel]] = {
 
 
 def available() -> tuple[str, ...]:
-    """Names that `create` knows."""
+    """Names that ``create`` knows."""
     return tuple(REGISTRY)
 
 

@@ -55,7 +55,7 @@ class Bootstrap:
 
     @classmethod
     def of(cls, values: Mapping[str, np.ndarray], patients: int) -> Bootstrap:
-        """From values by name for each row of :func:`draw_weights`, ``[1 + s]`` each."""
+        """From values by name for each row of ``draw_weights``, ``[1 + s]`` each."""
         estimate = {name: float(found[0]) for name, found in values.items()}
         return cls(estimate, {name: found[1:] for name, found in values.items()}, patients)
 
@@ -137,7 +137,7 @@ def _weighted_concordance(
 def bootstrap_segmentation(
     scores: Mapping[str, Sequence[CaseScore]], rng: np.random.Generator, samples: int = 10_000
 ) -> dict[str, Bootstrap]:
-    """Each of :data:`hmvnet.segmentation.metrics.METRICS` of several methods, by the metric's name.
+    """Each of ``hmvnet.segmentation.metrics.METRICS`` of several methods, by the metric's name.
 
     Metrics are computed anew from the drawn patients' sums, so aggregated ones are treated as
     exactly as means are. HD95 is over the patients for whom all methods have a value.

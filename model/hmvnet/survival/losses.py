@@ -1,9 +1,9 @@
 """Losses on right-censored outcomes, in torch.
 
-Throughout, `risk` `[b]` is higher for earlier events, `time` `[b]` is the follow-up (any unit) and
-`event` `[b]` is true (1) where it ended in an event. A batch from which nothing can be learnt (no
-event, no comparable pair) gives a loss of 0 that still has a gradient, so that a training step on
-a small batch never fails.
+Throughout, ``risk`` ``[b]`` is higher for earlier events, ``time`` ``[b]`` is the follow-up (any
+unit) and ``event`` ``[b]`` is true (1) where it ended in an event. A batch from which nothing can
+be learnt (no event, no comparable pair) gives a loss of 0 that still has a gradient, so that a
+training step on a small batch never fails.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def cox_loss(risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
     """Negative log partial likelihood of Cox's model per event, ties after Efron (1977).
 
     Args:
-        risk: log relative hazards `[b]`.
-        time, event: `[b]` each.
+        risk: log relative hazards ``[b]``.
+        time, event: ``[b]`` each.
 
     Computed in log space and at least float32: risks hundreds apart neither overflow nor vanish.
     """
@@ -65,11 +65,11 @@ def discrete_loss(logits: Tensor, interval: Tensor, elapsed: Tensor, event: Tens
     """Mean negative log likelihood of a distribution over time intervals.
 
     Args:
-        logits: `[b, k]`; their softmax is the probability of an event in each of k consecutive
+        logits: ``[b, k]``; their softmax is the probability of an event in each of k consecutive
             intervals, the last one open.
-        interval: index `[b]` of the interval in which follow-up ended.
-        elapsed: the share `[b]` of that interval that was over by then, 0 in the open one.
-        event: `[b]`; a censored patient has the event in the rest of that interval or later.
+        interval: index ``[b]`` of the interval in which follow-up ended.
+        elapsed: the share ``[b]`` of that interval that was over by then, 0 in the open one.
+        event: ``[b]``; a censored patient has the event in the rest of that interval or later.
 
     Counting the rest of the interval only, not all of it or none, leaves the curves unbiased where
     events are spread evenly within it.
@@ -89,7 +89,7 @@ def deephit_ranking_loss(
 
     F is the predicted probability of an event up to the interval of i's event (Lee et al.,
     "DeepHit: a deep learning approach to survival analysis with competing risks", AAAI 2018, eq.
-    5). Shapes as in `discrete_loss`.
+    5). Shapes as in ``discrete_loss``.
     """
     pairs = comparable_pairs(time, event)
     if not pairs.any():
@@ -101,7 +101,7 @@ def deephit_ranking_loss(
 
 
 def comparable_pairs(time: Tensor, event: Tensor) -> Tensor:
-    """Whether patient i had the event while j was known to outlast it, bool `[b, b]` as `[i, j]`.
+    """Whether patient i had the event while j was known to outlast it: bool ``[i, j]``.
 
     Who is censored at the time of an event outlasts it; two events at one time do not compare.
     """

@@ -1,7 +1,7 @@
 """How good risks and survival curves are: Uno's concordance, AUC, Brier score, calibration.
 
 Risks are higher for earlier events; times are in days. The numbers are scikit-survival's. Harrell's
-concordance is :func:`hmvnet.case.harrell_c`, which needs no library.
+concordance is ``hmvnet.case.harrell_c``, which needs no library.
 """
 
 from __future__ import annotations

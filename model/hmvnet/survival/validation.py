@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from hmvnet.case import DAYS_PER_YEAR, Outcomes, harrell_c
-from hmvnet.survival.baselines import SurvivalModel
 from hmvnet.survival.bootstrap import Bootstrap
 from hmvnet.survival.metrics import (
     Calibration,
@@ -61,7 +60,7 @@ def cross_validate_by(
     """Out-of-fold predictions of anything that fits on some rows and predicts others.
 
     Args:
-        fold: ``[repeats, n]``, as :func:`hmvnet.training.folds.repeated_folds` gives it.
+        fold: ``[repeats, n]``, as ``hmvnet.training.folds.repeated_folds`` gives it.
         times: ``[t]`` in days, where ``fit_predict`` gives survival curves, if it does.
     """
     risk = np.empty(fold.shape)
@@ -76,33 +75,6 @@ def cross_validate_by(
             if curves is not None:
                 curves[repeat, rows] = curve
     return OutOfFold(risk, curves, None if curves is None else times)
-
-
-def cross_validate(
-    build: Callable[[], SurvivalModel],
-    features: Callable[[np.ndarray], np.ndarray],
-    outcomes: Outcomes,
-    fold: np.ndarray,
-    rng: np.random.Generator,
-    times: np.ndarray | None = None,
-) -> OutOfFold:
-    """Out-of-fold predictions of a model.
-
-    Args:
-        build: makes an unfitted model.
-        features: given the row numbers of the training patients, all patients' features ``[n, p]``.
-            Whatever is fitted (medians, categories, a network) it fits on those rows only.
-        fold: ``[repeats, n]``, as :func:`hmvnet.training.folds.repeated_folds` gives it.
-        times: where survival curves are wanted, ``[t]`` in days.
-    """
-
-    def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
-        x = features(train)
-        model = build().fit(x[train], outcomes[train], rng)
-        risk = model.predict_risk(x[test])
-        return risk, None if times is None else model.predict_survival(x[test], times)
-
-    return cross_validate_by(fit_predict, fold, rng, times)
 
 
 @dataclass(frozen=True)

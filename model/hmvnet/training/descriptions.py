@@ -94,7 +94,7 @@ class LesionDescriber:
         """One patient.
 
         Raises:
-            LeakError: see :meth:`unseen_members`.
+            LeakError: see ``unseen_members``.
             ValueError: the patient has no outcome.
         """
         if patient.outcome is None:

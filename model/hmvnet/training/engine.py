@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from lightning_fabric import Fabric, is_wrapped
+from lightning_fabric import Fabric
 from lightning_fabric.loggers import Logger, TensorBoardLogger
 from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class State:
     """What a training is between two steps: all that its checkpoint holds.
 
     Attributes:
-        key: :func:`hmvnet.files.digest` of the data and settings that the losses hang on.
+        key: ``hmvnet.files.digest`` of the data and settings that the losses hang on.
         network: as optimised, without the wrappers of Fabric and DDP.
         average: its exponential moving average.
         precision: Fabric's plugin, which holds the gradient scaler of fp16.
@@ -188,7 +188,7 @@ def train(
     Args:
         loss_of_step: the losses of a step, ``total`` among them; gets the network and the step.
         run: folder of the checkpoint and the logs; a checkpoint found there is resumed.
-        key: :func:`hmvnet.files.digest` of the data and settings that the losses hang on.
+        key: ``hmvnet.files.digest`` of the data and settings that the losses hang on.
         before_step: readies the network for a step, after it was put into training mode and before
             its losses; gets what ``loss_of_step`` gets.
         validate: figures of the averaged network after so many steps; called on every process,
@@ -244,13 +244,6 @@ def train(
     for logger in fabric.loggers:
         logger.finalize("success")
     return average.module, history
-
-
-def bare(network: nn.Module) -> nn.Module:
-    """The network itself, without the wrappers of Fabric and DDP."""
-    module = network.module if is_wrapped(network) else network
-    assert isinstance(module, nn.Module)
-    return module
 
 
 def _optimizer(network: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:

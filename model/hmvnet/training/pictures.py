@@ -1,4 +1,4 @@
-"""Pictures of trainings and comparisons; a case's are in :mod:`hmvnet.writing.pictures`."""
+"""Pictures of trainings and comparisons; a case's are in ``hmvnet.writing.pictures``."""
 
 from __future__ import annotations
 

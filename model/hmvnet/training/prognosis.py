@@ -122,7 +122,7 @@ def fit_members(
     """``settings.members`` fits of different seeds; their mean risk is steadier than any of them.
 
     Raises:
-        ValueError: as :func:`fit_member`.
+        ValueError: as ``fit_member``.
     """
     return [
         fit_member(

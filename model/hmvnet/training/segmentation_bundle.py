@@ -130,7 +130,7 @@ def train_segmentation_bundle(
         cache: of preprocessed volumes; None: ``data.cache``, or a folder under ``run``.
 
     Raises:
-        ValueError: as :func:`plan_folds`, or an unknown network.
+        ValueError: as ``plan_folds``, or an unknown network.
         UnfinishedError: ``stop`` said so before the last step.
     """
     plan = plan_folds(settings, folds)

@@ -21,7 +21,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     """Cross-validate, fit on everyone, and write ``<run>/bundle`` with both tasks in it.
 
     Raises:
-        ValueError: as :func:`load_described`, or too few patients.
+        ValueError: as ``load_described``, or too few patients.
     """
     bundle, options = load_bundle(weights), settings.prognosis
     spacing, schema = options.image_spacing_mm, settings.clinical.record_schema

@@ -1,6 +1,6 @@
 """A prediction as a picture.
 
-matplotlib is imported here and in :mod:`hmvnet.training.pictures` only, and these two are imported
+matplotlib is imported here and in ``hmvnet.training.pictures`` only, and these two are imported
 only where a picture is made. Figures are drawn without pyplot, so nothing global is touched.
 """
 

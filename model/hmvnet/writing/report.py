@@ -65,7 +65,7 @@ def lesion_row(lesion: Lesion, grid: Grid) -> dict[str, Any]:
 
 
 def write_report(prediction: Prediction, manifest: Manifest, path: Path, device: str = "") -> Path:
-    """:func:`report` as JSON."""
+    """``report`` as JSON."""
     write_text(json.dumps(report(prediction, manifest, device), indent=2) + "\n", path)
     return path
 

@@ -38,7 +38,7 @@ class Narrator:
     ) -> None:
         """Lesion table, risk, notes, timings, and where the outputs are."""
         if prediction.lesions:
-            self.console.print(lesion_table(prediction.lesions))
+            self.console.print(_table(prediction.lesions))
         if risk := prediction.risk:
             by_branch = ", ".join(f"{name} {value:+.2f}" for name, value in risk.branches.items())
             self.console.print(
@@ -57,7 +57,7 @@ class Narrator:
         self.console.print("[dim]Research software, not for clinical use.[/]")
 
 
-def lesion_table(lesions: Sequence[Lesion]) -> Table:
+def _table(lesions: Sequence[Lesion]) -> Table:
     """A row a lesion."""
     columns = {
         "lesion": lambda row: CLASSES[row.label],

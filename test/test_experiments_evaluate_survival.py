@@ -1,0 +1,73 @@
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from conftest import described_patients, tensors_of, write_patient
+from rich.console import Console
+
+from hmvnet.bundle import fingerprint, load_bundle, write_bundle
+from hmvnet.case import harrell_c
+from hmvnet.config import DataSettings, Settings
+from hmvnet.experiments import evaluate_survival as evaluation
+from hmvnet.experiments.evaluate_survival import evaluate_survival
+from hmvnet.lesions.features import LesionFeatures
+from hmvnet.prognosis.risk import Prognosis
+from hmvnet.training.descriptions import outcomes_of
+from hmvnet.training.prognosis import predict
+
+
+def fitted_to(bundle_folder, folder, seen):
+    bundle = load_bundle(bundle_folder)
+    prognosis = bundle.manifest.prognosis.model_copy(update={"seen": seen})
+    manifest = bundle.manifest.model_copy(update={"prognosis": prognosis})
+    return write_bundle(folder, manifest, tensors_of(bundle))
+
+
+def test_evaluation_refuses_patients_the_survival_model_was_fitted_to(tiny_bundle, tmp_path):
+    for name in ("A-1", "A-2"):
+        write_patient(tmp_path / "data", name, "plain")
+    folder = fitted_to(tiny_bundle, tmp_path / "fitted", [fingerprint("A-2")])
+    settings = Settings(data=DataSettings(root=str(tmp_path / "data")))
+    score = partial(evaluate_survival, run=tmp_path / "run", limit=0, console=Console(quiet=True))
+    with pytest.raises(ValueError, match="1 patients, A-2"):
+        score(settings, folder)
+    with pytest.raises(ValueError, match="does not say whom"):
+        score(settings, tiny_bundle)
+    with pytest.raises(ValueError, match="no data folder"):
+        score(Settings(), folder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_gives_the_model_what_it_was_fitted_on(tiny_bundle, tmp_path, monkeypatch):
+    """Its own features by name, its own image spacing, whatever the settings say."""
+    (tmp_path / "data").mkdir()
+    write_patient(tmp_path / "data", "A-1", "plain")
+    folder = fitted_to(tiny_bundle, tmp_path / "fitted", [fingerprint("B-1")])
+    patients = described_patients(12)
+    more = [
+        replace(
+            p,
+            description=replace(
+                p.description,
+                features=LesionFeatures(
+                    ("new", *reversed(p.description.features.names)),
+                    np.concatenate([[9.0], p.description.features.values[::-1]]),
+                ),
+            ),
+        )
+        for p in patients
+    ]
+    seen = []
+
+    def described(bundle, data, image_spacing_mm, *_):
+        seen.append(image_spacing_mm)
+        return more
+
+    monkeypatch.setattr(evaluation, "load_described", described)
+    settings = Settings(data=DataSettings(root=str(tmp_path / "data")))
+    (tmp_path / "run").mkdir()
+    found = evaluate_survival(settings, folder, tmp_path / "run", 0, Console(quiet=True))
+    members = Prognosis(load_bundle(folder)).members
+    expected = harrell_c(outcomes_of(patients), predict(members, patients))
+    assert found == expected and seen == [8.0] != [settings.prognosis.image_spacing_mm]

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from hmvnet.config import AugmentationSettings
+from hmvnet.imaging.augment import MARGIN, draw_patch
+
+NOTHING = AugmentationSettings(
+    flip=0, affine=0, elastic=0, intensity=0, noise=0, blur=0, low_resolution=0,
+    misalignment=0, drop_modality=0,
+)  # fmt: skip
+
+
+PATCH = (24, 24, 24)
+
+
+@pytest.fixture
+def crop():
+    rng = np.random.default_rng(0)
+    size = tuple(n + 2 * MARGIN for n in PATCH)
+    volume = rng.random((2, *size), np.float32)
+    return volume, (volume[0] > 0.7).astype(np.uint8)
+
+
+def draw(crop, seed=0, **changes):
+    settings = NOTHING.model_copy(update=changes)
+    return draw_patch(*crop, PATCH, settings, np.random.default_rng(seed))
+
+
+def test_no_augmentation_is_the_inner_crop(crop):
+    image, label = draw(crop)
+    inner = (slice(MARGIN, -MARGIN),) * 3
+    np.testing.assert_allclose(image.numpy(), crop[0][(slice(None), *inner)], atol=1e-6)
+    np.testing.assert_array_equal(label.numpy(), crop[1][inner])
+
+
+def test_flip_moves_image_and_label_together(crop):
+    image, label = draw(crop, flip=1.0)
+    plain, plain_label = draw(crop)
+    np.testing.assert_allclose(image.numpy(), plain.flip(-1).numpy(), atol=1e-6)
+    np.testing.assert_array_equal(label.numpy(), plain_label.flip(-1).numpy())
+
+
+def test_identity_warp_equals_the_crop(crop):
+    image, label = draw(crop, affine=1.0, rotation_degrees=0.0, scale=0.0)
+    plain, plain_label = draw(crop)
+    np.testing.assert_allclose(image.numpy(), plain.numpy(), atol=1e-4)
+    np.testing.assert_array_equal(label.numpy(), plain_label.numpy())
+
+
+def test_misalignment_moves_pet_only(crop):
+    image, label = draw(crop, misalignment=1.0)
+    plain, plain_label = draw(crop)
+    np.testing.assert_allclose(image[0].numpy(), plain[0].numpy(), atol=1e-4)
+    assert np.abs(image[1].numpy() - plain[1].numpy()).max() > 0.05
+    np.testing.assert_array_equal(label.numpy(), plain_label.numpy())
+
+
+@pytest.mark.parametrize(
+    "kind", ["affine", "elastic", "intensity", "noise", "blur", "low_resolution", "drop_modality"]
+)
+def test_each_augmentation_acts_and_repeats(crop, kind):
+    image, label = draw(crop, **{kind: 1.0})
+    again, label_again = draw(crop, **{kind: 1.0})
+    assert (image == again).all() and (label == label_again).all()
+    assert not np.allclose(image.numpy(), draw(crop)[0].numpy(), atol=1e-3)
+    assert image.shape == (2, *PATCH) and np.isfinite(image.numpy()).all()
+    assert set(np.unique(label.numpy())) <= {0, 1}

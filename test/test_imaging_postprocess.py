@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+from conftest import ball
+from scipy import ndimage
+
+from hmvnet.case import GTVN, GTVP, Grid
+from hmvnet.config import PostprocessingSettings
+from hmvnet.imaging.postprocess import (
+    any_of_block,
+    apply_thresholds,
+    correct_by_airway,
+    distance_to_air,
+    fill_holes,
+    keep_one_primary,
+    merge_fragments,
+    postprocess,
+    remove_from_brain,
+    remove_outside_body,
+    remove_specks,
+)
+
+SETTINGS = PostprocessingSettings()
+ONE_MM = Grid((40, 40, 40), (1.0, 1.0, 1.0))
+
+
+def probabilities(*lesions: tuple[int, np.ndarray, float]) -> np.ndarray:
+    shape = lesions[0][1].shape if lesions else ONE_MM.shape
+    p = np.zeros((3, *shape), np.float32)
+    for kind, mask, value in lesions:
+        p[kind][mask] = value
+    p[0] = 1 - p[1] - p[2]
+    return p
+
+
+TISSUE = np.full(ONE_MM.shape, 0.5, np.float32)
+
+
+def test_distance_to_air_is_exact_within_reach():
+    air = np.random.default_rng(2).random((30, 30, 30)) > 0.9995
+    lesion = ball(Grid((12, 12, 12), (1.0, 1.0, 1.0)), (5, 5, 5), 4)
+    grid = Grid((60, 60, 60), (1.0, 1.0, 1.5))
+    everywhere = ndimage.distance_transform_edt(~air, (3.0, 2.0, 2.0))
+    for corner in ((0, 0, 0), (20, 30, 10), (48, 48, 48)):
+        box = tuple(slice(c, c + 12) for c in corner)
+        found = distance_to_air(air, grid, box, lesion, within_mm=20)
+        at = (np.argwhere(lesion) + corner) // 2
+        expected = everywhere[tuple(at.T)]
+        near = expected <= 20
+        np.testing.assert_allclose(found[near], expected[near])
+        assert (found[~near] > 20).all()
+    far = distance_to_air(np.zeros_like(air), grid, box, lesion, within_mm=20)
+    assert np.isinf(far).all()
+
+
+def test_thresholds_are_per_class():
+    a, b = ball(ONE_MM, (10, 10, 10), 4), ball(ONE_MM, (30, 30, 30), 4)
+    p = probabilities((GTVP, a, 0.4), (GTVN, b, 0.4))
+    mask = apply_thresholds(p, SETTINGS.model_copy(update={"threshold_gtvn": 0.3}))
+    assert not (mask == GTVP).any() and (mask[b] == GTVN).all()
+
+
+def test_holes_are_filled_but_not_over_the_other_class():
+    shell = ball(ONE_MM, (20, 20, 20), 8) & ~ball(ONE_MM, (20, 20, 20), 5)
+    mask = shell.astype(np.uint8)
+    mask[20, 20, 20] = GTVN
+    filled = fill_holes(mask)
+    assert (filled[ball(ONE_MM, (20, 20, 20), 8)] > 0).all()
+    assert filled[20, 20, 20] == GTVN
+
+
+def test_specks_have_a_limit_per_class():
+    mask = np.zeros(ONE_MM.shape, np.uint8)
+    mask[5:10, 5:10, 5:10] = GTVP  # 0.125 mL
+    mask[25:30, 25:30, 25:30] = GTVN
+    kept = remove_specks(mask, ONE_MM.voxel_ml, SETTINGS)
+    assert not (kept == GTVP).any() and (kept == GTVN).sum() == 125
+
+
+@pytest.mark.parametrize("chance_of_node, becomes", [(0.1, GTVN), (0.01, 0)])
+def test_one_primary_is_kept_and_the_second_becomes_a_node_if_it_can_be_one(
+    chance_of_node, becomes
+):
+    big, small = ball(ONE_MM, (12, 12, 12), 8), ball(ONE_MM, (32, 32, 32), 5)
+    mask = (big | small).astype(np.uint8)
+    p = probabilities((GTVP, big, 0.6), (GTVP, small, 0.9))
+    p[GTVN][small] = chance_of_node
+    out = keep_one_primary(mask, p, ONE_MM.voxel_ml, SETTINGS)
+    assert (out[big] == GTVP).all() and (out[small] == becomes).all()
+
+
+def test_fragment_takes_the_lesions_name():
+    node = ball(ONE_MM, (20, 20, 20), 8)
+    mask = node * np.uint8(GTVN)
+    mask[node & (np.indices(ONE_MM.shape)[0] > 26)] = GTVP
+    assert set(np.unique(merge_fragments(mask))) == {0, GTVN}
+
+
+def test_nothing_outside_the_body():
+    ct = np.zeros(ONE_MM.shape, np.float32)
+    ct[:, :, :20] = 0.5
+    mask = np.zeros(ONE_MM.shape, np.uint8)
+    mask[10:15, 10:15, 5:10] = GTVN
+    mask[10:15, 10:15, 32:38] = GTVN
+    out = remove_outside_body(mask, ct)
+    assert (out[10:15, 10:15, 5:10] == GTVN).all() and not out[..., 32:38].any()
+
+
+NECK = Grid((60, 60, 60), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))  # 12 cm, an airway up its middle
+NECK_CT = np.full(NECK.shape, 0.5, np.float32)
+NECK_CT[:, 25:35, 25:35] = 0.0
+NECK_CT[:, :3] = NECK_CT[:, -3:] = 0.0
+ON_MUCOSA = ball(NECK, (76, 60, 60), 7)
+FAR_AWAY = ball(NECK, (108, 60, 60), 7)  # its near side 31 mm from the airway
+
+
+def correct(mask, ct=NECK_CT, chance_of_node=0.2):
+    lesion = (mask > 0).astype(np.float32)
+    found = np.stack([1 - lesion, 0.6 * lesion, chance_of_node * lesion])
+    return correct_by_airway(mask.astype(np.uint8), ct, NECK, found, 30.0)
+
+
+def test_a_primary_where_none_can_be_becomes_a_node():
+    out = correct(ON_MUCOSA * GTVP + FAR_AWAY * GTVP)
+    assert (out[ON_MUCOSA] == GTVP).all() and (out[FAR_AWAY] == GTVN).all()
+
+
+def test_what_can_be_neither_primary_nor_node_goes():
+    out = correct(ON_MUCOSA * GTVP + FAR_AWAY * GTVP, chance_of_node=0.01)
+    assert (out[ON_MUCOSA] == GTVP).all() and not out[FAR_AWAY].any()
+
+
+def test_a_node_on_the_mucosa_becomes_the_primary_where_there_is_none():
+    out = correct(ON_MUCOSA * GTVN + FAR_AWAY * GTVN)
+    assert (out[ON_MUCOSA] == GTVP).all() and (out[FAR_AWAY] == GTVN).all()
+    nearer = ball(NECK, (60, 76, 60), 7)
+    with_primary = nearer * GTVP + (ON_MUCOSA & ~nearer) * GTVN
+    np.testing.assert_array_equal(correct(with_primary), with_primary)
+
+
+def test_without_an_airway_nothing_is_renamed():
+    mask = FAR_AWAY * GTVP
+    np.testing.assert_array_equal(correct(mask, np.full_like(NECK_CT, 0.5)), mask)
+
+
+def test_blocks_that_hold_a_voxel():
+    voxels = np.random.default_rng(0).random((9, 12, 10)) > 0.97
+    blocks = voxels[:8, :, :8].reshape(2, 4, 3, 4, 2, 4).any((1, 3, 5))
+    np.testing.assert_array_equal(any_of_block(voxels, 4), blocks)
+
+
+def test_uptake_inside_the_skull_is_the_brains():
+    grid = Grid((60, 60, 60), (3.0, 3.0, 3.0), (0.0, 0.0, 0.0))
+    head, hollow = ball(grid, (88, 88, 100), 70), ball(grid, (88, 88, 100), 62)
+    ct = np.where(head, 1.0, 0.0).astype(np.float32)
+    ct[hollow] = 0.48
+    brain, neck = ball(grid, (88, 88, 110), 40), ball(grid, (88, 88, 15), 10)
+    mask = brain * np.uint8(GTVP) + neck * np.uint8(GTVN)
+    out = remove_from_brain(mask, ct, grid)
+    assert not out[brain].any() and (out[neck] == GTVN).all()
+    np.testing.assert_array_equal(remove_from_brain(mask, np.full_like(ct, 0.5), grid), mask)
+    # One piece from the brain to far below it: only what is near the brain goes.
+    column = ball(grid, (88, 88, 110), 40)
+    column[:24, 15:44, 15:44] = True
+    out = remove_from_brain(column * np.uint8(GTVP), ct, grid)
+    assert (out[:4][column[:4]] == GTVP).all() and not out[24:].any()
+
+
+def test_what_was_ruled_out_does_not_come_back_as_the_confident_lesion():
+    found = probabilities((GTVP, FAR_AWAY, 0.9))
+    assert not postprocess(found, NECK_CT, NECK, SETTINGS).any()
+    found[GTVN][FAR_AWAY] = 0.05
+    assert (postprocess(found, NECK_CT, NECK, SETTINGS)[FAR_AWAY] == GTVN).all()
+
+
+def test_a_confident_lesion_is_never_lost():
+    tiny = ball(ONE_MM, (20, 20, 20), 2)  # 0.033 mL: a speck for both classes
+    sure = postprocess(probabilities((GTVN, tiny, 0.95)), TISSUE, ONE_MM, SETTINGS)
+    unsure = postprocess(probabilities((GTVN, tiny, 0.6)), TISSUE, ONE_MM, SETTINGS)
+    assert (sure[tiny] == GTVN).all() and not unsure.any()
+
+
+def test_empty_probabilities_give_an_empty_mask():
+    assert not postprocess(probabilities(), TISSUE, ONE_MM, SETTINGS).any()

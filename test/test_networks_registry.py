@@ -1,0 +1,92 @@
+import hashlib
+import json
+
+import pytest
+import torch
+from monai.networks import nets
+
+from hmvnet.networks.output import Output
+from hmvnet.networks.registry import NETWORKS, build_network
+
+SMALL = {"channels": 8, "head_channels": 8, "depths": (2, 2, 2, 2), "window": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("hmvnet", SMALL),
+        ("segresnet", {"init_filters": 8}),
+        ("swinunetr", {"feature_size": 12}),
+        ("resenc-unet", {"width": 4, "stages": 4}),
+        ("unet3d", {"width": 4}),
+        ("unetr", {"img_size": (32, 32, 32), "feature_size": 8}),
+    ],
+)
+def test_networks_by_name(name, options):
+    network = build_network(name, options).eval()
+    assert network.whole_region is (name == "hmvnet")
+    with torch.inference_mode():
+        size = (64, 64, 64) if name == "swinunetr" else (32, 32, 32)  # it fails on 32
+        x = torch.zeros(1, 2, *size)
+        output = network(x)
+        assert isinstance(output, Output) and output.logits.shape == (1, 3, *size)
+        assert output.scales == () and len(output.features) == (4 if name == "hmvnet" else 0)
+        assert len(network(x, scales=True).scales) == (3 if name == "hmvnet" else 0)
+
+
+def test_logits_of_several_scales_from_another_library():
+    network = build_network("resenc-unet", {"width": 4, "stages": 4, "deep_supervision": True})
+    x = torch.zeros(1, 2, 32, 32, 32)
+    output = network(x, scales=True)
+    assert [t.shape[-1] for t in (output.logits, *output.scales)] == [32, 16, 8]
+    assert network(x).scales == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "own"),
+    [
+        ("segresnet", {"init_filters": 8}, lambda: nets.SegResNet(3, 8, 2, 3)),
+        ("swinunetr", {"feature_size": 12}, lambda: nets.SwinUNETR(2, 3, feature_size=12)),
+        (
+            "unet3d",
+            {"width": 4},
+            lambda: nets.UNet(3, 2, 3, (4, 8, 16, 32, 64), (2,) * 4, num_res_units=2),
+        ),
+        (
+            "unetr",
+            {"img_size": (32, 32, 32), "feature_size": 8},
+            lambda: nets.UNETR(2, 3, (32, 32, 32), feature_size=8),
+        ),
+    ],
+)
+def test_parameters_keep_the_names_of_their_library(name, options, own):
+    """And so the weights of a bundle still load."""
+    assert shapes_of(build_network(name, options)) == shapes_of(own())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "known"),
+    [
+        ("hmvnet", {}, "6b57e15417df03c1"),
+        ("hmvnet", {"modality": "gated"}, "e133b20e9cb5c0ae"),
+        ("hmvnet", {"norm": "group"}, "61afe4b5b26992c8"),
+        ("resenc-unet", {}, "22f372c00cfa0965"),
+    ],
+)
+def test_parameters_keep_their_names(name, options, known):
+    """Names and shapes of all tensors, as in the bundles written so far."""
+    listing = json.dumps(shapes_of(build_network(name, options)), sort_keys=True)
+    assert hashlib.sha256(listing.encode()).hexdigest()[:16] == known
+
+
+def shapes_of(network: torch.nn.Module) -> dict[str, list[int]]:
+    """Name and shape of every tensor in a state dict."""
+    return {name: list(value.shape) for name, value in network.state_dict().items()}
+
+
+def test_unknown_network_and_option():
+    with pytest.raises(ValueError, match=r"unknown network 'hmvnet2'.*segresnet"):
+        build_network("hmvnet2")
+    for name in NETWORKS:
+        with pytest.raises(ValueError, match="bogus"):
+            build_network(name, {"bogus": 1})
