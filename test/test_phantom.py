@@ -26,7 +26,7 @@ from hmvnet.phantom import (
     render,
     write_cohort,
 )
-from hmvnet.phantom.patient import MISSING
+from hmvnet.phantom.patient import MISSING_SHARE
 from hmvnet.phantom.shapes import Blob, Capsule, Ellipsoid, Lattice, label, paint
 
 COMPACT = PhantomSettings(compact=True)
@@ -201,7 +201,7 @@ def test_every_field_is_missing_in_some_and_known_in_most(
 ) -> None:
     table = pd.DataFrame([dict(plan.record) for plan in plans])
     missing = table.isna().mean()
-    for name, chance in MISSING.items():
+    for name, chance in MISSING_SHARE.items():
         assert missing[name] == pytest.approx(chance, abs=0.06), name
         assert missing[name] > 0, name
     assert set(table["M-stage"].dropna()) == {"M0", "M1", "Mx"}
