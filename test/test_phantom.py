@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from conftest import ROOT
 from sksurv.metrics import concordance_index_censored
 
 from hmvnet import phantom
+from hmvnet.case import SYNTHETIC
 from hmvnet.phantom import (
     LESION_TERMS,
     TABLE_TERMS,
@@ -28,6 +30,7 @@ from hmvnet.phantom import (
 )
 from hmvnet.phantom.patient import MISSING_SHARE
 from hmvnet.phantom.shapes import Blob, Capsule, Ellipsoid, Lattice, label, paint
+from hmvnet.reading.challenge import read_case
 
 COMPACT = PhantomSettings(compact=True)
 
@@ -278,6 +281,14 @@ def test_written_images_are_the_rendered_ones(tmp_path: Path) -> None:
         assert np.allclose(read.GetOrigin(), image.GetOrigin(), atol=1e-3)
         assert np.allclose(read.GetSpacing(), image.GetSpacing(), atol=1e-5)
         assert "SYNTHETIC" in read.GetMetaData("descrip")
+
+
+def test_who_reads_a_phantom_is_told() -> None:
+    for name in ("phantom-1", "phantom-2"):
+        case = read_case(ROOT / "test" / "cases" / name / "input")
+        assert sum(SYNTHETIC in note for note in case.notes) == 2  # CT and PET
+    case = read_case(ROOT / "test" / "cases" / "real-sarcoma" / "input")
+    assert not any(SYNTHETIC in note for note in case.notes)
 
 
 def test_a_patient_depends_on_seed_and_index_only() -> None:

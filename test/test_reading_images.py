@@ -7,8 +7,8 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
-from hmvnet.case import CaseError, Grid
-from hmvnet.reading.images import read_geometry, read_image, write_image
+from hmvnet.case import SYNTHETIC, CaseError, Grid
+from hmvnet.reading.images import FILE_NOTES, read_geometry, read_image, write_image
 
 OBLIQUE = tuple(sitk.Euler3DTransform((0, 0, 0), 0.2, -0.3, 0.5).GetMatrix())
 GRID = Grid((12, 14, 16), (1.0, 2.0, 3.0), (5.0, -6.0, 7.0), OBLIQUE)
@@ -50,6 +50,18 @@ def test_written_mask_is_compressed_and_leaves_no_temporary(tmp_path):
     write_image(GRID.image(np.zeros(GRID.shape, np.uint8)), path)
     assert b"CompressedData = True" in path.read_bytes()
     assert [p.name for p in path.parent.iterdir()] == ["mask.mha"]
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+@pytest.mark.parametrize("remarks", [SYNTHETIC, "acquired in 2019", ""])
+def test_a_header_that_says_synthetic_is_a_note(tmp_path, array, suffix, remarks):
+    image = sitk.GetImageFromArray(array.astype(np.float32))
+    if remarks:
+        image.SetMetaData(FILE_NOTES, remarks)
+    write_image(image, tmp_path / f"a{suffix}")
+    read, notes = read_image(tmp_path / f"a{suffix}")
+    assert notes == ((f"a{suffix}: {SYNTHETIC}",) if remarks == SYNTHETIC else ())
+    assert not read.GetMetaDataKeys()
 
 
 def test_big_endian(tmp_path, mha, array):

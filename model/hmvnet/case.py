@@ -23,6 +23,7 @@ CLASSES = ("background", "GTVp", "GTVn")
 
 HU_OF_AIR = -1000.0
 DAYS_PER_YEAR = 365.25
+SYNTHETIC = "SYNTHETIC phantom, not a patient"  # said in image headers and in notes
 TIED_RISK = 1e-8  # as in scikit-survival
 MAX_NON_FINITE_FRACTION = 0.05
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

@@ -48,6 +48,20 @@ FUSIONS: Mapping[str, tuple[str, ...]] = {
     "fusion-no-image": ("table", "lesions"),
     "fusion-table": ("table",),
 }
+# As pictures say them.
+READABLE: Mapping[str, str] = {
+    "fusion": "fusion (image, table, lesions)",
+    "fusion-no-task1": "fusion without lesions",
+    "fusion-no-table": "fusion without table",
+    "fusion-no-image": "fusion without image",
+    "fusion-table": "fusion of the table alone",
+    "coxph": "Cox",
+    "icare": "ICARE",
+    "deephit": "DeepHit",
+    "mtlr": "MTLR",
+    "rsf": "random survival forest",
+    "gbm": "gradient boosting",
+}
 LESIONS_TOO = "+lesions"
 TRUTH = "(true model)"
 CURVE_YEARS = 5
@@ -118,6 +132,17 @@ def model_names(cohort: Cohort) -> list[str]:
     if not cohort.has_images:
         return ["fusion-table", *classical]
     return [*FUSIONS, *classical, *(name + LESIONS_TOO for name in classical[:2])]
+
+
+def readable(name: str) -> str:
+    """A model's name in words, with what it sees: ``coxph+lesions`` is ``Cox (table, lesions)``."""
+    if name == TRUTH:
+        return "the model that drew the outcomes"
+    base = name.removesuffix(LESIONS_TOO)
+    words = READABLE.get(base, base)
+    if base in FUSIONS:
+        return words
+    return f"{words} (table, lesions)" if base != name else f"{words} (table)"
 
 
 def predictor(
@@ -326,13 +351,15 @@ def _draw(
     from hmvnet.training import pictures  # matplotlib only here
 
     order = sorted(boot.estimate, key=lambda name: -boot.estimate[name])
-    intervals = {name: boot.interval(name) for name in order}
-    pictures.forest_figure(intervals).savefig(run / "forest.png")
+    intervals = {readable(name): boot.interval(name) for name in order}
+    title = f"{pictures.counted(outcomes)}, {fold.shape[0]} x {fold.max() + 1} folds"
+    pictures.save(pictures.forest_figure(intervals, title=title), run / "forest.png")
     first = next(iter(predictions))
     rank = predictions[first].mean_rank(fold)
-    figure = pictures.kaplan_meier_figure(outcomes, pictures.risk_groups(rank, rank))
-    figure.suptitle(first)
-    figure.savefig(run / "kaplan-meier.png")
-    curves = {name: s.calibration for name, s in scores.items() if s.calibration}
+    groups = pictures.risk_groups(rank, rank)
+    figure = pictures.kaplan_meier_figure(outcomes, groups, model=readable(first))
+    pictures.save(figure, run / "kaplan-meier.png")
+    curves = {readable(name): s.calibration for name, s in scores.items() if s.calibration}
     if curves:
-        pictures.calibration_figure(curves).savefig(run / "calibration.png")
+        figure = pictures.calibration_figure(curves, pictures.counted(outcomes))
+        pictures.save(figure, run / "calibration.png")

@@ -141,8 +141,6 @@ def _write_patient(root: Path, plan: PatientPlan, compress_level: int) -> None:
     with replacing(first) as folder:
         folder.mkdir()
         for image, file in _files(phantom):
-            # the NIfTI header's ``descrip``, as ITK calls it
-            image.SetMetaData("ITK_FileNotes", "SYNTHETIC phantom, not a patient")
             sitk.WriteImage(image, str(folder / file), True, compress_level)
     with replacing(second) as folder:
         folder.mkdir()

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from hmvnet.case import SYNTHETIC
+from hmvnet.reading.images import FILE_NOTES
+
 from .anatomy import Build, build_anatomy
 from .patient import PatientPlan, PhantomSettings, draw_patient
 from .scanner import acquire_ct, acquire_pet, draw_mask
@@ -45,11 +48,16 @@ def render(plan: PatientPlan) -> Phantom:
     anatomy = build_anatomy(bodies, build)
     on_ct = [(lesion.blob, lesion.core, lesion.hu) for lesion in plan.lesions]
     on_pet = [(lesion.blob, lesion.core, lesion.suv) for lesion in plan.lesions]
+    ct = acquire_ct(scan, anatomy, on_ct, ct_noise, compact)
+    pet = acquire_pet(scan, anatomy, on_pet, pet_noise, compact)
+    mask = draw_mask(scan, [(lesion.label, lesion.blob) for lesion in plan.lesions])
+    for image in (ct, pet, mask):  # a file made of it says so in its header
+        image.SetMetaData(FILE_NOTES, SYNTHETIC)
     return Phantom(
         patient_id=plan.patient_id,
-        ct=acquire_ct(scan, anatomy, on_ct, ct_noise, compact),
-        pet=acquire_pet(scan, anatomy, on_pet, pet_noise, compact),
-        mask=draw_mask(scan, [(lesion.label, lesion.blob) for lesion in plan.lesions]),
+        ct=ct,
+        pet=pet,
+        mask=mask,
         record=dict(plan.record),
         rfs_days=plan.rfs_days,
         relapse=plan.relapse,

@@ -19,9 +19,10 @@ import SimpleITK as sitk
 import tifffile
 from isal import isal_zlib
 
-from hmvnet.case import IDENTITY, CaseError, Grid
+from hmvnet.case import IDENTITY, SYNTHETIC, CaseError, Grid
 from hmvnet.files import replacing
 
+FILE_NOTES = "ITK_FileNotes"  # a header's remarks, as ITK writes them
 SUFFIXES = (".mha", ".nii.gz", ".nii", ".tiff", ".tif")
 
 MAX_HEADER_BYTES = 16_384
@@ -50,7 +51,7 @@ def has_image_suffix(path: Path) -> bool:
 
 
 def read_image(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
-    """A 3D scalar image, with notes about what was repaired.
+    """A 3D scalar image, with notes: what was repaired, and SYNTHETIC where its header says so.
 
     Args:
         path: a .mha, .nii, .nii.gz, .tif or .tiff file.
@@ -121,7 +122,12 @@ def _read_metaimage(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
         )
     array = np.frombuffer(data, dtype).reshape(grid.shape)
     array = array.astype(dtype.newbyteorder("="), copy=False)
-    return grid.image(array), notes
+    return grid.image(array), (*notes, *_remarked(header.fields.get(FILE_NOTES, ""), name))
+
+
+def _remarked(remarks: str, name: str) -> tuple[str, ...]:
+    """What of a header's remarks is a note: that the image is no patient's."""
+    return (f"{name}: {SYNTHETIC}",) if SYNTHETIC in remarks else ()
 
 
 class _Header:
@@ -315,6 +321,8 @@ def _read_nifti(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
         raise CaseError(f"{path.name}: truncated or damaged NIfTI image") from error
     if notes:
         image.SetDirection(grid.direction)
+    if image.HasMetaDataKey("descrip"):  # NIfTI's name for the remarks
+        notes = (*notes, *_remarked(image.GetMetaData("descrip"), path.name))
     for key in image.GetMetaDataKeys():  # they would be written into every image made from it
         image.EraseMetaData(key)
     return image, notes
