@@ -18,13 +18,13 @@ import tempfile
 from pathlib import Path
 
 from hmvnet.bundle import DEFAULT_BUNDLE, load_bundle
-from hmvnet.config import load_settings
 from hmvnet.experiments.evaluate import score_patient
 from hmvnet.phantom import PhantomSettings, make_phantom
 from hmvnet.pipeline import Pipeline
 from hmvnet.reading.folder import find_patients
 from hmvnet.reading.images import read_image, write_image
 from hmvnet.segmentation.ensemble import pick_device
+from hmvnet.settings_file import load_settings
 
 CASES = Path(__file__).parent / "cases"
 WEIGHTS = Path(__file__).parents[1] / "weights" / DEFAULT_BUNDLE

@@ -14,8 +14,8 @@ from hmvnet.bundle import (
     load_bundle,
     write_bundle,
 )
-from hmvnet.config import load_settings
 from hmvnet.files import sha256
+from hmvnet.settings_file import load_settings
 
 
 def test_bundle_round_trip(tiny_bundle, tmp_path):

@@ -10,16 +10,9 @@ from conftest import ROOT
 from typer.testing import CliRunner
 
 from hmvnet.cli import app
-from hmvnet.config import (
-    SECTIONS,
-    PostprocessingSettings,
-    PreprocessingSettings,
-    Settings,
-    load_settings,
-    settings_markdown,
-    settings_xml,
-)
+from hmvnet.config import PostprocessingSettings, PreprocessingSettings, Settings
 from hmvnet.networks.registry import NETWORKS
+from hmvnet.settings_file import SECTIONS, load_settings, settings_markdown, settings_xml
 
 DEFAULTS_FILE = ROOT / "model" / "config.xml"
 FIELDS = [(s, n, field) for s, kind in SECTIONS.items() for n, field in kind.model_fields.items()]

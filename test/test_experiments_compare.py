@@ -6,7 +6,7 @@ import pytest
 from conftest import COARSE, FAST_PROGNOSIS, SMALL_NETWORK, described_patients, write_patient
 from rich.console import Console
 
-from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings, load_settings
+from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings
 from hmvnet.exits import UnfinishedError
 from hmvnet.experiments import compare_networks as networks_room
 from hmvnet.experiments import compare_survival as survival_room
@@ -18,6 +18,7 @@ from hmvnet.experiments.compare_networks import (
     comparison,
 )
 from hmvnet.experiments.compare_survival import TRUTH, compare_survival, load_cohort
+from hmvnet.settings_file import load_settings
 
 QUIET = Console(quiet=True)
 

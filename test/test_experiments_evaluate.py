@@ -5,8 +5,9 @@ import pytest
 from conftest import write_patient
 from rich.console import Console
 
-from hmvnet.config import DataSettings, Settings, load_settings
+from hmvnet.config import DataSettings, Settings
 from hmvnet.experiments.evaluate import evaluate_segmentation
+from hmvnet.settings_file import load_settings
 
 
 def test_scores_of_ours_and_the_platform_stand_in_one_table(tiny_bundle, tmp_path):

@@ -13,11 +13,11 @@ import SimpleITK as sitk
 
 from hmvnet.bundle import Manifest, find_bundle, load_bundle
 from hmvnet.case import Case, ClinicalRecord, Grid
-from hmvnet.config import load_settings
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.images import read_image
 from hmvnet.reading.records import parse_record, read_health_record
 from hmvnet.segmentation.ensemble import pick_device
+from hmvnet.settings_file import load_settings
 from hmvnet.writing.folder import write_folder
 
 Image = str | Path | sitk.Image | tuple[np.ndarray, Grid]

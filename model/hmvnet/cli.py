@@ -95,7 +95,7 @@ def _say(text: object) -> None:
 
 
 def _settings(config: Path | None, overrides: list[str] | None) -> Settings:
-    from hmvnet.config import load_settings
+    from hmvnet.settings_file import load_settings
 
     return load_settings(config, overrides or ())
 
@@ -298,7 +298,7 @@ def show_settings(
     markdown: Annotated[bool, typer.Option(help="the reference, as a Markdown table")] = False,
 ) -> None:
     """Print the settings file: every setting, its value and its meaning."""
-    from hmvnet.config import settings_markdown, settings_xml
+    from hmvnet.settings_file import settings_markdown, settings_xml
 
     if markdown and (overrides or config):
         raise RefusedError("--markdown prints the reference of all settings: it takes no others")

@@ -44,10 +44,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> Exit:
     """Read, predict, write: the required outputs whole or not at all, then the optional ones."""
     from hmvnet.bundle import find_bundle, load_bundle
-    from hmvnet.config import InferenceSettings, load_settings
+    from hmvnet.config import InferenceSettings
     from hmvnet.pipeline import Pipeline
     from hmvnet.reading.challenge import read_case
     from hmvnet.segmentation.ensemble import pick_device
+    from hmvnet.settings_file import load_settings
     from hmvnet.writing.challenge import OutputFolder
     from hmvnet.writing.folder import write_optional, write_picture
     from hmvnet.writing.report import write_report
