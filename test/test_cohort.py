@@ -83,6 +83,22 @@ def test_half_a_folder_is_not_taken_for_a_whole_one(pipeline, tmp_path):
     assert result.done == ["a"] and (tmp_path / "a" / "report.json").is_file()
 
 
+@pytest.mark.parametrize("existing", ["refuse", "replace", "skip"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_not_ours_is_never_replaced(pipeline, tmp_path, existing, kind):
+    """With ``-o .`` and a patient called src, ``--force`` would have removed the folder src."""
+    mine = tmp_path / "a"
+    if kind == "folder":
+        mine.mkdir()
+        (mine / "report.json").write_text("{}")
+        mine = mine / "thesis.txt"
+    mine.write_text("years of work")
+    source = Given("a")
+    with pytest.raises(RefusedError, match="not what this command writes"):
+        predict_cohort([source], pipeline, tmp_path, existing=existing, picture=False)
+    assert mine.read_text() == "years of work" and source.reads == 0
+
+
 def test_a_picture_that_fails_costs_only_itself(pipeline, tmp_path, monkeypatch):
     def fail(*_):
         raise ImportError("no matplotlib here")

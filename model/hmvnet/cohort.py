@@ -10,7 +10,7 @@ from typing import Literal
 from hmvnet.exits import Exit, RefusedError
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.inputs import Source
-from hmvnet.writing.folder import REPORT, write_folder
+from hmvnet.writing.folder import REPORT, is_ours, write_folder
 
 Existing = Literal["refuse", "replace", "skip"]
 OnPatient = Callable[[str, Path, Prediction], None]
@@ -60,11 +60,14 @@ def predict_cohort(
         on_failure: told each patient's id and why there is no result, or not all of it.
 
     Raises:
-        RefusedError: two patients of one id, an id that is no file name, or with ``refuse`` a
-            folder that is there already; before any work.
+        RefusedError: two patients of one id, an id that is no file name, something in a folder's
+            place that is not of an earlier call, or with ``refuse`` a folder that is there already;
+            before any work.
     """
     _check_names(sources)
     there = [s.patient_id for s in sources if (output / s.patient_id).exists()]
+    if strange := [name for name in there if not is_ours(output / name)]:
+        raise RefusedError(f"{output / strange[0]} is there, and not what this command writes")
     if there and existing == "refuse":
         raise RefusedError(
             f"{output / there[0]} is there already ({len(there)} of {len(sources)} patients); "

@@ -14,6 +14,16 @@ from hmvnet.writing.report import write_lesions, write_report
 MASK, REPORT, LESIONS, PICTURE = "mask.nii.gz", "report.json", "lesions.csv", "picture.png"
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds nothing but what ``write_folder`` writes, and so may be replaced."""
+    return folder.is_dir() and {p.name for p in folder.iterdir()} <= {
+        MASK,
+        REPORT,
+        LESIONS,
+        PICTURE,
+    }
+
+
 def write_folder(
     prediction: Prediction,
     manifest: Manifest,
