@@ -45,6 +45,16 @@ def test_a_result_is_saved_whole_even_where_its_picture_fails(tiny_bundle, tmp_p
     assert sorted(p.name for p in folder.iterdir()) == [n for n in names if n != "picture.png"]
 
 
+def test_saving_never_replaces_what_is_not_a_result(tiny_bundle, tmp_path, monkeypatch):
+    result = hmvnet.predict(tiny_ct(), tiny_pet(), weights=tiny_bundle, device="cpu")
+    (tmp_path / "thesis.txt").write_text("years of work")
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, ".", "thesis.txt"):
+        with pytest.raises(hmvnet.RefusedError, match="not what this command writes"):
+            result.save(folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_what_cannot_be_used_is_refused(tiny_bundle):
     with pytest.raises(hmvnet.RefusedError, match="not found"):
         hmvnet.predict("nowhere.mha", tiny_pet(), weights=tiny_bundle)

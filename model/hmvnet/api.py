@@ -37,9 +37,12 @@ class Result(Prediction):
     device: str
 
     def save(self, folder: str | Path, *, picture: bool = True) -> Path:
-        """Write mask, report, lesion table and picture to a folder, in the place of what is there.
+        """Write mask, report, lesion table and picture to a folder, in an earlier result's place.
 
         Warns where the picture could not be drawn; all else is whole then.
+
+        Raises:
+            RefusedError: the folder holds something that is not of an earlier result.
         """
         folder = Path(folder)
         for problem in write_folder(

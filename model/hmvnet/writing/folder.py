@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hmvnet.bundle import Manifest
+from hmvnet.exits import RefusedError
 from hmvnet.files import replacing
 from hmvnet.pipeline import Prediction
 from hmvnet.reading.images import write_image
@@ -36,7 +37,13 @@ def write_folder(
 
     Returns:
         What could not be written of the optional things (the picture), a line each.
+
+    Raises:
+        RefusedError: the folder holds something else, which would be lost.
     """
+    folder = folder.absolute()
+    if folder.exists() and not is_ours(folder):
+        raise RefusedError(f"{folder} is there, and not what this command writes")
     with replacing(folder) as temporary:
         temporary.mkdir()
         write_image(prediction.mask, temporary / MASK)
