@@ -60,10 +60,17 @@ def test_what_cannot_be_used_is_refused(tiny_bundle):
         hmvnet.predict("nowhere.mha", tiny_pet(), weights=tiny_bundle)
     with pytest.raises(hmvnet.RefusedError, match="expected auto"):
         hmvnet.predict(tiny_ct(), tiny_pet(), weights=tiny_bundle, device="tpu")
-    with pytest.raises(ValueError, match="array of shape"):
+    with pytest.raises(hmvnet.RefusedError, match="expected numbers of the grid's shape"):
         hmvnet.predict((np.zeros((2, 2, 2)), CT_GRID), tiny_pet(), weights=tiny_bundle)
-    with pytest.raises(ValueError, match="unknown setting"):
-        hmvnet.predict(tiny_ct(), tiny_pet(), weights=tiny_bundle, settings=["data.regio=centre"])
+    with pytest.raises(hmvnet.RefusedError, match="unknown setting"):
+        hmvnet.predict(tiny_ct(), tiny_pet(), weights=tiny_bundle, settings="inference.flip=true")
+    with pytest.raises(hmvnet.RefusedError, match=r"prediction reads data\.region"):
+        hmvnet.predict(tiny_ct(), tiny_pet(), weights=tiny_bundle, settings="training.steps=3")
+    with pytest.raises(hmvnet.RefusedError, match="CT: image has 2 dimensions"):
+        hmvnet.predict(tiny_ct()[:, :, 3], tiny_pet(), weights=tiny_bundle)
+    broken = hmvnet.Grid((48, 48, 40), (4.0, 0.0, 5.0))
+    with pytest.raises(hmvnet.RefusedError, match="CT: voxel spacing"):
+        hmvnet.predict((np.zeros(broken.shape), broken), tiny_pet(), weights=tiny_bundle)
 
 
 def test_the_face_names_what_it_has():

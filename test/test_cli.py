@@ -8,10 +8,12 @@ import sys
 
 import pytest
 import SimpleITK as sitk
-from conftest import tiny_ct, tiny_pet
+from conftest import ROOT, tiny_ct, tiny_pet
 
 from hmvnet import __version__, cli
 from hmvnet.exits import Exit
+
+PHANTOM = ROOT / "test" / "cases" / "phantom-1" / "input"
 
 
 def run(*words: object) -> int:
@@ -74,9 +76,24 @@ def test_version(capsys):
         (("segmentation", "compare", "--network", "hmvnett"), "unknown network 'hmvnett'"),
         (("phantom", "x", "--count", "0"), "--count"),
         (("export", "--size", "a,b"), "--size a,b"),
+        (("export", "--size", "96,96"), "--size 96,96"),
+        (
+            (
+                "predict",
+                ROOT / "test/cases/phantom-1/input",
+                "-o",
+                "x",
+                "--set",
+                "training.steps=3",
+            ),
+            "prediction reads",
+        ),
         (("predict", "nowhere", "-o", "x"), "nowhere: no such file or folder"),
         (("predict", ".", "-o", "x", "--force", "--continue"), "exclude each other"),
-        (("predict", ".", "-o", "x", "--region", "chest"), "data.region"),
+        (
+            ("predict", ROOT / "test/cases/phantom-1/input", "-o", "x", "--region", "chest"),
+            "data.region",
+        ),
     ],
 )
 def test_wrong_words_end_in_one_line(words, said, capfd):
@@ -132,8 +149,8 @@ def test_predict_many_names_the_broken_one(tiny_bundle, tmp_path, capfd):
     words = ("predict", tmp_path, "-o", tmp_path / "out", "--weights", tiny_bundle, "--no-picture")
     assert run(*words) == Exit.REFUSED
     said = capfd.readouterr()
-    assert "a: patient a: a_0001.nii.gz: image file is empty" in said.err
-    assert "1 patients predicted, 0 there already, 1 refused" in said.out
+    assert "error: a: a_0001.nii.gz: image file is empty" in said.err
+    assert "2 patients: 1 predicted, 0 there already, 1 refused" in said.out
     assert (tmp_path / "out" / "b" / "mask.nii.gz").is_file()
 
 

@@ -19,16 +19,16 @@ from hmvnet.writing import folder as writing
 
 @dataclass
 class Given:
-    """A source that reads the tiny case, or fails, and counts."""
+    """A source that reads the tiny case, or raises, and counts."""
 
     patient_id: str
-    broken: bool = False
+    error: Exception | None = None
     reads: int = 0
 
     def read(self) -> Case:
         self.reads += 1
-        if self.broken:
-            raise CaseError("ct.mha: image file is empty (0 bytes)")
+        if self.error:
+            raise self.error
         return Case.of(self.patient_id, tiny_ct(), tiny_pet())
 
 
@@ -53,7 +53,8 @@ def test_a_folder_a_patient(pipeline, tmp_path):
 
 def test_a_broken_patient_is_a_line_and_not_the_end(pipeline, tmp_path):
     said = []
-    sources = [Given("a", broken=True), Given("b")]
+    empty = CaseError("patient a: ct.mha: image file is empty (0 bytes)")
+    sources = [Given("a", empty), Given("b")]
     result = predict_cohort(
         sources, pipeline, tmp_path, picture=False, on_failure=lambda *line: said.append(line)
     )
@@ -90,7 +91,6 @@ def test_what_is_not_ours_is_never_replaced(pipeline, tmp_path, existing, kind):
     mine = tmp_path / "a"
     if kind == "folder":
         mine.mkdir()
-        (mine / "report.json").write_text("{}")
         mine = mine / "thesis.txt"
     mine.write_text("years of work")
     source = Given("a")
@@ -122,3 +122,35 @@ def test_ids_that_leave_the_folder_are_refused(pipeline, tmp_path, name):
 def test_two_patients_of_one_id_are_refused(pipeline, tmp_path):
     with pytest.raises(RefusedError, match="a is there 2 times"):
         predict_cohort([Given("a"), Given("a")], pipeline, tmp_path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("NaN"), MemoryError(), OSError(5, "disk")])
+def test_a_fault_of_ours_is_a_line_and_not_the_end_either(pipeline, tmp_path, error):
+    result = predict_cohort([Given("a", error), Given("b")], pipeline, tmp_path, picture=False)
+    assert result.done == ["b"] and list(result.failed) == ["a"] and result.code == Exit.FAULT
+
+
+def test_going_on_makes_anew_what_lacks_its_picture_or_is_of_another_bundle(pipeline, tmp_path):
+    predict_cohort([Given("a"), Given("b")], pipeline, tmp_path, picture=False)
+    again = predict_cohort([Given("a")], pipeline, tmp_path, existing="skip")
+    assert again.done == ["a"] and (tmp_path / "a" / "picture.png").is_file()
+    report = tmp_path / "b" / "report.json"
+    report.write_text(report.read_text().replace('"tiny"', '"another"'))
+    sources = [Given("a"), Given("b")]
+    again = predict_cohort(sources, pipeline, tmp_path, existing="skip", picture=False)
+    assert again.skipped == ["a"] and again.done == ["b"]
+
+
+def test_what_is_whole_is_skipped_whatever_lies_beside_it(pipeline, tmp_path):
+    predict_cohort([Given("a")], pipeline, tmp_path, picture=False)
+    (tmp_path / "a" / "notes.txt").write_text("a reader's")
+    again = predict_cohort([Given("a")], pipeline, tmp_path, existing="skip", picture=False)
+    assert again.skipped == ["a"] and (tmp_path / "a" / "notes.txt").is_file()
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused_before_any_work(pipeline, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    source = Given("a")
+    with pytest.raises(RefusedError, match="cannot be made"):
+        predict_cohort([source], pipeline, tmp_path / "file")
+    assert source.reads == 0

@@ -332,3 +332,14 @@ def test_the_command_prints_what_a_run_would_use(tmp_path):
     assert CliRunner().invoke(app, ["settings", "--markdown"]).stdout == settings_markdown()
     wrong = CliRunner().invoke(app, ["settings", "--markdown", "training.seed=3"])
     assert isinstance(wrong.exception, ValueError)
+
+
+def test_a_printed_file_sets_nothing_explicitly(tmp_path):
+    """Its defaults would otherwise take the place of a bundle's own settings."""
+    path = tmp_path / "mine.xml"
+    path.write_text(settings_xml(Settings(data={"root": "d"}, postprocessing={"confident": 0.7})))
+    settings = load_settings(path, ["postprocessing.threshold_gtvp=0.5"])
+    assert settings.data.model_fields_set == {"root"}
+    assert settings.postprocessing.model_fields_set == {"confident", "threshold_gtvp"}
+    assert not settings.preprocessing.model_fields_set
+    assert settings.postprocessing.confident == 0.7

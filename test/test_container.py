@@ -147,3 +147,52 @@ def test_unknown_device(write_case, tmp_path, tiny_bundle, capfd):
     arguments = ["--input", str(write_case()), "--output", str(tmp_path / "o")]
     code = container.main([*arguments, "--weights", str(tiny_bundle), "--device", "cuda:7"])
     assert code != 0 and "cuda:7" in last_error_line(capfd)
+
+
+def test_settings_of_inference_are_honoured(write_case, tmp_path, tiny_bundle, capsys):
+    """``--set inference.flips=true`` was once taken and not used, without a word."""
+    words = ("--task", "1", "--set", "inference.flips=true")
+    assert run(write_case(), tmp_path / "a", tiny_bundle, *words) == 0
+    assert "2 of 2 network passes" in capsys.readouterr().out
+    assert run(write_case(), tmp_path / "a", tiny_bundle, "--task", "1", "--flips") == 0
+    assert "2 of 2 network passes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--set", "training.steps=3"),
+        ("--set", "data.regio=centre"),
+        ("--set", "data.region=chest"),
+        ("--time-budget", "0"),
+        ("--time-budget", "soon"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(write_case, tmp_path, tiny_bundle, words, capfd):
+    assert run(write_case(), tmp_path / "output", tiny_bundle, *words) == Exit.REFUSED
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and files_in(tmp_path / "output") == []
+
+
+def test_what_is_optional_and_fails_costs_only_itself(
+    write_case, tmp_path, tiny_bundle, capfd, monkeypatch
+):
+    """A picture that could not be drawn once took the finished mask with it."""
+    monkeypatch.setattr("hmvnet.writing.folder.write_picture", lambda *_: 1 / 0)
+    picture, report = tmp_path / "p.png", tmp_path / "r.json"
+    picture.write_bytes(b"another patient's")
+    words = ("--picture", str(picture), "--report", str(report))
+    assert run(write_case(), tmp_path / "output", tiny_bundle, *words) == Exit.INCOMPLETE
+    assert files_in(tmp_path / "output") == [str(MASK_PATH), str(RISK_PATH)]
+    said = capfd.readouterr()
+    assert "p.png not written" in said.err and str(report) in said.out
+    assert report.is_file() and not picture.exists() and f"wrote {picture}" not in said.out
+
+
+@pytest.mark.parametrize("value", ['"both"', "both\r", "3", ""])
+def test_a_task_of_the_environment_that_is_none(
+    write_case, tmp_path, tiny_bundle, capfd, monkeypatch, value
+):
+    monkeypatch.setenv("HMVNET_TASK", value)
+    assert run(write_case(), tmp_path / "output", tiny_bundle) == Exit.REFUSED
+    assert "HMVNET_TASK is" in last_error_line(capfd)

@@ -1,12 +1,17 @@
 import hashlib
 import json
+import re
+import textwrap
 
 import pytest
 import torch
+from conftest import ROOT
 from monai.networks import nets
 
+from hmvnet.networks import registry
 from hmvnet.networks.output import Output
 from hmvnet.networks.registry import NETWORKS, build_network
+from hmvnet.segmentation.ensemble import TorchForward
 
 SMALL = {"channels": 8, "head_channels": 8, "depths": (2, 2, 2, 2), "window": 4}
 
@@ -90,3 +95,18 @@ def test_unknown_network_and_option():
     for name in NETWORKS:
         with pytest.raises(ValueError, match="bogus"):
             build_network(name, {"bogus": 1})
+
+
+def test_the_example_of_the_how_to_is_a_network(monkeypatch):
+    """What docs/how-to/add-a-network.md shows is trained and run like any other."""
+    page = (ROOT / "docs" / "how-to" / "add-a-network.md").read_text(encoding="utf-8")
+    block = re.search(r"^ *```python\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
+    assert block
+    names: dict = {}
+    exec(textwrap.dedent(block[1]), names)
+    monkeypatch.setattr(registry, "NETWORKS", {**registry.NETWORKS, "mine": names["Mine"]})
+    network = registry.build_network("mine", {"width": 4})
+    volume = torch.rand(1, 2, 9, 10, 11)
+    assert network(volume, scales=True).logits.shape == (1, 3, 9, 10, 11)
+    probabilities, _ = TorchForward(network, torch.device("cpu"))(volume)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 9, 10, 11))

@@ -1,14 +1,15 @@
 """What is given to ``hmvnet predict`` is told apart."""
 
 import json
+from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
-from conftest import tiny_ct, tiny_pet
+from conftest import tiny_ct, tiny_label, tiny_pet, write_patient
 
 from hmvnet.case import CaseError
 from hmvnet.exits import RefusedError
-from hmvnet.reading.inputs import find_sources
+from hmvnet.reading.inputs import ChallengeFolder, find_sources
 
 
 def write(path, image):
@@ -88,3 +89,34 @@ def test_files_that_are_no_images_are_refused_when_read(tmp_path):
     (source,) = find_sources([tmp_path / "ct.mha", tmp_path / "pet.mha"])
     with pytest.raises(CaseError, match=r"ct\.mha"):
         source.read()
+
+
+def test_labels_and_outcomes_beside_the_scans_are_not_looked_at(tmp_path):
+    """Predictions once failed for labels of value 3 and events coded 1 and 2, and use neither."""
+    write_patient(tmp_path, "A-1", "plain", label=tiny_label() * 3)
+    (tmp_path / "table.csv").write_text("PatientID,Age,Relapse,RFS\nA-1,61,2,12 months\n")
+    (source,) = find_sources([tmp_path])
+    case = source.read()
+    assert case.truth is None and case.outcome is None and dict(case.record.values) == {"Age": 61.0}
+
+
+def test_training_and_test_images_side_by_side_are_told_apart_by_the_user(tmp_path):
+    for folder in ("imagesTr", "imagesTs"):
+        write(tmp_path / folder / f"{folder}1_0000.nii.gz", tiny_ct())
+        write(tmp_path / folder / f"{folder}1_0001.nii.gz", tiny_pet())
+    with pytest.raises(ValueError, match="imagesTr and imagesTs: name one of them"):
+        find_sources([tmp_path])
+    (source,) = find_sources([tmp_path / "imagesTs"])
+    assert source.patient_id == "imagesTs1" and source.read().ct.GetSize() == tiny_ct().GetSize()
+
+
+def test_a_damaged_record_is_refused_where_a_risk_is_wanted(write_case):
+    folder = write_case(ehr="nonsense")
+    with pytest.raises(CaseError, match=r"ehr\.json: not valid JSON"):
+        find_sources([folder])[0].read()
+    (source,) = find_sources([folder], needs_record=False)
+    assert any("not needed" in note for note in source.read().notes)
+
+
+def test_the_platforms_own_input_folder_has_a_name():
+    assert ChallengeFolder(Path("/input")).patient_id == "input"

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from hmvnet.bundle import Manifest, find_bundle, load_bundle
+from hmvnet.bundle import Manifest
 from hmvnet.case import Case, ClinicalRecord, Grid
-from hmvnet.pipeline import Pipeline, Prediction
-from hmvnet.reading.images import read_image
+from hmvnet.pipeline import Pipeline, Prediction, load_pipeline
+from hmvnet.reading.images import checked_image, image_of, read_image
+from hmvnet.reading.inputs import NO_RECORD
 from hmvnet.reading.records import parse_record, read_health_record
-from hmvnet.segmentation.ensemble import pick_device
-from hmvnet.settings_file import load_settings
 from hmvnet.writing.folder import write_folder
 
 Image = str | Path | sitk.Image | tuple[np.ndarray, Grid]
@@ -59,7 +58,7 @@ def predict(
     *,
     weights: str | Path | None = None,
     device: str = "auto",
-    settings: Sequence[str] = (),
+    settings: str | Sequence[str] = (),
     patient_id: str = "patient",
 ) -> Result:
     """Segment one scan, measure its lesions and, where the bundle can, predict the RFS risk.
@@ -79,39 +78,33 @@ def predict(
 
     Raises:
         RefusedError: the images, the record, the bundle or a setting cannot be used.
-        ValueError: a setting is unknown or out of range.
     """
-    (ct_image, ct_notes), (pet_image, pet_notes) = _image(ct), _image(pet)
+    (ct_image, ct_notes), (pet_image, pet_notes) = _image(ct, "CT"), _image(pet, "PET")
     health, notes = _record(record)
     notes = (*ct_notes, *pet_notes, *notes)
     case = Case.of(patient_id, ct_image, pet_image, record=health, notes=notes)
-    pipeline = _pipeline(str(weights or ""), device, tuple(settings))
+    given = (settings,) if isinstance(settings, str) else tuple(settings)
+    pipeline = _pipeline(str(weights or ""), device, given)
     prediction = pipeline(case)
     return Result(**vars(prediction), manifest=pipeline.manifest, device=str(pipeline.device))
 
 
 @lru_cache(maxsize=1)
 def _pipeline(weights: str, device: str, overrides: tuple[str, ...]) -> Pipeline:
-    settings = load_settings(None, overrides)
-    bundle, notes = load_bundle(find_bundle(weights or None)).adjusted(settings)
-    needs_risk = bundle.manifest.prognosis is not None
-    return Pipeline(
-        bundle, pick_device(device), settings.inference, needs_risk=needs_risk, notes=notes
-    )
+    return load_pipeline(weights or None, device, overrides)
 
 
-def _image(given: Image) -> tuple[sitk.Image, tuple[str, ...]]:
+def _image(given: Image, name: str) -> tuple[sitk.Image, tuple[str, ...]]:
     if isinstance(given, sitk.Image):
-        return given, ()
+        return checked_image(given, name)
     if isinstance(given, tuple):
-        array, grid = given
-        return grid.image(np.asarray(array)), ()
+        return image_of(*given, name)
     return read_image(Path(given))
 
 
 def _record(given: Record | None) -> tuple[ClinicalRecord, tuple[str, ...]]:
     if given is None:
-        return ClinicalRecord(), ("no health record: every field treated as missing",)
+        return ClinicalRecord(), NO_RECORD
     if isinstance(given, ClinicalRecord):
         return given, ()
     if isinstance(given, Mapping):

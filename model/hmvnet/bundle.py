@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -204,7 +204,7 @@ def fetch_bundle(address: str, cache: Path | None = None) -> Path:
     """A bundle from the network, kept: nothing is downloaded but what the user gave the hash of.
 
     Args:
-        address: ``https://.../bundle.tar.gz#sha256=<64 hexadecimal digits>``, an archive of a
+        address: ``https://.../bundle.tar.gz#sha256=<64 hexadecimal digits>``, a tar archive of a
             bundle's folder or of its files, as ``export.sh model`` writes it.
         cache: where downloads are kept; default: the user's cache folder.
 
@@ -224,18 +224,17 @@ def fetch_bundle(address: str, cache: Path | None = None) -> Path:
     folder = cache / known
     if (folder / UNPACKED).is_file():
         return folder
-    try:
-        archive = Path(pooch.retrieve(url, f"sha256:{known}", path=cache, progressbar=False))
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors
-        raise WeightsError(f"{url}: {error}") from error
-    try:
-        with replacing(folder) as temporary:
-            shutil.unpack_archive(archive, temporary, filter="data")
-            (temporary / UNPACKED).touch()
-    except (shutil.ReadError, tarfile.TarError, ValueError) as error:
-        raise WeightsError(f"{url}: not an archive of a bundle: {error}") from error
-    finally:
-        archive.unlink(missing_ok=True)
+    with TemporaryDirectory() as scratch:
+        try:
+            archive = pooch.retrieve(url, f"sha256:{known}", path=scratch, progressbar=False)
+        except (OSError, ValueError) as error:  # requests' errors are OSErrors
+            raise WeightsError(f"{url}: {error}") from error
+        try:
+            with replacing(folder) as temporary, tarfile.open(archive) as tar:
+                tar.extractall(temporary, filter="data")
+                (temporary / UNPACKED).touch()
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise WeightsError(f"{url}: not an archive of a bundle: {error}") from error
     return folder
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from hmvnet.config import Settings
+    from hmvnet.pipeline import Prediction
 
 # What typer raises for wrong options and arguments: click's own, which newer typer carries inside.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -91,7 +92,7 @@ def _console() -> Console:
 
 
 def _say(text: object) -> None:
-    _console().print(text, soft_wrap=True)
+    _console().print(text, soft_wrap=True, markup=False)
 
 
 def _settings(config: Path | None, overrides: list[str] | None) -> Settings:
@@ -134,43 +135,45 @@ def predict(
     go_on: Annotated[bool, typer.Option("--continue", help="skip patients that are there")] = False,
 ) -> int:
     """Segment GTVp and GTVn, measure the lesions, predict the RFS risk."""
-    from hmvnet.bundle import load_bundle
     from hmvnet.cohort import predict_cohort
-    from hmvnet.pipeline import Pipeline
+    from hmvnet.pipeline import load_pipeline
     from hmvnet.reading.inputs import find_sources
-    from hmvnet.segmentation.ensemble import pick_device
     from hmvnet.writing.summary import Narrator
 
     if force and go_on:
         raise RefusedError("--force and --continue exclude each other")
     given = [*(set_ or []), *([f"data.region={region}"] if region else [])]
-    settings = _settings(None, given)
-    sources = find_sources(inputs, record)
-    bundle, notes = load_bundle(_bundle(weights)).adjusted(settings)
-    needs_risk = bundle.manifest.prognosis is not None
-    pipeline = Pipeline(
-        bundle, pick_device(device), settings.inference, needs_risk=needs_risk, notes=notes
-    )
-    narrator = Narrator()
+    find_sources(inputs, record)  # what can be refused now is refused before the weights are loaded
+    pipeline = load_pipeline(weights or None, device, given)
+    sources = find_sources(inputs, record, needs_record=pipeline.prognosis is not None)
+    narrator, alone, manifest = Narrator(), len(sources) == 1, pipeline.manifest
+
+    def tell(name: str, folder: Path, found: Prediction) -> None:
+        if alone:
+            narrator.summary(found, manifest.name, str(pipeline.device), [folder])
+        else:
+            narrator(f"{name}: {len(found.lesions)} lesions")
+
     result = predict_cohort(
         sources,
         pipeline,
         output,
         existing="replace" if force else "skip" if go_on else "refuse",
         picture=picture,
-        on_stage=narrator if len(sources) == 1 else None,
-        on_patient=lambda name, folder, found: (
-            narrator.summary(found, bundle.manifest.name, str(pipeline.device), [folder])
-            if len(sources) == 1
-            else narrator(f"{name}: {len(found.lesions)} lesions")
-        ),
+        on_stage=narrator if alone else None,
+        on_patient=tell,
         on_failure=lambda name, why: narrator.problem(f"{name}: {why}"),
     )
-    if len(sources) > 1:
-        _say(
-            f"{len(result.done)} patients predicted, {len(result.skipped)} there already, "
-            f"{len(result.refused)} refused, {len(result.incomplete)} incomplete; in {output}"
-        )
+    if not alone:
+        counts = {
+            "predicted": result.done,
+            "there already": result.skipped,
+            "refused": result.refused,
+            "failed": result.failed,
+            "incomplete": result.incomplete,
+        }
+        said = ", ".join(f"{len(found)} {word}" for word, found in counts.items())
+        _say(f"{len(sources)} patients: {said}; in {output}")
     return result.code
 
 
@@ -314,10 +317,10 @@ def export(
     """Write the bundle's ONNX files beside its weights, and check them against torch."""
     from hmvnet.segmentation.onnx_export import export_bundle
 
-    try:
-        shape = tuple(int(n) for n in size.split(",")) if size else None
-    except ValueError as error:
-        raise RefusedError(f"--size {size}: expected three whole numbers, z,y,x") from error
+    words = size.split(",") if size else []
+    if size and (len(words) != 3 or not all(w.strip().isdigit() and int(w) > 1 for w in words)):
+        raise RefusedError(f"--size {size}: expected three whole numbers above 1, z,y,x")
+    shape = tuple(int(word) for word in words) or None
     for path, difference in export_bundle(_bundle(weights), shape):
         _say(f"wrote {path}; largest difference in probability {difference:.1e}")
 

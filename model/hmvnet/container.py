@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from hmvnet.exits import Exit, RefusedError, ending
@@ -28,7 +28,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default=os.environ.get("HMVNET_DEVICE", "auto"))
     parser.add_argument("--flips", action="store_true", help="average with the mirrored volume")
     parser.add_argument("--days", action="store_true", help="rfs.json: expected days (2026)")
-    parser.add_argument("--time-budget", type=float, default=240.0, help="seconds for the networks")
+    parser.add_argument("--time-budget", help="seconds for the networks (default: 240)")
     parser.add_argument("--report", type=Path, help="also write lesions and reasons to this JSON")
     parser.add_argument("--picture", type=Path, help="also draw slices and MIPs to this PNG")
     parser.add_argument(
@@ -43,12 +43,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> Exit:
     """Read, predict, write: the required outputs whole or not at all, then the optional ones."""
-    from hmvnet.bundle import find_bundle, load_bundle
-    from hmvnet.config import InferenceSettings
-    from hmvnet.pipeline import Pipeline
+    from hmvnet.pipeline import load_pipeline
     from hmvnet.reading.challenge import read_case
-    from hmvnet.segmentation.ensemble import pick_device
-    from hmvnet.settings_file import load_settings
     from hmvnet.writing.challenge import OutputFolder
     from hmvnet.writing.folder import write_optional, write_picture
     from hmvnet.writing.report import write_report
@@ -59,33 +55,40 @@ def run(options: argparse.Namespace) -> Exit:
     say = Narrator()
     wants_risk = options.task in ("2", "both")
     with OutputFolder(options.output) as output:
-        settings = load_settings(None, options.set)
-        device = pick_device(options.device)
+        say("load the weights")
+        pipeline = load_pipeline(
+            options.weights, options.device, _overrides(options), needs_risk=wants_risk
+        )
         say("read the case")
         case = read_case(options.input, needs_record=wants_risk)
-        say("load the weights")
-        bundle, notes = load_bundle(find_bundle(options.weights)).adjusted(settings)
-        inference = InferenceSettings(flips=options.flips, time_budget_s=options.time_budget)
-        pipeline = Pipeline(bundle, device, inference, needs_risk=wants_risk, notes=notes)
         prediction = pipeline(case, say)
         say("write")
         if options.task in ("1", "both"):
             output.write_mask(prediction.mask)
         if prediction.risk:
             output.write_json(_risk_value(prediction.risk, options.days))
-    optional = {}
+    manifest, device = pipeline.manifest, str(pipeline.device)
+    optional: dict[Path, Callable[[], object]] = {}
     if options.report:
-        optional[str(options.report)] = lambda: write_report(
-            prediction, bundle.manifest, options.report, str(device)
+        optional[options.report] = lambda: write_report(
+            prediction, manifest, options.report, device
         )
     if options.picture:
-        optional[str(options.picture)] = lambda: write_picture(prediction, options.picture)
+        optional[options.picture] = lambda: write_picture(prediction, options.picture)
     problems = write_optional(optional)
-    written = [*output.written, *(path for path in (options.report, options.picture) if path)]
-    say.summary(prediction, bundle.manifest.name, str(device), filter(Path.is_file, written))
-    for problem in problems:
+    written = [*output.written, *(path for path in optional if path not in problems)]
+    say.summary(prediction, manifest.name, device, written)
+    for problem in problems.values():
         say.problem(problem)
     return Exit.INCOMPLETE if problems else Exit.OK
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    """The settings given, the options that have names of their own among them."""
+    own = ["inference.flips=true"] if options.flips else []
+    if options.time_budget is not None:
+        own.append(f"inference.time_budget_s={options.time_budget}")
+    return [*options.set, *own]
 
 
 def _risk_value(risk, as_days: bool) -> float:
@@ -97,13 +100,7 @@ def _risk_value(risk, as_days: bool) -> float:
     return risk.expected_days
 
 
-def _terminate(signum, frame) -> None:
-    # SIGTERM comes 5 s before SIGKILL; leaving by an exception removes half-written files.
-    raise SystemExit(Exit.TERMINATED)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The exit code; every failure ends in one clear line on standard error."""
     options = parse_arguments(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
     return ending(lambda: run(options))

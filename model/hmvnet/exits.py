@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from enum import IntEnum
@@ -38,6 +40,8 @@ def ending(
         refusals: exceptions that speak of the input or the settings. Any other is a fault of ours:
             its traceback comes before the line.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         return work() or Exit.OK
     except UnfinishedError as unfinished:
@@ -51,6 +55,11 @@ def ending(
     except Exception as error:
         traceback.print_exc()
         return _say(f"error: {type(error).__name__}: {error}", Exit.FAULT)
+
+
+def _terminate(signum: int, frame: object) -> None:
+    # The platform's SIGKILL comes 5 s later; leaving by an exception removes half-written files.
+    raise SystemExit(Exit.TERMINATED)
 
 
 def _say(message: str, code: Exit) -> Exit:

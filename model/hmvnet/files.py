@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(path, old)
             try:
                 os.replace(temporary, path)
-            except OSError:
+            except BaseException:
                 os.replace(old, path)
                 raise
             _remove(old)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import SimpleITK as sitk
 import torch
 
-from hmvnet.bundle import Bundle
+from hmvnet.bundle import Bundle, find_bundle, load_bundle
 from hmvnet.case import Case, Grid
 from hmvnet.config import InferenceSettings
+from hmvnet.exits import RefusedError
 from hmvnet.lesions.table import Lesion, lesion_table
 from hmvnet.prognosis.risk import Prognosis, Risk, describe
+from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Segmenter, Stages
+from hmvnet.settings_file import load_settings
 
 LOW_CONFIDENCE = 0.5
+READ_SECTIONS = ("preprocessing", "postprocessing", "inference")  # of the settings, when predicting
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,40 @@ class Pipeline:
                 risk = self.prognosis(description, case.record)
         notes = (*_notes(case, segmentation, lesions, risk), *self.notes)
         return Prediction(mask, lesions, risk, notes, stages.timings, segmentation)
+
+
+def load_pipeline(
+    weights: str | Path | None = None,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+    *,
+    needs_risk: bool | None = None,
+) -> Pipeline:
+    """A bundle's pipeline, with settings in the place of its own.
+
+    Args:
+        weights: as for ``hmvnet.bundle.find_bundle``.
+        device: as for ``hmvnet.segmentation.ensemble.pick_device``.
+        overrides: ``section.name=value``, of ``preprocessing``, ``postprocessing`` and
+            ``inference``, or ``data.region``.
+        needs_risk: whether the survival model is wanted; None: where the bundle has one.
+
+    Raises:
+        RefusedError: no such bundle or device, a damaged bundle, a setting that is unknown, out of
+            range or not read here.
+    """
+    for override in overrides:
+        name = override.partition("=")[0].strip()
+        if name.partition(".")[0] not in READ_SECTIONS and name != "data.region":
+            raise RefusedError(
+                f"setting '{name}': prediction reads data.region and the sections "
+                f"{', '.join(READ_SECTIONS)}"
+            )
+    settings, place = load_settings(None, overrides), pick_device(device)
+    bundle, notes = load_bundle(find_bundle(weights)).adjusted(settings)
+    if needs_risk is None:
+        needs_risk = bundle.manifest.prognosis is not None
+    return Pipeline(bundle, place, settings.inference, needs_risk=needs_risk, notes=notes)
 
 
 def _notes(

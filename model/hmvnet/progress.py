@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -176,3 +177,9 @@ def track(
         for item in iterable:
             yield item
             progress.advance()
+
+
+def print_notes(console: Console, notes: Iterable[str]) -> None:
+    """What a person should know before reading the figures, a line each."""
+    for note in notes:
+        console.print(f"[yellow]note[/] {escape(note)}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from hmvnet.config import ClinicalSettings, Settings
+from hmvnet.exits import RefusedError
 
 MOST_BYTES = 1 << 20  # of a settings file
 WIDTH = 100  # of its lines
@@ -30,19 +31,39 @@ SECTIONS: Mapping[str, type[BaseModel]] = {name: type(section) for name, section
 def load_settings(path: Path | None = None, overrides: Iterable[str] = ()) -> Settings:
     """Settings of an XML file (None: the defaults), with ``section.name=value`` overrides.
 
+    Explicitly set, in pydantic's sense, are the overrides and what the file says otherwise than the
+    defaults: a file as ``settings_xml`` prints it, with every default in it, sets nothing.
+
     Raises:
-        ValueError: the file or an override is malformed, names an unknown setting, or holds a
+        RefusedError: the file or an override is malformed, names an unknown setting, or holds a
             value out of range; the message names it, and the setting that may be meant.
     """
     values = _parse_xml(_read_bytes(path), str(path)) if path else {}
+    if path:
+        values = _unlike_defaults(values, _validated(values, path, []))
     overridden = []
     for override in overrides:
         name, equals, value = override.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (equals and dot):
-            raise ValueError(f"override '{override}': expected section.name=value")
+            raise RefusedError(f"override '{override}': expected section.name=value")
         values.setdefault(section, {})[key] = value.strip()
         overridden.append((section, key))
+    return _validated(values, path, overridden)
+
+
+def _unlike_defaults(values: Mapping[str, Mapping[str, Any]], settings: Settings) -> dict[str, Any]:
+    """The raw values of a file without those that are the defaults."""
+    found: dict[str, Any] = {}
+    for name, section in values.items():
+        own, default = getattr(settings, name), getattr(DEFAULTS, name)
+        found[name] = {k: v for k, v in section.items() if getattr(own, k) != getattr(default, k)}
+    return found
+
+
+def _validated(
+    values: Mapping[str, Any], path: Path | None, overridden: Sequence[tuple[str, str]]
+) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -50,7 +71,7 @@ def load_settings(path: Path | None = None, overrides: Iterable[str] = ()) -> Se
         of_command_line = any(name[: len(first["loc"])] == first["loc"][:2] for name in overridden)
         source = path.name if path and not of_command_line else "settings"
         more = f"; {len(others)} more: {', '.join(map(_name, others[:NAMED]))}" if others else ""
-        raise ValueError(f"{source}: {_name(first)}: {_problem(first)}{more}") from error
+        raise RefusedError(f"{source}: {_name(first)}: {_problem(first)}{more}") from error
 
 
 def _name(error: ErrorDetails) -> str:
@@ -83,9 +104,9 @@ def _read_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise ValueError(f"{path}: not a readable XML file: {error}") from error
+        raise RefusedError(f"{path}: not a readable XML file: {error}") from error
     if len(data) > MOST_BYTES:
-        raise ValueError(f"{path}: larger than {MOST_BYTES >> 20} MiB, no settings file")
+        raise RefusedError(f"{path}: larger than {MOST_BYTES >> 20} MiB, no settings file")
     return data
 
 
@@ -93,7 +114,7 @@ class _WithoutDoctype(ElementTree.TreeBuilder):
     """Refuses a document type, and with it entities, which can make a small file a huge one."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError("a document type (<!DOCTYPE>) is not allowed")
+        raise RefusedError("a document type (<!DOCTYPE>) is not allowed")
 
 
 def _parse_xml(data: bytes, source: str) -> dict[str, dict[str, Any]]:
@@ -105,13 +126,13 @@ def _parse_xml(data: bytes, source: str) -> dict[str, dict[str, Any]]:
     try:
         root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_WithoutDoctype()))
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise ValueError(f"{source}: not a readable XML file: {error}") from error
+        raise RefusedError(f"{source}: not a readable XML file: {error}") from error
     if root.tag != "hmvnet":
-        raise ValueError(f"{source}: root element <{root.tag}>, expected <hmvnet>")
+        raise RefusedError(f"{source}: root element <{root.tag}>, expected <hmvnet>")
     values: dict[str, dict[str, Any]] = {}
     for section in root:
         if section.tag in values:
-            raise ValueError(f"{source}: section {section.tag} is given twice")
+            raise RefusedError(f"{source}: section {section.tag} is given twice")
         values[section.tag] = _parse_section(section, source)
     return values
 
@@ -124,12 +145,14 @@ def _parse_section(section: ElementTree.Element, source: str) -> dict[str, Any]:
         if item.tag == "column":
             name = item.get("name", "")
             if not name or name in columns:
-                raise ValueError(f"{where}: name '{name}' is {'given twice' if name else 'empty'}")
+                raise RefusedError(
+                    f"{where}: name '{name}' is {'given twice' if name else 'empty'}"
+                )
             columns[name] = _column(item)
         elif item.tag in values:
-            raise ValueError(f"{where} is given twice")
+            raise RefusedError(f"{where} is given twice")
         elif len(item) or item.attrib:
-            raise ValueError(f"{where}: expected text alone, no elements or attributes")
+            raise RefusedError(f"{where}: expected text alone, no elements or attributes")
         else:
             values[item.tag] = (item.text or "").strip()
     if columns:
@@ -173,7 +196,7 @@ def _check_same(settings: Settings, text: str) -> None:
     read = Settings.model_validate(_parse_xml(text.encode(), "settings"))
     for (name, section), (_, other) in zip(settings, read):
         if _comparable(section) != _comparable(other):
-            raise ValueError(f"{name}: holds a value that no settings file can hold")
+            raise RefusedError(f"{name}: holds a value that no settings file can hold")
 
 
 def _comparable(section: BaseModel) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import BRANCHES, IMAGE_CHANNELS
 from hmvnet.prognosis.risk import LesionDescription
-from hmvnet.progress import show_progress
+from hmvnet.progress import print_notes, show_progress
 from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.survival import baselines
 from hmvnet.survival.bootstrap import Bootstrap, bootstrap_concordance
@@ -232,7 +232,7 @@ def compare_survival(
     if reference not in names:
         raise ValueError(f"reference '{reference}' is not compared; expected one of {names}")
     if settings.data.fold_by != "stratified":
-        raise ValueError("compare --task 2 repeats stratified folds; data.fold_by must be that")
+        raise ValueError("survival compare repeats stratified folds; data.fold_by must be that")
     times = np.linspace(30.0, CURVE_YEARS * DAYS_PER_YEAR, 60)
     models = {name: predictor(name, cohort, settings, run, times) for name in names}
     seed = settings.prognosis.seed
@@ -244,8 +244,7 @@ def compare_survival(
         f"{len(outcomes)} patients, {int(outcomes.event.sum())} relapses, {repeats} x "
         f"{settings.data.folds} folds"
     )
-    for note in cohort.notes:
-        console.print(f"[yellow]note[/] {note}")
+    print_notes(console, cohort.notes)
     predictions: dict[str, OutOfFold] = {}
     data = _data_key(cohort, fold)
     with show_progress("cross-validate", len(models) * repeats * settings.data.folds) as progress:

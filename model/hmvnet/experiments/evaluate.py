@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from hmvnet.bundle import load_bundle
@@ -18,7 +16,7 @@ from hmvnet.case import Grid
 from hmvnet.config import Settings
 from hmvnet.files import write_text
 from hmvnet.pipeline import Pipeline, Prediction
-from hmvnet.progress import track
+from hmvnet.progress import print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
@@ -55,12 +53,6 @@ def evaluate_segmentation(
     console.print(score_table({bundle.manifest.name: table}))
     console.print(f"wrote {run / 'scores.csv'} and {run / 'scores.json'}")
     return table
-
-
-def print_notes(console: Console, notes: Iterable[str]) -> None:
-    """What a person should know before reading the figures."""
-    for note in notes:
-        console.print(f"[yellow]note[/] {escape(note)}")
 
 
 def score_patient(pipeline: Pipeline, patient: Patient) -> tuple[metrics.CaseScore, Prediction]:

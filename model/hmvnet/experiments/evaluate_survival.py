@@ -10,9 +10,9 @@ from rich.console import Console
 from hmvnet.bundle import load_bundle
 from hmvnet.case import harrell_c
 from hmvnet.config import Settings
-from hmvnet.experiments.evaluate import print_notes
 from hmvnet.files import write_text
 from hmvnet.prognosis.risk import Prognosis
+from hmvnet.progress import print_notes
 from hmvnet.reading.folder import find_patients
 from hmvnet.training.descriptions import load_described, outcomes_of
 from hmvnet.training.prognosis import predict

@@ -21,9 +21,8 @@ from rich.console import Console
 from hmvnet.bundle import load_bundle, write_bundle
 from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
-from hmvnet.experiments.evaluate import print_notes
 from hmvnet.imaging.resample import labels_onto
-from hmvnet.progress import track
+from hmvnet.progress import print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from hmvnet.bundle import Bundle
 from hmvnet.case import GTVN, GTVP, ClinicalRecord
+from hmvnet.exits import RefusedError
 from hmvnet.lesions.features import LesionFeatures, lesion_features, pool_encoder_features
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import (
@@ -304,7 +305,7 @@ class Prognosis:
     def __init__(self, bundle: Bundle) -> None:
         part = bundle.manifest.prognosis
         if part is None:
-            raise ValueError(f"bundle '{bundle.manifest.name}' holds no survival model (Task 2)")
+            raise RefusedError(f"bundle '{bundle.manifest.name}' holds no survival model")
         self.part = part
         settings = dict(part.settings)
         self.image_spacing_mm = float(settings.pop("image_spacing_mm"))

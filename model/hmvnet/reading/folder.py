@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Outcome
 from hmvnet.reading.images import read_image
-from hmvnet.reading.tables import read_tables
+from hmvnet.reading.tables import read_records, read_tables
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")  # with labelsTr, labelsTs beside them
 
@@ -87,27 +87,53 @@ def find_patients(root: Path | str, *, need_labels: bool = True) -> list[Patient
             ``need_labels``) patients without a label; the message names them.
     """
     if not str(root):
-        raise ValueError("no data folder: set data.root in config.xml or on the command line")
+        raise ValueError("no data folder: say data.root=DIR, or in a settings file (--config)")
     root = Path(root)
+    patients = _find(root)
+    unlabelled = [p.patient_id for p in patients if p.label is None]
+    if need_labels and unlabelled:
+        raise ValueError(f"{len(unlabelled)} patients without a label: {', '.join(unlabelled[:5])}")
+    known, nothing = read_tables(root), (ClinicalRecord(), None)
+    joined = []
+    for patient in patients:
+        record, outcome = known.get(patient.patient_id, nothing)
+        joined.append(replace(patient, record=record, outcome=outcome))
+    return joined
+
+
+def find_scans(root: Path) -> list[Patient]:
+    """All patients of a folder to be predicted: their images and records, and nothing else.
+
+    Labels and outcomes that may lie beside them are not looked at.
+
+    Raises:
+        ValueError: as ``find_patients``, or training and test images side by side.
+    """
+    both = [name for name in IMAGE_FOLDERS if (root / name).is_dir()]
+    if len(both) > 1:
+        raise ValueError(f"'{root}' holds {' and '.join(both)}: name one of them")
+    records = read_records(root)
+    return [
+        replace(patient, label=None, record=records.get(patient.patient_id, ClinicalRecord()))
+        for patient in _find(root)
+    ]
+
+
+def _find(root: Path) -> list[Patient]:
+    """The patients of a folder in any layout, sorted by id, without what tables say of them."""
     if not root.is_dir():
         raise ValueError(f"data folder '{root}' does not exist")
     base = next((root / n for n in ("Task 1", "Task_1", "Task1") if (root / n).is_dir()), root)
     folders = [base / name for name in IMAGE_FOLDERS if (base / name).is_dir()]
+    if root.name in IMAGE_FOLDERS:
+        folders.insert(0, root)
     patients = _from_image_folder(folders[0]) if folders else _from_patient_folders(base)
     if not patients:
         raise ValueError(
             f"data folder '{root}' holds no patients: expected <ID>/<ID>__CT.nii.gz with __PT, or "
             "imagesTr (or imagesTs) with __CT/__PT or _0000/_0001"
         )
-    unlabelled = [p.patient_id for p in patients if p.label is None]
-    if need_labels and unlabelled:
-        raise ValueError(f"{len(unlabelled)} patients without a label: {', '.join(unlabelled[:5])}")
-    known, nothing = read_tables(root), (ClinicalRecord(), None)
-    joined = []
-    for patient in sorted(patients, key=lambda p: p.patient_id):
-        record, outcome = known.get(patient.patient_id, nothing)
-        joined.append(replace(patient, record=record, outcome=outcome))
-    return joined
+    return sorted(patients, key=lambda p: p.patient_id)
 
 
 def _from_patient_folders(base: Path) -> list[Patient]:

@@ -78,6 +78,40 @@ def read_image(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
     raise CaseError(f"{name}: unknown image type, expected one of {', '.join(SUFFIXES)}")
 
 
+def checked_image(image: sitk.Image, name: str) -> tuple[sitk.Image, tuple[str, ...]]:
+    """An image that did not come from a file, as ``read_image`` would give it.
+
+    Raises:
+        CaseError: not 3D, not scalar, or a size, spacing or direction that makes no sense.
+    """
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise CaseError(
+            f"{name}: image has {image.GetDimension()} dimensions and "
+            f"{image.GetNumberOfComponentsPerPixel()} values a voxel, expected 3 and 1"
+        )
+    grid, notes = checked_grid(
+        image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection(), name
+    )
+    return (grid.image(sitk.GetArrayFromImage(image)) if notes else image), notes
+
+
+def image_of(array: np.ndarray, grid: Grid, name: str) -> tuple[sitk.Image, tuple[str, ...]]:
+    """An array ``[z, y, x]`` of whole or real numbers with its grid, as an image.
+
+    Raises:
+        CaseError: another shape or type, or a grid that makes no sense.
+    """
+    array = np.asarray(array)
+    if array.dtype.kind not in "iuf" or array.shape != grid.shape:
+        raise CaseError(
+            f"{name}: array of {array.dtype} and shape {array.shape}, expected numbers of the "
+            f"grid's shape {grid.shape}"
+        )
+    grid, notes = checked_grid(grid.size, grid.spacing, grid.origin, grid.direction, name)
+    wide = np.float32 if array.dtype == np.float16 else array.dtype.newbyteorder("=")
+    return grid.image(np.ascontiguousarray(array, wide)), notes
+
+
 def read_geometry(path: Path) -> Grid:
     """The grid of an image file; of .mha and NIfTI only the header is read.
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from hmvnet.case import Case, ClinicalRecord
 from hmvnet.exits import RefusedError
 from hmvnet.reading.challenge import is_challenge_folder, read_case
-from hmvnet.reading.folder import find_patients
+from hmvnet.reading.folder import find_scans
 from hmvnet.reading.images import SUFFIXES, read_image
 from hmvnet.reading.records import read_health_record
 
@@ -33,14 +33,16 @@ class ChallengeFolder:
     """A grand-challenge input folder: one patient, named after the folder (or its parent)."""
 
     folder: Path
+    needs_record: bool = True
 
     @property
     def patient_id(self) -> str:
         folder = self.folder.resolve()
-        return folder.parent.name if folder.name == "input" else folder.name
+        named = folder.parent if folder.name == "input" and folder.parent.name else folder
+        return named.name
 
     def read(self) -> Case:
-        return read_case(self.folder, needs_record=False)
+        return read_case(self.folder, needs_record=self.needs_record)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Pair:
         return Case.of(self.patient_id, ct, pet, record=record, notes=notes)
 
 
-def find_sources(inputs: Sequence[Path], record: Path | None = None) -> list[Source]:
+def find_sources(
+    inputs: Sequence[Path], record: Path | None = None, *, needs_record: bool = True
+) -> list[Source]:
     """The patients in what was given.
 
     Args:
@@ -78,6 +82,7 @@ def find_sources(inputs: Sequence[Path], record: Path | None = None) -> list[Sou
             (``images/ct``, ``images/pet``, ``ehr.json``), a HECKTOR folder, an nnU-Net folder
             (``imagesTs`` or ``imagesTr``).
         record: the health record of a CT and a PET.
+        needs_record: whether a damaged health record is to be refused: where a risk is wanted.
 
     Raises:
         RefusedError: it is none of these; says what was found and what was expected.
@@ -95,5 +100,5 @@ def find_sources(inputs: Sequence[Path], record: Path | None = None) -> list[Sou
         raise RefusedError("--record goes with a CT and a PET file; a folder holds its own records")
     (folder,) = inputs
     if is_challenge_folder(folder):
-        return [ChallengeFolder(folder)]
-    return list(find_patients(folder, need_labels=False))
+        return [ChallengeFolder(folder, needs_record)]
+    return list(find_scans(folder))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,21 +103,44 @@ def read_tables(root: Path) -> dict[str, tuple[ClinicalRecord, Outcome | None]]:
     Where several tables give a column, the one of the higher task number wins.
 
     Raises:
-        ValueError: a table is unreadable, a patient occurs twice in it, or the event has another
-            code than 0/1, yes/no, true/false; names it.
+        ValueError: a table is unreadable, a patient occurs twice in it, the event has another code
+            than 0/1, yes/no, true/false, or a time is no number of days; names it.
     """
+    tables = list(_tables_under(root))
+    for path, table in tables:
+        _check_events(table, path, EVENT_COLUMN)
+        _check_times(table, path, TIME_COLUMN)
+    merged = _merged(table for _, table in tables)
+    return {name: _split(row, TIME_COLUMN, EVENT_COLUMN) for name, row in merged.items()}
+
+
+def read_records(root: Path) -> dict[str, ClinicalRecord]:
+    """The health records of ``read_tables``, whatever the tables hold as outcomes.
+
+    Raises:
+        ValueError: a table is unreadable, or a patient occurs twice in it; names it.
+    """
+    merged = _merged(table for _, table in _tables_under(root))
+    return {name: _split(row, TIME_COLUMN, EVENT_COLUMN)[0] for name, row in merged.items()}
+
+
+def _tables_under(root: Path) -> Iterator[tuple[Path, _Table]]:
+    """The tables of patients under a data folder, those of a lower task number first."""
     paths = {p for p in (*root.glob("*.csv"), *root.glob("Task*/*.csv")) if p.name != TRUTH_TABLE}
-    merged: dict[str, dict[str, float | str | None]] = {}
     for path in sorted(paths, key=lambda p: p.name):
         frame = _read_csv(path, ID_COLUMN)
-        if ID_COLUMN not in frame.columns:
-            continue
-        table = _table(frame, path, ID_COLUMN)
-        _check_events(table, path, EVENT_COLUMN)
+        if ID_COLUMN in frame.columns:
+            yield path, _table(frame, path, ID_COLUMN)
+
+
+def _merged(tables: Iterable[_Table]) -> dict[str, dict[str, float | str | None]]:
+    """One row a patient; what a later table knows goes before what an earlier one says."""
+    merged: dict[str, dict[str, float | str | None]] = {}
+    for table in tables:
         for name, row in table.rows.items():
             known = {k: v for k, v in row.items() if v is not None}
             merged[name] = dict.fromkeys(row) | merged.get(name, {}) | known
-    return {name: _split(row, TIME_COLUMN, EVENT_COLUMN) for name, row in merged.items()}
+    return merged
 
 
 @dataclass(frozen=True)
@@ -166,6 +189,15 @@ def _check_events(table: _Table, path: Path, event: str) -> None:
         raise ValueError(
             f"{path}: column {event!r} holds {count_values(other)} other than 0/1, yes/no and "
             "true/false"
+        )
+
+
+def _check_times(table: _Table, path: Path, time: str) -> None:
+    """A time that is there and cannot be used would quietly cost its patient."""
+    values = [row[time] for row in table.rows.values() if row.get(time) is not None]
+    if other := sum(_days(value) is None for value in values):
+        raise ValueError(
+            f"{path}: column {time!r} holds {count_values(other)} other than a number of days"
         )
 
 

@@ -21,7 +21,7 @@ from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import Segmenter
 
-DESCRIPTION_VERSION = 2  # counts changes to masks and features that no setting shows
+DESCRIPTION_VERSION = 3  # counts changes to masks and features that no setting shows
 ENCODER_PREFIX = "encoder"  # names of pooled encoder features, see pool_encoder_features
 
 
@@ -62,6 +62,7 @@ class LesionDescriber:
         settings = (manifest.preprocessing, manifest.postprocessing, inference)
         key = digest(
             DESCRIPTION_VERSION,
+            manifest.region,
             {file: manifest.files[file] for file in manifest.segmentation.files},
             image_spacing_mm,
             *(s.model_dump(mode="json") for s in settings),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from hmvnet.case import CaseError
 from hmvnet.config import Settings
 from hmvnet.exits import UnfinishedError
 from hmvnet.files import digest
+from hmvnet.networks.registry import build_network
 from hmvnet.progress import track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.reading.images import read_geometry
@@ -27,9 +30,10 @@ from hmvnet.training.segmentation import (
     predict_labels,
     train_segmentation,
 )
+from hmvnet.writing.folder import write_optional
 
 BUNDLE = "bundle"
-EXAMPLES = 4
+EXAMPLES, CURVES = 4, "curves.png"
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,18 @@ def check_label_grids(patients: Sequence[Patient]) -> None:
         )
 
 
+def check_network(settings: Settings) -> None:
+    """What would only be found out after every patient was preprocessed.
+
+    Raises:
+        ValueError: an unknown network, options it does not take, or initial weights that are no
+            bundle.
+    """
+    build_network(settings.network.name, settings.network.options)
+    if settings.training.initial_weights:
+        load_bundle(Path(settings.training.initial_weights))
+
+
 def prepare_together(
     fabric: Fabric, settings: Settings, patients: Sequence[Patient], folder: Path, region: str = ""
 ) -> list[Prepared]:
@@ -134,8 +150,10 @@ def train_segmentation_bundle(
         UnfinishedError: ``stop`` said so before the last step.
     """
     plan = plan_folds(settings, folds)
+    check_network(settings)
     cache = cache or Path(settings.data.cache or run / "cache")
     networks, figures, minutes = {}, {}, 0.0
+    results: dict[Path, tuple[SegmentationRun, list[Prepared]]] = {}
     for fold in plan:
         folder = run / f"fold{fold.number}"
         fabric = make_fabric(folder, settings.training.precision)
@@ -152,8 +170,7 @@ def train_segmentation_bundle(
         networks[f"fold{fold.number}.safetensors"] = result.network.state_dict()
         figures[f"fold{fold.number}"] = dict(result.figures)
         minutes += result.history.seconds / 60
-        if fabric.global_rank == 0:
-            _draw(result, validation, settings, folder)
+        results[folder] = result, validation
     # What the initial weights were trained on, these networks have seen too.
     earlier = _seen_by(settings.training.initial_weights)
     manifest = Manifest(
@@ -183,6 +200,10 @@ def train_segmentation_bundle(
     )
     if fabric.global_rank == 0:
         write_bundle(run / BUNDLE, manifest, networks)
+        for folder, (result, validation) in results.items():  # what is optional comes last
+            draw = partial(_draw, result, validation, settings, folder)
+            for problem in write_optional({folder / CURVES: draw}).values():
+                print(f"warning: {problem}", file=sys.stderr)
     fabric.barrier()
     return run / BUNDLE
 
@@ -204,7 +225,7 @@ def _draw(
     """Curves of the training, and how the network does on a few validation patients."""
     from hmvnet.training.pictures import draw_examples, draw_history  # matplotlib only here
 
-    draw_history(result.history, folder / "curves.png")
+    draw_history(result.history, folder / CURVES)
     ensemble = one_network(result.network, settings, next(result.network.parameters()).device)
     examples = {
         case.patient_id: (

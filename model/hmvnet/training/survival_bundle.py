@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from sksurv.nonparametric import kaplan_meier_estimator
 
 from hmvnet.bundle import PrognosisPart, fingerprint, load_bundle, write_bundle
 from hmvnet.case import Outcomes
 from hmvnet.config import Settings
+from hmvnet.progress import print_notes
 from hmvnet.training.descriptions import load_described, outcomes_of
 from hmvnet.training.prognosis import cross_validate, fit, predict
 from hmvnet.training.segmentation_bundle import BUNDLE
@@ -23,7 +25,9 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     Raises:
         ValueError: as ``load_described``, or too few patients.
     """
-    bundle, options = load_bundle(weights), settings.prognosis
+    bundle, notes = load_bundle(weights).adjusted(settings)
+    print_notes(Console(stderr=True), notes)
+    options = settings.prognosis
     spacing, schema = options.image_spacing_mm, settings.clinical.record_schema
     described = load_described(bundle, settings.data, spacing, settings.inference, run)
     outcomes = outcomes_of(described)

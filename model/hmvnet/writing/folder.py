@@ -51,7 +51,8 @@ def write_folder(
         write_lesions(prediction, temporary / LESIONS)
     if not picture:
         return []
-    return write_optional({PICTURE: lambda: write_picture(prediction, folder / PICTURE)})
+    path = folder / PICTURE
+    return list(write_optional({path: lambda: write_picture(prediction, path)}).values())
 
 
 def write_picture(prediction: Prediction, path: Path) -> Path:
@@ -61,16 +62,19 @@ def write_picture(prediction: Prediction, path: Path) -> Path:
     return draw_prediction(prediction, path)
 
 
-def write_optional(writers: Mapping[str, Callable[[], object]]) -> list[str]:
-    """Call each writer; one that fails costs itself alone.
+def write_optional(writers: Mapping[Path, Callable[[], object]]) -> dict[Path, str]:
+    """Call each file's writer; one that fails costs itself alone.
+
+    A file of an earlier call is removed first: it is not to be taken for what could not be written.
 
     Returns:
-        One line for each that failed: its name and why.
+        A line for each file that could not be written, on why.
     """
-    failed = []
-    for name, write in writers.items():
+    failed = {}
+    for path, write in writers.items():
         try:
+            path.unlink(missing_ok=True)
             write()
-        except Exception as error:  # whatever it is, mask and risk are whole
-            failed.append(f"{name} not written: {type(error).__name__}: {error}")
+        except Exception as error:  # whatever it is, what is required is whole
+            failed[path] = f"{path.name} not written: {type(error).__name__}: {error}"
     return failed

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from hmvnet.case import GTVN, GTVP, SYNTHETIC, Grid
+from hmvnet.files import replacing
 from hmvnet.imaging.components import lesions_of
 
 if TYPE_CHECKING:
@@ -303,7 +304,7 @@ def draw_contours(axes: Axes, labels: np.ndarray, style: str = "solid") -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure to ``path``, whose folder is made where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    """Write the figure to ``path``, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI)
     return path

@@ -27,11 +27,11 @@ class Narrator:
         self.start = time.monotonic()
 
     def __call__(self, stage: str) -> None:
-        self.console.print(f"[dim]{time.monotonic() - self.start:6.1f} s[/]  {stage}")
+        self.console.print(f"[dim]{time.monotonic() - self.start:6.1f} s[/]  {escape(stage)}")
 
     def problem(self, text: str) -> None:
-        """Something that a person should know of, on standard error: results go the other way."""
-        print(f"warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
+        """Why there is no result, or not all of it; on standard error: results go the other way."""
+        print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
     def summary(
         self, prediction: Prediction, bundle: str, device: str, written: Iterable[Path]
@@ -51,7 +51,7 @@ class Narrator:
         for note in prediction.notes:
             self.console.print(f"[yellow]note[/] {escape(note)}")
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in prediction.timings.items())
-        self.console.print(f"[dim]bundle {bundle} on {device}; seconds: {stages}[/]")
+        self.console.print(f"[dim]bundle {escape(bundle)} on {device}; seconds: {stages}[/]")
         for path in written:
             self.console.print(f"wrote {escape(str(path))}", soft_wrap=True)
         self.console.print("[dim]Research software, not for clinical use.[/]")
