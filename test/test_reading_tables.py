@@ -7,7 +7,7 @@ import pytest
 
 from hmvnet.case import Outcome
 from hmvnet.reading.records import clean_scalar
-from hmvnet.reading.tables import read_outcome_table, read_tables
+from hmvnet.reading.tables import read_outcome_table, read_records, read_tables
 
 NAMES = {"patient": "id", "time": "RFS", "event": "Relapse"}
 
@@ -99,15 +99,22 @@ def test_the_table_of_the_higher_task_wins_where_it_says_something(tmp_path: Pat
         ("False", "10", Outcome(10.0, False)),
         ("", "10", None),
         ("1", "", None),
-        ("1", "long", None),
         ("unknown", "10", None),
-        ("1", "-3", None),
     ],
 )
 def test_outcomes_beside_the_patients(tmp_path: Path, event: str, days: str, outcome) -> None:
     (tmp_path / "a.csv").write_text(f"PatientID,RFS,Relapse\nA-1,{days},{event}\n")
     record, found = read_tables(tmp_path)["A-1"]
     assert found == outcome and not record.values
+
+
+@pytest.mark.parametrize("days", ["long", "-3", "12 months"])
+def test_a_time_that_is_no_number_of_days_is_refused(tmp_path: Path, days: str) -> None:
+    """Left out without a word it would cost its patient."""
+    (tmp_path / "a.csv").write_text(f"PatientID,RFS,Relapse\nA-1,10,1\nA-2,{days},0\n")
+    with pytest.raises(ValueError, match=r"a.csv: column 'RFS' holds 1 value other than a number"):
+        read_tables(tmp_path)
+    assert set(read_records(tmp_path)) == {"A-1", "A-2"}
 
 
 @pytest.mark.parametrize("code", ["2", "-1", "perhaps"])
