@@ -79,7 +79,7 @@ def test_fingerprint_does_not_name_the_patient():
 
 @pytest.fixture
 def served(tiny_bundle, tmp_path):
-    """A server on this machine with a bundle's archive; gives its URL, hash and what was asked."""
+    """A local server of a bundle's archive: its URL, its hash, what was asked of it, its folder."""
     folder = tmp_path / "served"
     folder.mkdir()
     with tarfile.open(folder / "model.tar.gz", "w:gz") as archive:
@@ -97,13 +97,13 @@ def served(tiny_bundle, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/model.tar.gz"
-    yield url, sha256(folder / "model.tar.gz"), asked
+    yield url, sha256(folder / "model.tar.gz"), asked, folder
     server.shutdown()
     server.server_close()
 
 
 def test_a_bundle_from_a_url_is_fetched_once(served, tmp_path, tiny_bundle):
-    url, known, asked = served
+    url, known, asked, _ = served
     for _ in range(2):
         folder = fetch_bundle(f"{url}#sha256={known}", tmp_path / "cache")
         assert load_bundle(folder).manifest == load_bundle(tiny_bundle).manifest
@@ -112,7 +112,7 @@ def test_a_bundle_from_a_url_is_fetched_once(served, tmp_path, tiny_bundle):
 
 
 def test_a_url_without_its_hash_is_refused_before_anything_is_asked(served):
-    url, known, asked = served
+    url, known, asked, _ = served
     for address in (url, f"{url}#sha256=abc", f"{url}#md5={known}"):
         with pytest.raises(WeightsError, match="expected <URL>#sha256="):
             find_bundle(address)
@@ -120,7 +120,7 @@ def test_a_url_without_its_hash_is_refused_before_anything_is_asked(served):
 
 
 def test_a_download_of_another_hash_is_refused(served, tmp_path):
-    url, _, _ = served
+    url, _, _, _ = served
     with pytest.raises(WeightsError, match="hash"):
         fetch_bundle(f"{url}#sha256={'0' * 64}", tmp_path / "cache")
     with pytest.raises(WeightsError, match="nothing_there"):
@@ -138,3 +138,18 @@ def test_settings_given_explicitly_take_the_place_of_the_bundles(tiny_bundle):
     assert len(notes) == 2 and all("the bundle's is" in note for note in notes)
     same, notes = bundle.adjusted(load_settings(None))
     assert same.manifest == bundle.manifest and notes == ()
+
+
+def test_an_archive_without_a_bundle_is_refused_and_not_kept(served, tmp_path):
+    url, _, _, folder = served
+    for name, words in (
+        ("empty.tar", b""),
+        ("cut.tar.gz", b"\x1f\x8b\x08\x00cut"),
+        ("a.zip", b"PK"),
+    ):
+        file = folder / name
+        file.write_bytes(words)
+        address = f"{url.rpartition('/')[0]}/{name}#sha256={sha256(file)}"
+        with pytest.raises(WeightsError, match="not an archive of a bundle"):
+            fetch_bundle(address, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 
@@ -196,3 +197,36 @@ def test_a_task_of_the_environment_that_is_none(
     monkeypatch.setenv("HMVNET_TASK", value)
     assert run(write_case(), tmp_path / "output", tiny_bundle) == Exit.REFUSED
     assert "HMVNET_TASK is" in last_error_line(capfd)
+
+
+@pytest.mark.parametrize(
+    "place", ["input/ehr.json", f"output/{RISK_PATH}", "output/images", "mine"]
+)
+def test_a_report_never_takes_the_place_of_something_else(
+    write_case, tmp_path, tiny_bundle, capfd, place
+):
+    folder = write_case()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "output" / "images").mkdir(parents=True)
+    before = (folder / "ehr.json").read_text()
+    words = ("--report", str(tmp_path / place))
+    assert run(folder, tmp_path / "output", tiny_bundle, *words) == Exit.REFUSED
+    assert "required output" in last_error_line(capfd)
+    assert (folder / "ehr.json").read_text() == before and (tmp_path / "mine").is_dir()
+
+
+@pytest.mark.parametrize("close", ["| head -1", ">&-"])
+def test_whoever_reads_along_may_go(write_case, tmp_path, tiny_bundle, close):
+    command = [sys.executable, str(ROOT / "process.py"), "--input", str(write_case())]
+    command += ["--output", str(tmp_path / "out"), "--weights", str(tiny_bundle)]
+    subprocess.run(["bash", "-c", f"{shlex.join(command)} {close}"], capture_output=True)
+    assert files_in(tmp_path / "out") == [str(MASK_PATH), str(RISK_PATH)]
+
+
+def test_an_output_that_cannot_hold_a_character_costs_nothing(write_case, tmp_path, tiny_bundle):
+    command = [sys.executable, str(ROOT / "process.py"), "--input", str(write_case())]
+    command += ["--output", str(tmp_path / "ä"), "--weights", str(tiny_bundle), "--task", "2"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert files_in(tmp_path / "ä") == [str(RISK_PATH)]

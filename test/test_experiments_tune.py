@@ -1,3 +1,5 @@
+from shutil import copytree
+
 import numpy as np
 import pytest
 from conftest import CT_GRID, ball, tensors_of, write_patient
@@ -5,6 +7,7 @@ from rich.console import Console
 
 from hmvnet.bundle import fingerprint, load_bundle, write_bundle
 from hmvnet.config import PostprocessingSettings, Settings
+from hmvnet.exits import RefusedError
 from hmvnet.experiments.tune import Kept, search, tune
 
 
@@ -21,6 +24,13 @@ def test_postprocessing_is_tuned_on_unseen_patients_only(tiny_bundle, tmp_path):
     folder = write_bundle(tmp_path / "known", known, tensors_of(tuned))
     with pytest.raises(ValueError, match="trained on A-1"):
         tune(wanted, folder, tmp_path / "run2", 0, quiet)
+
+
+def test_a_tuned_bundle_does_not_take_the_place_of_its_source(tiny_bundle, tmp_path):
+    source = copytree(tiny_bundle, tmp_path / "bundle")
+    with pytest.raises(RefusedError, match="another --run"):
+        tune(Settings(), source, tmp_path, 0, Console(quiet=True))
+    assert load_bundle(source).manifest.prognosis
 
 
 def test_tuning_finds_the_threshold_that_fits():

@@ -49,6 +49,15 @@ def test_a_failed_folder_leaves_what_was_there(tmp_path):
     assert names(path) == ["old"] and names(tmp_path) == ["bundle"]
 
 
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    path = tmp_path / "data"
+    path.mkdir()
+    (path / "old").write_text("old")
+    with pytest.raises(IsADirectoryError, match="a folder is there"):
+        write_text("report", path)
+    assert names(path) == ["old"] and names(tmp_path) == ["data"]
+
+
 def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "a"):
         pass

@@ -76,6 +76,7 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path, write_case):
         find_sources([ct])
     with pytest.raises(RefusedError, match="expected one folder, or a CT file and a PET file"):
         find_sources([ct, ct, ct])
+    (tmp_path / "ehr.json").write_text("{}")
     with pytest.raises(RefusedError, match="--record goes with a CT and a PET"):
         find_sources([write_case()], tmp_path / "ehr.json")
     (tmp_path / "empty").mkdir()
@@ -120,3 +121,30 @@ def test_a_damaged_record_is_refused_where_a_risk_is_wanted(write_case):
 
 def test_the_platforms_own_input_folder_has_a_name():
     assert ChallengeFolder(Path("/input")).patient_id == "input"
+
+
+def test_a_ct_called_ct_is_named_after_its_folder(tmp_path):
+    """Two patients' CT.nii.gz would otherwise be one patient."""
+    pet = write(tmp_path / "p.mha", tiny_pet())
+    for name in ("a", "b"):
+        ct = write(tmp_path / name / "CT.nii.gz", tiny_ct())
+        assert find_sources([ct, pet])[0].patient_id == name
+
+
+def test_one_file_twice_is_refused(tmp_path):
+    ct = write(tmp_path / "ct.mha", tiny_ct())
+    with pytest.raises(RefusedError, match="as CT and as PET"):
+        find_sources([ct, ct])
+
+
+@pytest.mark.parametrize(
+    ("layout", "pet"), [("plain", "A-1__PT.nii.gz"), ("nnunet", "A-1_0001.nii.gz")]
+)
+def test_a_patient_without_pet_is_refused_alone(tmp_path, layout, pet):
+    for name in ("A-1", "A-2"):
+        write_patient(tmp_path, name, layout)
+    next(tmp_path.rglob(pet)).unlink()
+    first, second = find_sources([tmp_path])
+    with pytest.raises(CaseError, match="image file not found"):
+        first.read()
+    assert second.read().patient_id == "A-2"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -215,6 +216,7 @@ def fetch_bundle(address: str, cache: Path | None = None) -> Path:
     import pooch
 
     url, _, known = address.partition("#sha256=")
+    known = known.lower()
     if not re.fullmatch(r"[0-9a-f]{64}", known):
         raise WeightsError(
             f"{url}: expected <URL>#sha256=<64 hexadecimal digits>; nothing is downloaded without "
@@ -222,8 +224,9 @@ def fetch_bundle(address: str, cache: Path | None = None) -> Path:
         )
     cache = cache or pooch.os_cache("hmvnet")
     folder = cache / known
-    if (folder / UNPACKED).is_file():
+    if (folder / UNPACKED).is_file() and _manifests(folder):
         return folder
+    pooch.get_logger().setLevel("WARNING")
     with TemporaryDirectory() as scratch:
         try:
             archive = pooch.retrieve(url, f"sha256:{known}", path=scratch, progressbar=False)
@@ -233,9 +236,16 @@ def fetch_bundle(address: str, cache: Path | None = None) -> Path:
             with replacing(folder) as temporary, tarfile.open(archive) as tar:
                 tar.extractall(temporary, filter="data")
                 (temporary / UNPACKED).touch()
-        except (OSError, EOFError, tarfile.TarError) as error:
+                if not _manifests(temporary):
+                    raise tarfile.TarError(f"no {MANIFEST} in it")
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             raise WeightsError(f"{url}: not an archive of a bundle: {error}") from error
     return folder
+
+
+def _manifests(folder: Path) -> list[Path]:
+    """The manifests of a folder and of those in it."""
+    return [*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}")]
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -282,6 +292,16 @@ def write_bundle(
             hashes[name] = sha256(data)
         _write_manifest(manifest.model_copy(update={"files": hashes}), temporary)
     return folder
+
+
+def check_other(target: Path, source: Path) -> None:
+    """A bundle made of another is not to take its place.
+
+    Raises:
+        RefusedError: they are one folder.
+    """
+    if target.resolve() == source.resolve():
+        raise RefusedError(f"{target} is the bundle that a new one is to be made of: another --run")
 
 
 def add_file(folder: Path, name: str) -> None:

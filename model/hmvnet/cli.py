@@ -164,7 +164,7 @@ def predict(
         on_patient=tell,
         on_failure=lambda name, why: narrator.problem(f"{name}: {why}"),
     )
-    if not alone:
+    if not alone or result.skipped:
         counts = {
             "predicted": result.done,
             "there already": result.skipped,
@@ -329,7 +329,9 @@ def export(
 def phantom(
     root: Annotated[Path, typer.Argument(help="folder to write the cohort to")],
     count: Annotated[int, typer.Option(min=1, help="patients")] = 20,
-    seed: Annotated[int, typer.Option(help="the cohort is a function of seed and settings")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="the cohort is a function of seed and settings")
+    ] = 0,
     whole_body: Annotated[
         bool, typer.Option(help="vertex to thigh instead of head and neck")
     ] = False,
@@ -451,9 +453,12 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str] | None) -> int:
     command = typer.main.get_command(app)
     try:
-        return command(arguments, prog_name="hmvnet", standalone_mode=False) or Exit.OK
-    except typer.Abort:
-        raise KeyboardInterrupt from None
+        code = command(arguments, prog_name="hmvnet", standalone_mode=False) or Exit.OK
+        if code == Exit.INTERRUPTED:
+            raise KeyboardInterrupt
+        return code
+    except typer.Abort as abort:  # typer's for Ctrl-C, and for a file that ends too early
+        raise (abort.__cause__ or abort.__context__ or KeyboardInterrupt()) from None
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:

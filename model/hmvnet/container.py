@@ -22,7 +22,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--input", type=Path, default=Path("/input"), help="input folder")
     parser.add_argument("--output", type=Path, default=Path("/output"), help="output folder")
     parser.add_argument(
-        "--weights", type=Path, help="bundle (default: /opt/ml/model, then weights/)"
+        "--weights", help="bundle: folder or URL#sha256=... (default: /opt/ml/model, then weights/)"
     )
     parser.add_argument("--task", choices=TASKS, default=os.environ.get("HMVNET_TASK", "both"))
     parser.add_argument("--device", default=os.environ.get("HMVNET_DEVICE", "auto"))
@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> Exit:
 
     if options.task not in TASKS:  # argparse does not check what the environment says
         raise RefusedError(f"HMVNET_TASK is '{options.task}', expected one of {', '.join(TASKS)}")
+    _check_places(options)
     say = Narrator()
     wants_risk = options.task in ("2", "both")
     with OutputFolder(options.output) as output:
@@ -81,6 +82,21 @@ def run(options: argparse.Namespace) -> Exit:
     for problem in problems.values():
         say.problem(problem)
     return Exit.INCOMPLETE if problems else Exit.OK
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """What is optional must not be written over an input or a required output."""
+    from hmvnet.writing.challenge import MASK_PATH, RISK_PATH
+
+    taken = [options.output / MASK_PATH, options.output / RISK_PATH]
+    for path in (options.report, options.picture):
+        if path is None:
+            continue
+        inside = path.resolve().is_relative_to(options.input.resolve())
+        if inside or path.is_dir() or path.resolve() in [place.resolve() for place in taken]:
+            raise RefusedError(
+                f"{path} is an input, a folder or a required output: name a new file"
+            )
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:

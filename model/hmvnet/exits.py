@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import threading
@@ -40,6 +41,7 @@ def ending(
         refusals: exceptions that speak of the input or the settings. Any other is a fault of ours:
             its traceback comes before the line.
     """
+    _ready_streams()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -52,9 +54,22 @@ def ending(
         return _say("error: out of memory: this needs more than the machine allows", Exit.FAULT)
     except KeyboardInterrupt:
         return _say("error: interrupted", Exit.INTERRUPTED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"error: {where}{error.strerror or error}", Exit.FAULT)
     except Exception as error:
         traceback.print_exc()
         return _say(f"error: {type(error).__name__}: {error}", Exit.FAULT)
+
+
+def _ready_streams() -> None:
+    """What is said must not cost the work: closed streams and characters they cannot hold."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, io.StringIO())
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _terminate(signum: int, frame: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -32,6 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
+        if path.is_dir() and not temporary.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder is there, expected a file", str(path))
         if path.is_dir():  # a folder cannot be renamed over one that holds something
             old = path.with_name(f".old-{mark}.{path.name}")
             os.replace(path, old)

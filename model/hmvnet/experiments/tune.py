@@ -18,7 +18,7 @@ import SimpleITK as sitk
 import torch
 from rich.console import Console
 
-from hmvnet.bundle import load_bundle, write_bundle
+from hmvnet.bundle import check_other, load_bundle, write_bundle
 from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
 from hmvnet.imaging.resample import labels_onto
@@ -57,6 +57,7 @@ def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Cons
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
     print_notes(console, notes)
+    check_other(run / BUNDLE, weights)
     patients = find_patients(settings.data.root)[: limit or None]
     if known := bundle.seen_among(p.patient_id for p in patients):
         raise ValueError(

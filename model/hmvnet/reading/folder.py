@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,19 +116,24 @@ def find_scans(root: Path) -> list[Patient]:
     records = read_records(root)
     return [
         replace(patient, label=None, record=records.get(patient.patient_id, ClinicalRecord()))
-        for patient in _find(root)
+        for patient in _find(root, whole=False)
     ]
 
 
-def _find(root: Path) -> list[Patient]:
-    """The patients of a folder in any layout, sorted by id, without what tables say of them."""
+def _find(root: Path, whole: bool = True) -> list[Patient]:
+    """The patients of a folder in any layout, sorted by id, without what tables say of them.
+
+    Args:
+        whole: whether a patient with only one of CT and PET is an error here; it is when read.
+    """
     if not root.is_dir():
         raise ValueError(f"data folder '{root}' does not exist")
     base = next((root / n for n in ("Task 1", "Task_1", "Task1") if (root / n).is_dir()), root)
     folders = [base / name for name in IMAGE_FOLDERS if (base / name).is_dir()]
     if root.name in IMAGE_FOLDERS:
         folders.insert(0, root)
-    patients = _from_image_folder(folders[0]) if folders else _from_patient_folders(base)
+    find = partial(_from_image_folder, folders[0]) if folders else partial(_from_folders, base)
+    patients = find(whole)
     if not patients:
         raise ValueError(
             f"data folder '{root}' holds no patients: expected <ID>/<ID>__CT.nii.gz with __PT, or "
@@ -136,7 +142,7 @@ def _find(root: Path) -> list[Patient]:
     return sorted(patients, key=lambda p: p.patient_id)
 
 
-def _from_patient_folders(base: Path) -> list[Patient]:
+def _from_folders(base: Path, whole: bool) -> list[Patient]:
     patients = []
     for folder in sorted(p for p in base.iterdir() if p.is_dir()):
         name = folder.name
@@ -144,21 +150,23 @@ def _from_patient_folders(base: Path) -> list[Patient]:
         pet = _image(folder, f"{name}__PT")
         if ct is None and pet is None:
             continue
-        if ct is None or pet is None:
+        if whole and (ct is None or pet is None):
             raise ValueError(f"patient {name}: {'CT' if ct is None else 'PET'} image is missing")
+        ct, pet = ct or folder / f"{name}__CT.nii.gz", pet or folder / f"{name}__PT.nii.gz"
         patients.append(Patient(name, ct, pet, _image(folder, name)))
     return patients
 
 
-def _from_image_folder(images: Path) -> list[Patient]:
+def _from_image_folder(images: Path, whole: bool) -> list[Patient]:
     labels = images.with_name(images.name.replace("images", "labels"))
     patients = []
     for ending, pet_ending in (("__CT", "__PT"), ("_0000", "_0001")):
         for ct in sorted(images.glob(f"*{ending}.nii*")):
             name = ct.name.split(".nii")[0].removesuffix(ending)
             pet = _image(images, name + pet_ending)
-            if pet is None:
+            if whole and pet is None:
                 raise ValueError(f"patient {name}: PET image is missing")
+            pet = pet or images / f"{name}{pet_ending}.nii.gz"
             patients.append(Patient(name, ct, pet, _image(labels, name)))
     return patients
 

@@ -60,6 +60,8 @@ class Pair:
         name = name[: len(name) - len(suffix)]
         for ending in CT_ENDINGS:
             name = name.removesuffix(ending)
+        if name.lower() in ("", "ct"):  # the folder is what tells such files apart
+            name = self.ct.resolve().parent.name
         return name or "patient"
 
     def read(self) -> Case:
@@ -87,9 +89,12 @@ def find_sources(
     Raises:
         RefusedError: it is none of these; says what was found and what was expected.
     """
-    if absent := [str(path) for path in inputs if not path.exists()]:
+    given = [*inputs, *([record] if record else [])]
+    if absent := [str(path) for path in given if not path.exists()]:
         raise RefusedError(f"{absent[0]}: no such file or folder")
     if len(inputs) == 2 and all(path.is_file() for path in inputs):
+        if inputs[0].samefile(inputs[1]):
+            raise RefusedError(f"{inputs[0]} is given as CT and as PET, expected two files")
         return [Pair(inputs[0], inputs[1], record)]
     if len(inputs) != 1 or not inputs[0].is_dir():
         raise RefusedError(

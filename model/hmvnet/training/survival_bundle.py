@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from sksurv.nonparametric import kaplan_meier_estimator
 
-from hmvnet.bundle import PrognosisPart, fingerprint, load_bundle, write_bundle
+from hmvnet.bundle import PrognosisPart, check_other, fingerprint, load_bundle, write_bundle
 from hmvnet.case import Outcomes
 from hmvnet.config import Settings
 from hmvnet.progress import print_notes
@@ -26,6 +26,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
         ValueError: as ``load_described``, or too few patients.
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
+    check_other(run / BUNDLE, weights)
     print_notes(Console(stderr=True), notes)
     options = settings.prognosis
     spacing, schema = options.image_spacing_mm, settings.clinical.record_schema

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,16 +21,30 @@ from hmvnet.pipeline import Prediction
 STRONGEST = 5  # contributions to the risk that the summary names
 
 
+class _Listened(Console):
+    """Goes quiet when who read along has gone: that must not cost the result."""
+
+    def on_broken_pipe(self) -> None:
+        with suppress(SystemExit):  # rich would leave
+            super().on_broken_pipe()
+
+
 class Narrator:
     """Says on standard output which stage runs, and ends with a summary."""
 
     def __init__(self) -> None:
         # The platform's log is no terminal and has no width.
-        self.console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+        self.console = _Listened(width=None if sys.stdout.isatty() else 100, highlight=False)
         self.start = time.monotonic()
 
+    def _print(self, *words: object, **options: Any) -> None:
+        try:
+            self.console.print(*words, **options)
+        except OSError:  # a full disk under a log, say
+            self.console.file = io.StringIO()
+
     def __call__(self, stage: str) -> None:
-        self.console.print(f"[dim]{time.monotonic() - self.start:6.1f} s[/]  {escape(stage)}")
+        self._print(f"[dim]{time.monotonic() - self.start:6.1f} s[/]  {escape(stage)}")
 
     def problem(self, text: str) -> None:
         """Why there is no result, or not all of it; on standard error: results go the other way."""
@@ -38,23 +55,23 @@ class Narrator:
     ) -> None:
         """Lesion table, risk, notes, timings, and where the outputs are."""
         if prediction.lesions:
-            self.console.print(_table(prediction.lesions))
+            self._print(_table(prediction.lesions))
         if risk := prediction.risk:
             by_branch = ", ".join(f"{name} {value:+.2f}" for name, value in risk.branches.items())
-            self.console.print(
+            self._print(
                 f"RFS risk {risk.value:+.3f} (higher = earlier recurrence), above "
                 f"{risk.quantile:.0%} of the training patients; by branch: {by_branch}"
             )
             if strongest := risk.contributions[:STRONGEST]:
                 moved = ", ".join(f"{c.name} {c.value:+.3f}" for c in strongest)
-                self.console.print(f"moved most by: {moved}")
+                self._print(f"moved most by: {moved}")
         for note in prediction.notes:
-            self.console.print(f"[yellow]note[/] {escape(note)}")
+            self._print(f"[yellow]note[/] {escape(note)}")
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in prediction.timings.items())
-        self.console.print(f"[dim]bundle {escape(bundle)} on {device}; seconds: {stages}[/]")
+        self._print(f"[dim]bundle {escape(bundle)} on {device}; seconds: {stages}[/]")
         for path in written:
-            self.console.print(f"wrote {escape(str(path))}", soft_wrap=True)
-        self.console.print("[dim]Research software, not for clinical use.[/]")
+            self._print(f"wrote {escape(str(path))}", soft_wrap=True)
+        self._print("[dim]Research software, not for clinical use.[/]")
 
 
 def _table(lesions: Sequence[Lesion]) -> Table:
