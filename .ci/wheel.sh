@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the wheel, installs it with its base alone into an environment of its own, and uses it from
-# an empty folder: help, settings, a prediction with the shipped weights, the Python call.
+# an empty folder: help, settings, a prediction with the shipped weights, the Python call; then, with
+# the extra 'train', an evaluation.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,14 +17,18 @@ say "built $(basename "$wheel"), $(($(wc -c < "$wheel") / 1000000)) MB"
 python=${PYTHON:-.venv/bin/python}
 "$python" -m venv "$scratch/venv"
 "$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check "${TORCH:-torch==2.13.0}"
-"$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --constraint constraints.txt --only-binary :all: "$wheel"
+install() {
+    "$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --constraint "$root/constraints.txt" --only-binary :all: "$1"
+}
+install "$wheel"
 say "installed"
 mkdir "$scratch/empty"
 cd "$scratch/empty"
 hmvnet=$scratch/venv/bin/hmvnet
 "$hmvnet" --version
-"$hmvnet" --help > /dev/null
+TIMEFORMAT='--help: %R s, %U s of them CPU'
+time "$hmvnet" --help > /dev/null
 "$hmvnet" settings > settings.xml
 cmp settings.xml "$root/model/config.xml"
 case=$root/test/cases/phantom-1
@@ -46,4 +51,8 @@ print(result.save("again"), [lesion.label for lesion in result.lesions], result.
 END
 if "$hmvnet" segmentation train data.root=nowhere 2> needs.txt; then exit 1; fi
 grep -q "extra 'train'" needs.txt || { cat needs.txt; exit 1; }
+install "$wheel[train]"
+"$hmvnet" phantom cohort --count 1 > log.txt 2>&1 || { cat log.txt; exit 1; }
+"$hmvnet" segmentation eval data.root=cohort --run eval > log.txt 2>&1 || { cat log.txt; exit 1; }
+tail -n 12 log.txt
 say "passed"
