@@ -80,6 +80,13 @@ def test_two_images_in_one_socket(write_case):
         read_case(root)
 
 
+def test_companions_of_a_mac_are_no_images(write_case):
+    root = write_case()
+    for file in [p for p in root.rglob("*.mha")]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7\xff")
+    assert read_case(root).ct.GetSize() == tiny_ct().GetSize()
+
+
 def test_link_that_leaves_the_input_folder(write_case, tmp_path):
     root = write_case(ct=None)
     sitk.WriteImage(tiny_ct(), str(tmp_path / "outside.mha"))

@@ -3,7 +3,7 @@ import pytest
 from conftest import tiny_label, write_patient
 
 from hmvnet.case import CaseError
-from hmvnet.reading.folder import find_patients
+from hmvnet.reading.folder import find_patients, find_scans
 
 
 @pytest.mark.parametrize("layout", ["2025", "plain", "2022", "nnunet"])
@@ -53,3 +53,22 @@ def test_label_with_other_values_is_refused(tmp_path):
     write_patient(tmp_path, "A-1", label=tiny_label() * 3)
     with pytest.raises(CaseError, match="label values"):
         find_patients(tmp_path)[0].read()
+
+
+@pytest.mark.parametrize("layout", ["2025", "plain", "2022", "nnunet"])
+def test_names_that_start_with_a_dot_are_nobodys(tmp_path, layout):
+    write_patient(tmp_path, "A-1", layout)
+    (tmp_path / "table.csv").write_text("PatientID,Age\nA-1,60\n")
+    for file in [p for p in tmp_path.rglob("*") if p.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7\xff")
+    assert [p.patient_id for p in find_patients(tmp_path)] == ["A-1"]
+    assert [p.patient_id for p in find_scans(tmp_path)] == ["A-1"]
+
+
+def test_a_record_found_without_leading_zeros_is_said_with_the_case(tmp_path):
+    write_patient(tmp_path, "007", "plain")
+    (tmp_path / "table.csv").write_text("PatientID,Age\n7,60\n")
+    for (patient,) in (find_patients(tmp_path), find_scans(tmp_path)):
+        case = patient.read()
+        assert case.record.values == {"Age": 60.0}
+        assert "table.csv: the row of '7' is used" in case.notes

@@ -238,3 +238,19 @@ def test_hecktor_schema_survives_json() -> None:
 def test_malformed_schema_is_named(raw: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClinicalSchema.from_dict(raw)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+def test_a_record_in_another_encoding_is_read(tmp_path, encoding):
+    path = tmp_path / "ehr.json"
+    path.write_bytes('{"Age": 63, "Town": "K\u00f6ln"}'.encode(encoding))
+    record, notes = read_health_record(path)
+    assert dict(record.values) == {"Age": 63.0, "Town": "K\u00f6ln"}
+    assert len(notes) == (encoding != "utf-8-sig") and all("expected UTF-8" in n for n in notes)
+
+
+def test_a_record_of_no_text_is_refused(tmp_path):
+    path = tmp_path / "ehr.json"
+    path.write_bytes(b"\0\5\x16\7 Mac OS X \xff")
+    with pytest.raises(CaseError, match=r"ehr.json: not readable as text"):
+        read_health_record(path)

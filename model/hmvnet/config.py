@@ -298,8 +298,8 @@ class ClinicalSettings(_Section):
     event: str = Field(
         "Relapse",
         min_length=1,
-        description="Column of the tables that says whether there was one: 0/1, yes/no or "
-        "true/false.",
+        description="Column of the tables that says whether there was one: 0/1, yes/no, "
+        "true/false or dead/alive.",
     )
     follow_up: str = Field(
         "",

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         _remove(temporary)
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """Sorted, without names that start with a dot: a Mac's companions, half-written files."""
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def write_text(text: str, path: Path) -> None:

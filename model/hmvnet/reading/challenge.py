@@ -14,6 +14,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from hmvnet.case import Case, CaseError, ClinicalRecord
+from hmvnet.files import visible
 from hmvnet.reading.images import SUFFIXES, has_image_suffix, read_image
 from hmvnet.reading.records import read_health_record, read_json
 
@@ -100,7 +101,7 @@ def _read_socket_image(root: Path, relative: Path) -> tuple[sitk.Image, tuple[st
     folder = root / relative
     files = [folder] if folder.is_file() else []
     if folder.is_dir():
-        files = sorted(p for p in folder.iterdir() if p.is_file() and has_image_suffix(p))
+        files = [p for p in visible(folder.iterdir()) if p.is_file() and has_image_suffix(p)]
     if not files:
         raise CaseError(f"no image in {relative}: expected one file ({', '.join(SUFFIXES)})")
     if len(files) > 1:

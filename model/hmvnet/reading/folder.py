@@ -7,6 +7,7 @@ HECKTOR 2022 and nnU-Net (``imagesTr``/``labelsTr``), with or without the outcom
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Outcome
+from hmvnet.files import visible
 from hmvnet.reading.images import read_image
-from hmvnet.reading.tables import read_records, read_tables
+from hmvnet.reading.tables import Known, read_records, read_tables
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")  # with labelsTr, labelsTs beside them
 
@@ -31,6 +33,7 @@ class Patient:
     label: Path | None = None
     record: ClinicalRecord = field(default_factory=ClinicalRecord)
     outcome: Outcome | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def centre(self) -> str:
@@ -66,7 +69,7 @@ class Patient:
                 record=self.record,
                 truth=truth,
                 outcome=self.outcome,
-                notes=(*notes, *notes2),
+                notes=(*self.notes, *notes, *notes2),
             )
         except CaseError as error:
             raise CaseError(f"patient {self.patient_id}: {error}") from error
@@ -85,7 +88,7 @@ def find_patients(root: Path | str, *, need_labels: bool = True) -> list[Patient
 
     Raises:
         ValueError: no folder is given, it is missing, holds no patients in a known layout, or (with
-            ``need_labels``) patients without a label; the message names them.
+            ``need_labels``) patients without a label; the message names them. As ``read_tables``.
     """
     if not str(root):
         raise ValueError("no data folder: say data.root=DIR, or in a settings file (--config)")
@@ -94,12 +97,8 @@ def find_patients(root: Path | str, *, need_labels: bool = True) -> list[Patient
     unlabelled = [p.patient_id for p in patients if p.label is None]
     if need_labels and unlabelled:
         raise ValueError(f"{len(unlabelled)} patients without a label: {', '.join(unlabelled[:5])}")
-    known, nothing = read_tables(root), (ClinicalRecord(), None)
-    joined = []
-    for patient in patients:
-        record, outcome = known.get(patient.patient_id, nothing)
-        joined.append(replace(patient, record=record, outcome=outcome))
-    return joined
+    known = read_tables(root, [patient.patient_id for patient in patients])
+    return [_joined(patient, known) for patient in patients]
 
 
 def find_scans(root: Path) -> list[Patient]:
@@ -113,11 +112,15 @@ def find_scans(root: Path) -> list[Patient]:
     both = [name for name in IMAGE_FOLDERS if (root / name).is_dir()]
     if len(both) > 1:
         raise ValueError(f"'{root}' holds {' and '.join(both)}: name one of them")
-    records = read_records(root)
-    return [
-        replace(patient, label=None, record=records.get(patient.patient_id, ClinicalRecord()))
-        for patient in _find(root, whole=False)
-    ]
+    patients = _find(root, whole=False)
+    known = read_records(root, [patient.patient_id for patient in patients])
+    return [replace(_joined(patient, known), label=None) for patient in patients]
+
+
+def _joined(patient: Patient, known: Mapping[str, Known]) -> Patient:
+    """A patient with what the tables say of it."""
+    found = known.get(patient.patient_id, Known())
+    return replace(patient, record=found.record, outcome=found.outcome, notes=found.notes)
 
 
 def _find(root: Path, whole: bool = True) -> list[Patient]:
@@ -144,7 +147,7 @@ def _find(root: Path, whole: bool = True) -> list[Patient]:
 
 def _from_folders(base: Path, whole: bool) -> list[Patient]:
     patients = []
-    for folder in sorted(p for p in base.iterdir() if p.is_dir()):
+    for folder in visible(p for p in base.iterdir() if p.is_dir()):
         name = folder.name
         ct = _image(folder, f"{name}__CT")
         pet = _image(folder, f"{name}__PT")
@@ -161,7 +164,7 @@ def _from_image_folder(images: Path, whole: bool) -> list[Patient]:
     labels = images.with_name(images.name.replace("images", "labels"))
     patients = []
     for ending, pet_ending in (("__CT", "__PT"), ("_0000", "_0001")):
-        for ct in sorted(images.glob(f"*{ending}.nii*")):
+        for ct in visible(images.glob(f"*{ending}.nii*")):
             name = ct.name.split(".nii")[0].removesuffix(ending)
             pet = _image(images, name + pet_ending)
             if whole and pet is None:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hmvnet.case import CaseError, ClinicalRecord
+from hmvnet.reading.text import decode
 
 # In lower case. The second line is what pandas takes for missing when it reads a CSV file, so that
 # a cell and a JSON value mean the same.
@@ -44,7 +45,7 @@ _JSON_KINDS = {
 
 
 def read_health_record(path: Path) -> tuple[ClinicalRecord, tuple[str, ...]]:
-    """An ``ehr.json``, tolerant of trailing commas, NaN and a byte-order mark (with a note).
+    """An ``ehr.json``, tolerant of trailing commas, NaN and other encodings (with a note).
 
     Raises:
         CaseError: the file is missing, not text, or not a JSON object.
@@ -55,10 +56,10 @@ def read_health_record(path: Path) -> tuple[ClinicalRecord, tuple[str, ...]]:
 
 
 def read_json(path: Path, max_bytes: int = 1 << 20) -> tuple[object, tuple[str, ...]]:
-    """JSON of a bounded file; trailing commas are dropped with a note.
+    """JSON of a bounded file; trailing commas and encodings other than UTF-8 are noted.
 
     Raises:
-        CaseError: missing, too large, not UTF-8 or not JSON.
+        CaseError: missing, too large, not text or not JSON.
     """
     try:
         size = path.stat().st_size
@@ -67,15 +68,16 @@ def read_json(path: Path, max_bytes: int = 1 << 20) -> tuple[object, tuple[str, 
     if size > max_bytes:
         raise CaseError(f"{path.name}: {size} bytes, expected at most {max_bytes}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CaseError(f"{path.name}: not readable as UTF-8 text") from error
+        text, encoding = decode(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CaseError(f"{path.name}: {error}") from error
+    notes = () if encoding == "utf-8" else (f"{path.name}: read as {encoding}, expected UTF-8",)
     try:
-        return json.loads(text), ()
+        return json.loads(text), notes
     except (json.JSONDecodeError, RecursionError) as error:
         repaired = _drop_trailing_commas(text)
         try:
-            return json.loads(repaired), (f"{path.name}: trailing comma dropped",)
+            return json.loads(repaired), (*notes, f"{path.name}: trailing comma dropped")
         except (json.JSONDecodeError, RecursionError):
             where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nesting"
             raise CaseError(f"{path.name}: not valid JSON ({where})") from error

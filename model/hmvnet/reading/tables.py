@@ -1,25 +1,41 @@
 """CSV tables of health records and outcomes to records.
 
-A cell is cleaned as a value of a JSON record is, by ``hmvnet.reading.records.parse_record``.
+A table may come from any spreadsheet: UTF-8, UTF-16 or Latin-1; commas, semicolons, tabs or bars;
+decimal commas where no comma separates; blanks around names, blank rows. A cell is cleaned as a
+value of a JSON record is, by ``hmvnet.reading.records.parse_record``.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from hmvnet.case import ClinicalRecord, Outcome
+from hmvnet.files import visible
 from hmvnet.reading.records import Column, count_values, parse_record
+from hmvnet.reading.text import decode
 
 ID_COLUMN, EVENT_COLUMN, TIME_COLUMN = "PatientID", "Relapse", "RFS"
+# Other names of the column of patients, letters and digits only; the first that is there is it.
+ID_NAMES = ("patientid", "patient", "patientname", "subjectid", "subject", "caseid", "case", "id")
+SEPARATORS = ",;\t|"
 # What drew a phantom's outcome. No health record: a model that saw it would know the answer.
 TRUTH_TABLE = "truth.csv"
-_EVENT = Column("event", "categorical", codes=("0", "1"))
+_EVENT = Column(
+    "event",
+    "categorical",
+    codes=("0", "1"),
+    aliases=(("dead", "1"), ("deceased", "1"), ("alive", "0"), ("living", "0")),
+)
 
 Row = Mapping[str, float | str | None]
 
@@ -54,22 +70,39 @@ def read_outcome_table(
     """CSV files joined by patient, with the outcome taken out of them.
 
     Args:
-        paths: files with one row per patient; all rows of the first are kept.
+        paths: files with one row per patient; all rows of the first are kept. Numbers as names may
+            differ in leading zeros where that is unambiguous, with a note.
         patient, time, event: names of the columns with the patient's id, the time to the event
-            and whether there was one (0/1, yes/no, true/false).
+            and whether there was one (0/1, yes/no, true/false, dead/alive).
         follow_up: the column with the time of the last follow-up, where ``time`` is only given for
             patients with an event.
 
-    Patients without a known event or time are left out, and noted.
+    Patients without a known event, or with a time that is missing or negative, are left out, and
+    noted.
 
     Raises:
-        ValueError: a file or column is missing, a patient occurs twice, or the event has another
-            code; names it.
+        ValueError: a file or column is missing, a patient occurs twice, tables have no patient in
+            common, or event or time cannot be used; names it.
     """
-    tables = [_table(_read_csv(path, patient), path, patient) for path in paths]
+    tables = [_table(_read_csv(path, [patient]), path, patient) for path in paths]
     columns: list[str] = []
-    for path, table in zip(paths, tables, strict=True):
+    notes: list[str] = []
+    for number, (path, table) in enumerate(zip(paths, tables, strict=True)):
         _check_events(table, path, event)
+        for column in (time, follow_up):
+            _check_times(table, path, column, least=-math.inf)  # negative ones are noted
+        if number:
+            table, by_zeros = _renamed(table, path, tables[0].rows)
+            tables[number] = table
+            if by_zeros:
+                notes.append(
+                    f"{path.name}: {count_values(len(by_zeros))} of {patient!r} matched without "
+                    "their leading zeros"
+                )
+            if len(table.rows) < len(tables[0].rows):
+                notes.append(
+                    f"{path.name}: holds {len(table.rows)} of the {len(tables[0].rows)} patients"
+                )
         if common := sorted(set(columns) & set(table.columns)):
             raise ValueError(f"{path}: columns {common} are in an earlier table too")
         columns += table.columns
@@ -87,7 +120,7 @@ def read_outcome_table(
             records.append(record)
             outcomes.append(outcome)
     left_out = len(tables[0].rows) - len(ids)
-    notes = [f"{count_values(left_out)} without an outcome, left out"] if left_out else []
+    notes += [f"{count_values(left_out)} without an outcome, left out"] if left_out else []
     return OutcomeTable(
         tuple(ids),
         tuple(c for c in columns if c not in outcome_columns),
@@ -97,40 +130,117 @@ def read_outcome_table(
     )
 
 
-def read_tables(root: Path) -> dict[str, tuple[ClinicalRecord, Outcome | None]]:
-    """What the tables under ``root`` say about each patient (column PatientID), by name.
+class Known(NamedTuple):
+    """What tables say about a patient, and what was repaired to find it."""
 
-    Where several tables give a column, the one of the higher task number wins.
+    record: ClinicalRecord = ClinicalRecord()
+    outcome: Outcome | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_tables(root: Path, patients: Collection[str] | None = None) -> dict[str, Known]:
+    """What the tables under ``root`` say about each patient, by name.
+
+    A table is one with a column PatientID, or one of its other usual names. Where several tables
+    give a column, the one of the higher task number wins.
+
+    Args:
+        patients: those that have images. A number as a name may then differ from the table's in
+            leading zeros where that is unambiguous, with a note. None: all that the tables name.
 
     Raises:
-        ValueError: a table is unreadable, a patient occurs twice in it, the event has another code
-            than 0/1, yes/no, true/false, or a time is no number of days; names it.
+        ValueError: a table is unreadable, holds an outcome and nobody's name, none of ``patients``
+            or one of them twice, the event has another code than those above, or a time
+            is no number of days; names it.
     """
-    tables = list(_tables_under(root))
-    for path, table in tables:
-        _check_events(table, path, EVENT_COLUMN)
-        _check_times(table, path, TIME_COLUMN)
-    merged = _merged(table for _, table in tables)
-    return {name: _split(row, TIME_COLUMN, EVENT_COLUMN) for name, row in merged.items()}
+    return _read_all(root, patients, outcomes=True)
 
 
-def read_records(root: Path) -> dict[str, ClinicalRecord]:
+def read_records(root: Path, patients: Collection[str] | None = None) -> dict[str, Known]:
     """The health records of ``read_tables``, whatever the tables hold as outcomes.
 
     Raises:
-        ValueError: a table is unreadable, or a patient occurs twice in it; names it.
+        ValueError: as ``read_tables``, but for what concerns outcomes.
     """
-    merged = _merged(table for _, table in _tables_under(root))
-    return {name: _split(row, TIME_COLUMN, EVENT_COLUMN)[0] for name, row in merged.items()}
+    return _read_all(root, patients, outcomes=False)
+
+
+def _read_all(root: Path, patients: Collection[str] | None, *, outcomes: bool) -> dict[str, Known]:
+    tables: list[_Table] = []
+    notes: dict[str, list[str]] = {}
+    for path, table in _tables_under(root):
+        if outcomes:
+            _check_events(table, path, EVENT_COLUMN)
+            _check_times(table, path, TIME_COLUMN)
+        if patients is not None:
+            table, by_zeros = _renamed(table, path, patients)
+            for name, other in by_zeros.items():
+                notes.setdefault(name, []).append(f"{path.name}: the row of '{other}' is used")
+        tables.append(table)
+    known = {}
+    for name, row in _merged(tables).items():
+        record, outcome = _split(row, TIME_COLUMN, EVENT_COLUMN)
+        known[name] = Known(record, outcome if outcomes else None, tuple(notes.get(name, ())))
+    return known
+
+
+def _renamed(table: _Table, path: Path, patients: Collection[str]) -> tuple[_Table, dict[str, str]]:
+    """The rows of these patients, under their names, and the table's name of those that differ."""
+    pairs = match_names(patients, table.rows)
+    if patients and not pairs:
+        raise ValueError(
+            f"{path}: names none of the {len(patients)} patients; found names such as "
+            f"{next(iter(table.rows), '')!r}, expected such as {next(iter(patients))!r}"
+        )
+    rows = {name: table.rows[other] for name, other in pairs.items()}
+    return replace(table, rows=rows), {n: other for n, other in pairs.items() if n != other}
+
+
+def match_names(wanted: Collection[str], found: Collection[str]) -> dict[str, str]:
+    """For each wanted name the one found: the same, or the same number, as "1" for "001".
+
+    A number is only taken for another where no third name is that number too.
+    """
+    exact = {name: name for name in wanted if name in set(found)}
+    spellings: dict[str, set[str]] = {}
+    for name in {*wanted, *found}:
+        if number := re.fullmatch(r"0*(\d+?)(\.0)?", name):
+            spellings.setdefault(number[1], set()).add(name)
+    pairs = {}
+    for names in spellings.values():
+        if len(names) == 2:
+            mine, theirs = names & set(wanted), names & set(found)
+            if len(mine) == len(theirs) == 1 and mine != theirs:
+                pairs[mine.pop()] = theirs.pop()
+    return {name: both for name in wanted if (both := exact.get(name) or pairs.get(name))}
 
 
 def _tables_under(root: Path) -> Iterator[tuple[Path, _Table]]:
     """The tables of patients under a data folder, those of a lower task number first."""
-    paths = {p for p in (*root.glob("*.csv"), *root.glob("Task*/*.csv")) if p.name != TRUTH_TABLE}
+    paths = visible([*root.glob("*.csv"), *root.glob("Task*/*.csv")])
     for path in sorted(paths, key=lambda p: p.name):
-        frame = _read_csv(path, ID_COLUMN)
-        if ID_COLUMN in frame.columns:
+        if path.name == TRUTH_TABLE:
+            continue
+        frame = _read_csv(path, ID_NAMES)
+        usual = {_letters(name): name for name in (ID_COLUMN, EVENT_COLUMN, TIME_COLUMN)}
+        label = next((c for n in ID_NAMES for c in frame.columns if _letters(c) == n), None)
+        if label is not None:
+            usual[_letters(label)] = ID_COLUMN
+        frame.columns = [usual.get(_letters(name), name) for name in frame.columns]
+        if twice := sorted(set(frame.columns[frame.columns.duplicated()])):
+            raise ValueError(f"{path}: columns {twice} more than once")
+        if label is not None:
             yield path, _table(frame, path, ID_COLUMN)
+        elif {EVENT_COLUMN, TIME_COLUMN} & set(frame.columns):
+            raise ValueError(
+                f"{path}: outcomes without a column of patients, found {list(frame.columns)}, "
+                f"expected {ID_COLUMN!r}"
+            )
+
+
+def _letters(name: str) -> str:
+    """A column's name without case, blanks and punctuation."""
+    return re.sub(r"[\W_]+", "", name).lower()
 
 
 def _merged(tables: Iterable[_Table]) -> dict[str, dict[str, float | str | None]]:
@@ -152,23 +262,87 @@ class _Table:
     notes: tuple[str, ...]
 
 
-def _read_csv(path: Path, patient: str) -> pd.DataFrame:
+def _read_csv(path: Path, patient: Sequence[str]) -> pd.DataFrame:
+    """A table with its cells as pandas reads them; texts have no outer blanks.
+
+    Args:
+        patient: names that the column of patients may have; its cells stay texts.
+    """
     try:
-        frame = pd.read_csv(path, dtype={patient: str})
-    except (OSError, ValueError) as error:
+        text, _ = decode(path.read_bytes())
+        rows, separator = _rows(text, patient)
+        header, *body = rows
+        for number, row in enumerate(body, 2):
+            if len(row) > len(header):
+                raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}")
+        keep = [i for i, name in enumerate(header) if name]
+        names = [header[i] for i in keep]
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"columns {twice} more than once")
+        body = [[row[i] if i < len(row) else "" for i in keep] for row in body]
+        buffer = io.StringIO()
+        csv.writer(buffer).writerows([names, *body])
+        buffer.seek(0)
+        decimal = "," if separator != "," and _has_decimal_commas(body) else "."
+        frame = pd.read_csv(buffer, decimal=decimal, skip_blank_lines=False)
+    except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{path}: not readable as a CSV table: {error}") from error
-    return frame.rename(columns=str.strip)
+    known = {_letters(name) for name in patient}
+    for index, name in enumerate(names):
+        if _letters(name) in known:  # as written: "001" and "NA" may be names
+            frame[name] = pd.Series([row[index] for row in body], index=frame.index, dtype=object)
+    return frame
+
+
+def _rows(text: str, patient: Sequence[str]) -> tuple[list[list[str]], str]:
+    """The rows that hold something, the header first, and the separator that they have.
+
+    It is the one that leaves the patients' column alone in its cell of the header, or else makes
+    most columns.
+    """
+    separators = SEPARATORS
+    if said := re.match(r"sep=(.)\r?\n", text):  # a spreadsheet's way to say it
+        separators, text = said[1], text[said.end() :]
+    if not re.search(r"\w", text):
+        raise ValueError("it holds no rows")
+    known = {_letters(name) for name in patient}
+
+    def worth(separator: str) -> tuple[bool, int]:
+        header = next(_parsed(text, separator), [])
+        return any(_letters(cell) in known for cell in header), len(header)
+
+    separator = max(separators, key=worth)
+    return list(_parsed(text, separator)), separator
+
+
+def _parsed(text: str, separator: str) -> Iterator[list[str]]:
+    """Rows that hold something: cells without outer blanks, up to the last that is not empty."""
+    lines = io.StringIO(text, newline="")
+    for row in csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True):
+        cells = [cell.strip() for cell in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            yield cells
+
+
+def _has_decimal_commas(body: Iterable[Sequence[str]]) -> bool:
+    """Whether commas in numbers are decimal: not if points are, or all could part thousands."""
+    cells = [cell for row in body for cell in row]
+    commas = [m for cell in cells if (m := re.fullmatch(r"[-+]?\d+,(\d+)", cell))]
+    points = any(re.fullmatch(r"[-+]?\d+\.\d+", cell) for cell in cells)
+    return not points and any(len(m[1]) != 3 for m in commas)
 
 
 def _table(frame: pd.DataFrame, path: Path, patient: str) -> _Table:
     if patient not in frame.columns:
         raise ValueError(f"{path}: no column {patient!r}, found {list(frame.columns)}")
-    if not frame.columns.is_unique:
-        twice = sorted(set(frame.columns[frame.columns.duplicated()]))
-        raise ValueError(f"{path}: columns {twice} more than once")
+    if nameless := sum(not name for name in frame[patient]):
+        raise ValueError(f"{path}: {nameless} rows without a name in column {patient!r}")
     rows, repaired = {}, Counter[str]()
     for raw in frame.to_dict("records"):
-        name = str(raw.pop(patient)).strip()
+        name = raw.pop(patient)
         if name in rows:
             raise ValueError(f"{path}: a patient occurs more than once in column {patient!r}")
         cells = {label: None if pd.isna(cell) else cell for label, cell in raw.items()}
@@ -187,15 +361,15 @@ def _check_events(table: _Table, path: Path, event: str) -> None:
     codes = [row[event] for row in table.rows.values() if row.get(event) is not None]
     if other := sum(_EVENT.interpret(code)[0] is None for code in codes):
         raise ValueError(
-            f"{path}: column {event!r} holds {count_values(other)} other than 0/1, yes/no and "
-            "true/false"
+            f"{path}: column {event!r} holds {count_values(other)} other than 0/1, yes/no, "
+            "true/false and dead/alive"
         )
 
 
-def _check_times(table: _Table, path: Path, time: str) -> None:
+def _check_times(table: _Table, path: Path, time: str | None, least: float = 0) -> None:
     """A time that is there and cannot be used would quietly cost its patient."""
-    values = [row[time] for row in table.rows.values() if row.get(time) is not None]
-    if other := sum(_days(value) is None for value in values):
+    values = [row[time] for row in table.rows.values() if time and row.get(time) is not None]
+    if other := sum(_days(value, least) is None for value in values):
         raise ValueError(
             f"{path}: column {time!r} holds {count_values(other)} other than a number of days"
         )
@@ -213,9 +387,9 @@ def _split(
     return record, Outcome(days, happened == "1")
 
 
-def _days(value: float | str | None) -> float | None:
+def _days(value: float | str | None, least: float = 0) -> float | None:
     try:
         days = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
-    return days if 0 <= days < math.inf else None
+    return days if least <= days < math.inf else None
