@@ -2,15 +2,13 @@
 
 A MetaImage header is read and bounded before any pixel is, and its pixels are inflated here rather
 than by ITK, which returns wrong voxels for a damaged compressed file without raising, assumes 1 mm
-where the spacing is missing, and follows ``ElementDataFile`` to any file on the disk. NIfTI and
-TIFF go through SimpleITK and tifffile after the same checks of the header.
+where the spacing is missing, and follows ``ElementDataFile`` to any file on the disk. NIfTI is read
+the same way (``hmvnet.reading.nifti``), TIFF by tifffile; all headers pass the same checks.
 """
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,17 +17,15 @@ import SimpleITK as sitk
 import tifffile
 from isal import isal_zlib
 
-from hmvnet.case import IDENTITY, SYNTHETIC, CaseError, Grid
+from hmvnet.case import IDENTITY, CaseError, Grid
 from hmvnet.files import replacing
+from hmvnet.reading.headers import checked_grid, remarked
+from hmvnet.reading.nifti import read_nifti, read_nifti_header
 
 FILE_NOTES = "ITK_FileNotes"  # a header's remarks, as ITK writes them
 SUFFIXES = (".mha", ".nii.gz", ".nii", ".tiff", ".tif")
 
 MAX_HEADER_BYTES = 16_384
-MAX_VOXELS = 2**30
-MAX_AXIS = 16_384
-MAX_SPACING_MM = 100.0
-ORTHONORMAL_REPAIR, ORTHONORMAL_REFUSE = 1e-6, 1e-2
 
 _ELEMENT_TYPES = {
     "MET_CHAR": "i1",
@@ -70,7 +66,7 @@ def read_image(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
         if lower.endswith(".mha"):
             return _read_metaimage(path)
         if lower.endswith((".nii", ".nii.gz")):
-            return _read_nifti(path)
+            return read_nifti(path)
         if lower.endswith((".tif", ".tiff")):
             return _read_tiff(path)
     except OSError as error:
@@ -125,7 +121,7 @@ def read_geometry(path: Path) -> Grid:
                 header = _metaimage_header(file.read(MAX_HEADER_BYTES), path.name)
             return _metaimage_geometry(header.fields, path.name)[0]
         if lower.endswith((".nii", ".nii.gz")):
-            return _nifti_header(path)[1]
+            return read_nifti_header(path).grid
     except OSError as error:
         raise CaseError(f"{path.name}: image file is not readable") from error
     return Grid.of(read_image(path)[0])
@@ -156,12 +152,7 @@ def _read_metaimage(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
         )
     array = np.frombuffer(data, dtype).reshape(grid.shape)
     array = array.astype(dtype.newbyteorder("="), copy=False)
-    return grid.image(array), (*notes, *_remarked(header.fields.get(FILE_NOTES, ""), name))
-
-
-def _remarked(remarks: str, name: str) -> tuple[str, ...]:
-    """What of a header's remarks is a note: that the image is no patient's."""
-    return (f"{name}: {SYNTHETIC}",) if SYNTHETIC in remarks else ()
+    return grid.image(array), (*notes, *remarked(header.fields.get(FILE_NOTES, ""), name))
 
 
 class _Header:
@@ -250,45 +241,6 @@ def _numbers(
     return values
 
 
-def checked_grid(
-    size: tuple[int, ...],
-    spacing: tuple[float, ...],
-    origin: tuple[float, ...],
-    direction: tuple[float, ...],
-    name: str,
-) -> tuple[Grid, tuple[str, ...]]:
-    """A grid whose size, spacing and direction make sense, and notes on what was repaired.
-
-    Raises:
-        CaseError: what is wrong with ``name``'s header.
-    """
-    if any(n < 2 or n > MAX_AXIS for n in size) or math.prod(size) > MAX_VOXELS:
-        raise CaseError(
-            f"{name}: image size {size} voxels, expected 2 to {MAX_AXIS} along each of three axes "
-            f"and at most 2^30 in all"
-        )
-    if any(not 0.0 < s <= MAX_SPACING_MM for s in spacing):
-        raise CaseError(f"{name}: voxel spacing {spacing} mm, expected above 0 and at most 100")
-    axes = np.reshape(direction, (3, 3)).astype(float)
-    error = float(np.abs(axes.T @ axes - np.eye(3)).max())
-    if not error <= ORTHONORMAL_REFUSE:
-        raise CaseError(
-            f"{name}: the direction matrix is not orthonormal (error {error:.3g}), expected "
-            "perpendicular unit vectors"
-        )
-    notes: tuple[str, ...] = ()
-    if error > ORTHONORMAL_REPAIR:
-        left, _, right = np.linalg.svd(axes)
-        axes = left @ right
-        if error > 1e-4:
-            notes = (f"{name}: direction matrix made orthonormal (error {error:.2g})",)
-    direction = tuple(axes.ravel().tolist())
-    nx, ny, nz = size
-    dx, dy, dz = spacing
-    x, y, z = origin
-    return Grid((nx, ny, nz), (dx, dy, dz), (x, y, z), direction), notes
-
-
 def _inflate(payload: bytes, expected: int, name: str) -> bytes:
     """zlib-compressed pixels, never more than ``expected`` bytes of them."""
     inflater = isal_zlib.decompressobj()
@@ -308,75 +260,6 @@ def _inflate(payload: bytes, expected: int, name: str) -> bytes:
             f"{expected} expected"
         )
     return data
-
-
-def _nifti_header(path: Path) -> tuple[sitk.ImageFileReader, Grid, tuple[str, ...]]:
-    name = path.name
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO("NiftiImageIO")
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise CaseError(f"{name}: not a readable NIfTI image (header or direction)") from error
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
-        raise CaseError(
-            f"{name}: image has {reader.GetDimension()} dimensions and "
-            f"{reader.GetNumberOfComponents()} values a voxel, expected 3 and 1"
-        )
-    pixdim = _nifti_pixdim(path)
-    if not (pixdim > 0).all():
-        raise CaseError(f"{name}: header without voxel spacing (pixdim {pixdim.tolist()})")
-    grid, notes = checked_grid(
-        reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection(), name
-    )
-    return reader, grid, notes
-
-
-def _opener(path: Path):
-    return gzip.open if path.name.lower().endswith(".gz") else open
-
-
-def _nifti_pixdim(path: Path) -> np.ndarray:
-    """The spacing as stored: ITK turns a 0 into 1 mm without a word."""
-    with _opener(path)(path, "rb") as file:
-        head = file.read(348)
-    order = "<" if int.from_bytes(head[:4], "little") == 348 else ">"
-    return np.frombuffer(head, order + "f4", count=3, offset=80)
-
-
-def _read_nifti(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
-    reader, grid, notes = _nifti_header(path)
-    bits, start = (int(float(reader.GetMetaData(key))) for key in ("bitpix", "vox_offset"))
-    _check_nifti_length(path, start + math.prod(grid.size) * bits // 8)
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise CaseError(f"{path.name}: truncated or damaged NIfTI image") from error
-    if notes:
-        image.SetDirection(grid.direction)
-    if image.HasMetaDataKey("descrip"):  # NIfTI's name for the remarks
-        notes = (*notes, *_remarked(image.GetMetaData("descrip"), path.name))
-    for key in image.GetMetaDataKeys():  # they would be written into every image made from it
-        image.EraseMetaData(key)
-    return image, notes
-
-
-def _check_nifti_length(path: Path, expected: int) -> None:
-    """ITK fills what a truncated NIfTI file lacks with zeros and says nothing; so count."""
-    found = 0
-    try:
-        with _opener(path)(path, "rb") as file:
-            while chunk := file.read(1 << 22):
-                found += len(chunk)
-                if found > expected + MAX_HEADER_BYTES:
-                    break
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CaseError(f"{path.name}: truncated or damaged NIfTI image") from error
-    if found < expected:
-        raise CaseError(
-            f"{path.name}: truncated NIfTI image, {found} bytes found, {expected} expected"
-        )
 
 
 def _read_tiff(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
