@@ -1,5 +1,8 @@
+import json
+
 import pandas as pd
 import pytest
+import SimpleITK as sitk
 from conftest import tiny_label, write_patient
 
 from hmvnet.case import CaseError
@@ -72,3 +75,71 @@ def test_a_record_found_without_leading_zeros_is_said_with_the_case(tmp_path):
         case = patient.read()
         assert case.record.values == {"Age": 60.0}
         assert "table.csv: the row of '7' is used" in case.notes
+
+
+def nnunet_folder(root, dataset, exchanged=False):
+    write_patient(root, "A-1", "nnunet")
+    if exchanged:
+        ct, pet = (root / "imagesTr" / f"A-1_000{i}.nii.gz" for i in (0, 1))
+        ct.rename(root / "c")
+        pet.rename(ct)
+        (root / "c").rename(pet)
+    (root / "dataset.json").write_text(json.dumps(dataset))
+    return root
+
+
+@pytest.mark.parametrize("key", ["channel_names", "modality"])
+@pytest.mark.parametrize("names", [["PET", "CT"], ["noNorm", "CT"], ["SUV", "ct"]])
+def test_channels_are_taken_by_name(tmp_path, key, names):
+    root = nnunet_folder(tmp_path, {key: {"0": names[0], "1": names[1]}}, exchanged=True)
+    (patient,) = find_patients(root)
+    case = patient.read()
+    assert sitk.GetArrayViewFromImage(case.ct).min() < -500
+    assert patient.ct.name == "A-1_0001.nii.gz" and patient.patient_id == "A-1"
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "GTVn": 1, "GTVp": 2},
+        {"0": "background", "1": "GTVn", "2": "GTVp"},  # nnU-Net's first version
+    ],
+)
+def test_classes_are_taken_by_name(tmp_path, labels):
+    stored = sitk.GetArrayFromImage(tiny_label())
+    (patient,) = find_patients(nnunet_folder(tmp_path, {"labels": labels}))
+    found = sitk.GetArrayFromImage(patient.read().truth)
+    assert ((found == 1) == (stored == 2)).all() and ((found == 2) == (stored == 1)).all()
+    (tmp_path / "dataset.json").unlink()
+    (plain,) = find_patients(tmp_path)
+    assert (sitk.GetArrayFromImage(plain.read().truth) == stored).all()
+    assert plain.state() != patient.state()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ({"channel_names": {"0": "T1", "1": "T2"}}, "expected one named CT and one named PET"),
+        ({"channel_names": {"0": "CT", "1": "CT"}}, "expected one named CT and one named PET"),
+        ({"channel_names": ["CT", "PET"]}, "not readable as nnU-Net's dataset.json"),
+        ({"labels": {"a": 1, "b": 2}}, r"classes \['a', 'b'\], expected GTVp and GTVn"),
+        ({"labels": {"whole": [1, 2], "GTVp": 1}}, "not readable as nnU-Net's dataset.json"),
+        ([], "not readable as nnU-Net's dataset.json"),
+    ],
+)
+def test_a_dataset_json_of_something_else_is_refused(tmp_path, dataset, message):
+    with pytest.raises(ValueError, match=message):
+        find_patients(nnunet_folder(tmp_path, dataset))
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        {},
+        {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "tumor": 1}},
+        {"channel_names": {"0": "CT", "1": "zscore"}, "labels": {"GTVp": 1, "GTVn": 2}},
+    ],
+)
+def test_a_dataset_json_that_says_what_is_expected(tmp_path, dataset):
+    (patient,) = find_patients(nnunet_folder(tmp_path, dataset))
+    assert patient.ct.name == "A-1_0000.nii.gz" and patient.classes == ()

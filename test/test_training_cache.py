@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import numpy as np
 import pytest
 from conftest import COARSE, tiny_label, write_patient
@@ -14,12 +17,15 @@ def test_cache_is_reused_and_a_stale_entry_is_noticed(tmp_path):
     first = cache.get(patient)
     assert first.volume.shape == (2, *first.grid.shape) and set(first.voxels) == {1, 2}
     assert np.isin(np.unique(first.label[:]), (0, 1, 2)).all() and (first.label[:] == 2).any()
-    stamp = (cache.folder / "A-1.json").stat().st_mtime_ns
+    (described,) = cache.folder.glob("A-1-*.json")
+    stamp = described.stat().st_mtime_ns
     cache.get(patient)
-    assert (cache.folder / "A-1.json").stat().st_mtime_ns == stamp
+    assert described.stat().st_mtime_ns == stamp
     write_patient(tmp_path / "data", "A-1", label=tiny_label() * 0)
     renewed = cache.get(patient)
     assert not renewed.label[:].any() and not len(renewed.voxels[1])
+    assert renewed.source != first.source
+    assert (first.label[:] == 2).any()  # another process may still read the entry of before
     other = Cache(tmp_path / "cache", COARSE.model_copy(update={"suv_window": (0, 10)}), "centre")
     assert other.folder != cache.folder
 
@@ -31,3 +37,42 @@ def test_prepared_grid_comes_back_whole(tmp_path):
     assert isinstance(prepared.grid, Grid) and prepared.grid.spacing == (4.0, 4.0, 4.0)
     truth_ml = (np.asarray(prepared.label[:]) == 1).sum() * prepared.grid.voxel_ml
     assert truth_ml == pytest.approx(4 / 3 * np.pi * 20**3 / 1000, rel=0.1)
+
+
+@pytest.mark.parametrize("ending", [".b2nd", ".label.b2nd", ".json"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "a bit"])
+def test_a_damaged_entry_is_made_anew(tmp_path, ending, damage):
+    write_patient(tmp_path / "data", "A-1")
+    (patient,) = find_patients(tmp_path / "data")
+    cache = Cache(tmp_path / "cache", COARSE, "centre")
+    prepared = cache.get(patient)
+    volume, label = prepared.volume[:], prepared.label[:]
+    file = next(p for p in cache.folder.iterdir() if p.name == f"A-1-{prepared.source}{ending}")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged = {"gone": b"", "empty": b"", "cut": data[: len(data) // 2], "a bit": data}[damage]
+    file.write_bytes(damaged)
+    if damage == "gone":
+        file.unlink()
+    again = cache.get(patient)
+    assert (again.volume[:] == volume).all() and (again.label[:] == label).all()
+
+
+def test_who_comes_together_makes_an_entry_once(tmp_path, monkeypatch):
+    write_patient(tmp_path / "data", "A-1")
+    (patient,) = find_patients(tmp_path / "data")
+    make, made, together = Cache._make, [], Barrier(4)
+
+    def counted(*args):
+        made.append(args)
+        return make(*args)
+
+    def get(_):
+        cache = Cache(tmp_path / "cache", COARSE, "centre")
+        together.wait()
+        return cache.get(patient).volume[:]
+
+    monkeypatch.setattr(Cache, "_make", counted)
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(get, range(4))
+    assert len(made) == 1 and all((volume == first).all() for volume in others)

@@ -140,6 +140,16 @@ def test_checkpoint_of_other_data_is_refused(tmp_path):
         train(fabric, small_network(), LOOP, loss_of_step, tmp_path, key="other", quiet=True)
 
 
+@pytest.mark.parametrize("kept", [0, 100, 2000, 0.9])
+def test_a_damaged_checkpoint_is_named(tmp_path, kept):
+    fit(tmp_path, stop=lambda done: done == 1)
+    path = tmp_path / "checkpoint.pt"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    with pytest.raises(ValueError, match=r"checkpoint.pt: the checkpoint is cut or damaged"):
+        fit(tmp_path)
+
+
 def test_gradient_scaler_goes_on_over_a_resume(tmp_path):
     fabric, scaler = half_precision()
     whole, _ = fit(tmp_path / "whole", fabric=fabric)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import SimpleITK as sitk
@@ -18,6 +19,7 @@ import SimpleITK as sitk
 from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Outcome
 from hmvnet.files import visible
 from hmvnet.reading.images import read_image
+from hmvnet.reading.records import read_json
 from hmvnet.reading.tables import Known, read_records, read_tables
 
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")  # with labelsTr, labelsTs beside them
@@ -31,6 +33,7 @@ class Patient:
     ct: Path
     pet: Path
     label: Path | None = None
+    classes: tuple[tuple[int, int], ...] = ()  # values in the label file that stand for others
     record: ClinicalRecord = field(default_factory=ClinicalRecord)
     outcome: Outcome | None = None
     notes: tuple[str, ...] = ()
@@ -46,7 +49,11 @@ class Patient:
     def state(self) -> list[object]:
         """The id, and what changes when a file does; much cheaper than the files' hash."""
         files = [f for f in (self.ct, self.pet, self.label) if f is not None]
-        return [self.patient_id, *((f.stat().st_size, f.stat().st_mtime_ns) for f in files)]
+        return [
+            self.patient_id,
+            self.classes,
+            *((f.stat().st_size, f.stat().st_mtime_ns) for f in files),
+        ]
 
     def read(self) -> Case:
         """The images and labels.
@@ -60,7 +67,7 @@ class Patient:
             truth = None
             if self.label is not None:
                 truth, notes3 = read_image(self.label)
-                truth = _checked_labels(truth, self.label.name)
+                truth = _checked_labels(truth, self.label.name, dict(self.classes))
                 notes2 = (*notes2, *notes3)
             return Case.of(
                 self.patient_id,
@@ -75,12 +82,13 @@ class Patient:
             raise CaseError(f"patient {self.patient_id}: {error}") from error
 
 
-def _checked_labels(image: sitk.Image, name: str) -> sitk.Image:
+def _checked_labels(image: sitk.Image, name: str, classes: Mapping[int, int]) -> sitk.Image:
     array = sitk.GetArrayViewFromImage(image)
     values = np.unique(array)
     if not np.isin(values, (0, GTVP, GTVN)).all():
         raise CaseError(f"{name}: label values {values[:6].tolist()}, expected 0, 1 and 2")
-    return sitk.Cast(image, sitk.sitkUInt8)
+    image = sitk.Cast(image, sitk.sitkUInt8)
+    return sitk.ChangeLabel(image, dict(classes)) if classes else image
 
 
 def find_patients(root: Path | str, *, need_labels: bool = True) -> list[Patient]:
@@ -163,15 +171,58 @@ def _from_folders(base: Path, whole: bool) -> list[Patient]:
 def _from_image_folder(images: Path, whole: bool) -> list[Patient]:
     labels = images.with_name(images.name.replace("images", "labels"))
     patients = []
-    for ending, pet_ending in (("__CT", "__PT"), ("_0000", "_0001")):
+    ct_channel, pet_channel, classes = read_dataset_json(images.with_name("dataset.json"))
+    for ending, pet_ending in (("__CT", "__PT"), (f"_{ct_channel:04d}", f"_{pet_channel:04d}")):
         for ct in visible(images.glob(f"*{ending}.nii*")):
             name = ct.name.split(".nii")[0].removesuffix(ending)
             pet = _image(images, name + pet_ending)
             if whole and pet is None:
                 raise ValueError(f"patient {name}: PET image is missing")
             pet = pet or images / f"{name}{pet_ending}.nii.gz"
-            patients.append(Patient(name, ct, pet, _image(labels, name)))
+            patients.append(Patient(name, ct, pet, _image(labels, name), classes))
     return patients
+
+
+def read_dataset_json(path: Path) -> tuple[int, int, tuple[tuple[int, int], ...]]:
+    """What nnU-Net's ``dataset.json`` says: the channels of CT and PET, and labels to exchange.
+
+    Names count, not their order: nnU-Net's names of normalisations ("CT", "noNorm") too.
+
+    Returns:
+        The channels of CT and PET, 0 and 1 where there is no such file, and pairs of a label's
+        value in the files and the one that it stands for; none where they are the same.
+
+    Raises:
+        ValueError: it is not readable, or names other channels or classes.
+    """
+    if not path.is_file():
+        return 0, 1, ()
+    try:
+        content, _ = read_json(path)
+        raw = cast(dict[str, dict[str, Any]], content)
+        channels = raw.get("channel_names", raw.get("modality", {}))
+        named = {int(number): str(name).strip().lower() for number, name in channels.items()}
+        values = {}
+        for key, value in raw.get("labels", {}).items():
+            number, name = (key, value) if str(key).isdigit() else (value, key)
+            values[str(name).strip().lower()] = int(number)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not readable as nnU-Net's dataset.json: {error}") from error
+    ct = [number for number, name in named.items() if name.startswith("ct")]
+    pet = [number for number, name in named.items() if name.startswith(("pet", "pt", "suv"))]
+    if len(named) == 2 and len(ct) == 1 and not pet:
+        pet = [number for number in named if number not in ct]
+    if named and (len(ct) != 1 or len(pet) != 1):
+        raise ValueError(
+            f"{path}: channels {list(named.values())}, expected one named CT and one named PET"
+        )
+    known = {"gtvp": GTVP, "gtvt": GTVP, "gtvn": GTVN}
+    classes = {value: known[name] for name, value in values.items() if name in known}
+    others = [name for name, value in values.items() if value and name not in known]
+    if (len(others) > 1) or (others and classes):
+        raise ValueError(f"{path}: classes {others}, expected GTVp and GTVn, or one class alone")
+    moved = tuple(sorted((a, b) for a, b in classes.items() if a != b))
+    return (ct[0], pet[0], moved) if named else (0, 1, moved)
 
 
 def _image(folder: Path, stem: str) -> Path | None:

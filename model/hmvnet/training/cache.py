@@ -10,15 +10,16 @@ from pathlib import Path
 import blosc2
 import numpy as np
 import SimpleITK as sitk
+from filelock import FileLock
 
 from hmvnet.case import GTVN, GTVP, Grid
 from hmvnet.config import PreprocessingSettings
-from hmvnet.files import digest, write_text
+from hmvnet.files import digest, replacing, write_text
 from hmvnet.imaging.resample import labels_onto
 from hmvnet.reading.folder import Patient
 from hmvnet.segmentation.segmenter import prepare
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # Voxels of each class remembered for patch sampling.
 SAMPLED_VOXELS = 4000
 
@@ -32,6 +33,7 @@ class Prepared:
         label: uint8 ``[z, y, x]``, a blosc2 array; all 0 where there is no truth.
         grid: the working grid.
         voxels: for GTVp and GTVn, up to 4000 of their voxels as ``[n, 3]`` (z, y, x).
+        source: digest of the content of the files that it was made of.
     """
 
     patient_id: str
@@ -39,13 +41,15 @@ class Prepared:
     label: blosc2.NDArray
     grid: Grid
     voxels: Mapping[int, np.ndarray]
+    source: str
 
 
 class Cache:
     """Preprocessed volumes on disk, one folder a set of preprocessing settings.
 
-    An entry is keyed by the settings and the content hash of the patient's files; one that no
-    longer fits is made anew, and a half-written one is never seen.
+    An entry is keyed by the settings and the content of the patient's files, so that processes that
+    share a cache cannot disagree on one; a half-written one is never seen, and one whose files are
+    gone or are not what was written is made anew.
     """
 
     def __init__(self, folder: Path, settings: PreprocessingSettings, region: str) -> None:
@@ -57,20 +61,27 @@ class Cache:
     def get(self, patient: Patient) -> Prepared:
         """The preprocessed patient, made now if it is not there or is stale."""
         source = _files_hash(patient)
-        return self._load(patient, source) or self._make(patient, source)
+        if prepared := self._load(patient, source):
+            return prepared
+        # Arrays are read chunk by chunk from their file: nobody may replace it under a reader.
+        with FileLock(self._paths(patient, source)[-1].with_suffix(".lock")):
+            return self._load(patient, source) or self._make(patient, source)
 
-    def _paths(self, patient: Patient) -> tuple[Path, Path, Path]:
-        names = (".b2nd", ".label.b2nd", ".json")
-        volume, label, meta = (self.folder / (patient.patient_id + n) for n in names)
+    def _paths(self, patient: Patient, source: str) -> tuple[Path, Path, Path]:
+        endings = (".b2nd", ".label.b2nd", ".json")
+        volume, label, meta = (
+            self.folder / f"{patient.patient_id}-{source}{ending}" for ending in endings
+        )
         return volume, label, meta
 
     def _load(self, patient: Patient, source: str) -> Prepared | None:
-        volume, label, meta_path = self._paths(patient)
+        volume, label, meta_path = self._paths(patient, source)
         try:
             meta = json.loads(meta_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if meta.get("source") != source:
+            content = meta.pop("content")
+            if content != digest(volume, label, meta):
+                return None
+        except (OSError, ValueError, AttributeError, KeyError):
             return None
         return Prepared(
             patient.patient_id,
@@ -78,6 +89,7 @@ class Cache:
             blosc2.open(str(label), mode="r"),
             Grid(**{k: tuple(v) for k, v in meta["grid"].items()}),
             {int(k): np.array(v, dtype=int).reshape(-1, 3) for k, v in meta["voxels"].items()},
+            source,
         )
 
     def _make(self, patient: Patient, source: str) -> Prepared:
@@ -94,14 +106,14 @@ class Cache:
             found = np.argwhere(label == kind)
             chosen = rng.permutation(len(found))[:SAMPLED_VOXELS]
             voxels[kind] = found[np.sort(chosen)].tolist()
-        volume_path, label_path, meta_path = self._paths(patient)
+        volume_path, label_path, meta_path = self._paths(patient, source)
         # The description comes last: without it the arrays count as not there.
-        meta_path.unlink(missing_ok=True)
         _store(volume.scaled.astype(np.float16), volume_path, (1, 32, 32, 32))
         _store(label, label_path, (32, 32, 32))
         grid_json = {k: getattr(grid, k) for k in ("size", "spacing", "origin", "direction")}
-        meta = {"source": source, "grid": grid_json, "voxels": voxels}
-        write_text(json.dumps(meta), meta_path)
+        meta = json.loads(json.dumps({"grid": grid_json, "voxels": voxels}))  # as it comes back
+        content = digest(volume_path, label_path, meta)
+        write_text(json.dumps({"content": content, **meta}), meta_path)
         prepared = self._load(patient, source)
         assert prepared is not None
         return prepared
@@ -110,10 +122,12 @@ class Cache:
 def _store(array: np.ndarray, path: Path, blocks: tuple[int, ...]) -> None:
     chunks = tuple(min(n, 4 * b) for n, b in zip(array.shape, blocks))
     blocks = tuple(min(c, b) for c, b in zip(chunks, blocks))
-    blosc2.asarray(
-        array, urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams={"clevel": 3}
-    )
+    with replacing(path) as file:
+        blosc2.asarray(
+            array, urlpath=str(file), mode="w", chunks=chunks, blocks=blocks, cparams={"clevel": 3}
+        )
 
 
 def _files_hash(patient: Patient) -> str:
-    return digest(*(path for path in (patient.ct, patient.pet, patient.label) if path))
+    paths = [path for path in (patient.ct, patient.pet, patient.label) if path]
+    return digest(*paths, patient.classes)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pandas as pd
@@ -107,13 +108,19 @@ class State:
         """Become what the checkpoint under ``run`` holds; nothing happens where there is none.
 
         Raises:
-            ValueError: it is of another network, other settings or other data.
+            ValueError: it is damaged, or of another network, other settings or other data.
         """
         path = run / CHECKPOINT
         if not path.exists():
             return
         # To the CPU: each tensor is copied to the device of the one that it replaces.
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (EOFError, OSError, RuntimeError, UnpicklingError) as error:
+            raise ValueError(
+                f"{path}: the checkpoint is cut or damaged; remove it to start anew, or put a "
+                "whole one in its place"
+            ) from error
         if state.get("key") != self.key:
             raise ValueError(
                 f"{path}: the checkpoint of another network, other settings or other data; use "

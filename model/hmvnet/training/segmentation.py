@@ -154,7 +154,7 @@ def _run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
     regions = [settings.data.region]
     if settings.data.extra_root:
         regions.append(settings.data.extra_region)
-    return digest(sections, regions, [case.patient_id for case in cases])
+    return digest(sections, regions, [[case.patient_id, case.source] for case in cases])
 
 
 def take_over(network: nn.Module, folder: Path) -> int:
