@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Resolves base and train to wheels alone on every supported Python, and prints a table. Nothing is
-# installed. Where pip of this machine knows other sources of packages, uv is told of them.
+# installed. Where pip of this machine takes packages from elsewhere, uv is told so.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 uv=.venv/bin/uv
-index=$(.venv/bin/python -m pip config get global.index-url 2> /dev/null || true)
-[[ -z $index ]] || export UV_DEFAULT_INDEX=$index
+source=$(PYTHONPATH=.ci .venv/bin/python -c "
+from pip_mounts import read_settings
+print(*(value for name, value in read_settings().items() if name.startswith('index')))")
+[[ -z $source ]] || export UV_DEFAULT_INDEX=$source
 failed=0
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

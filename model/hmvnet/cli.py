@@ -143,9 +143,10 @@ def predict(
     if force and go_on:
         raise RefusedError("--force and --continue exclude each other")
     given = [*(set_ or []), *([f"data.region={region}"] if region else [])]
-    find_sources(inputs, record)  # what can be refused now is refused before the weights are loaded
+    sources = find_sources(inputs, record)  # refuses before the weights are loaded
     pipeline = load_pipeline(weights or None, device, given)
-    sources = find_sources(inputs, record, needs_record=pipeline.prognosis is not None)
+    if pipeline.prognosis is None:
+        sources = find_sources(inputs, record, needs_record=False)
     narrator, alone, manifest = Narrator(), len(sources) == 1, pipeline.manifest
 
     def tell(name: str, folder: Path, found: Prediction) -> None:

@@ -201,26 +201,23 @@ def match_names(wanted: Collection[str], found: Collection[str]) -> dict[str, st
 
     A number is only taken for another where no third name is that number too.
     """
-    exact = {name: name for name in wanted if name in set(found)}
+    ours, known = set(wanted), set(found)
     spellings: dict[str, set[str]] = {}
-    for name in {*wanted, *found}:
+    for name in ours | known:
         if number := re.fullmatch(r"0*(\d+?)(\.0)?", name):
             spellings.setdefault(number[1], set()).add(name)
-    pairs = {}
+    pairs = {name: name for name in ours & known}
     for names in spellings.values():
-        if len(names) == 2:
-            mine, theirs = names & set(wanted), names & set(found)
-            if len(mine) == len(theirs) == 1 and mine != theirs:
-                pairs[mine.pop()] = theirs.pop()
-    return {name: both for name in wanted if (both := exact.get(name) or pairs.get(name))}
+        mine, theirs = names & ours, names & known
+        if len(names) == 2 and len(mine) == len(theirs) == 1:
+            pairs[mine.pop()] = theirs.pop()
+    return {name: pairs[name] for name in wanted if name in pairs}
 
 
 def _tables_under(root: Path) -> Iterator[tuple[Path, _Table]]:
     """The tables of patients under a data folder, those of a lower task number first."""
     paths = visible([*root.glob("*.csv"), *root.glob("Task*/*.csv")])
-    for path in sorted(paths, key=lambda p: p.name):
-        if path.name == TRUTH_TABLE:
-            continue
+    for path in sorted((p for p in paths if p.name != TRUTH_TABLE), key=lambda p: p.name):
         frame = _read_csv(path, ID_NAMES)
         usual = {_letters(name): name for name in (ID_COLUMN, EVENT_COLUMN, TIME_COLUMN)}
         label = next((c for n in ID_NAMES for c in frame.columns if _letters(c) == n), None)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -83,6 +84,10 @@ class Cache:
                 return None
         except (OSError, ValueError, AttributeError, KeyError):
             return None
+        return self._open(patient, source, meta)
+
+    def _open(self, patient: Patient, source: str, meta: Mapping[str, Any]) -> Prepared:
+        volume, label, _ = self._paths(patient, source)
         return Prepared(
             patient.patient_id,
             blosc2.open(str(volume), mode="r"),
@@ -114,9 +119,7 @@ class Cache:
         meta = json.loads(json.dumps({"grid": grid_json, "voxels": voxels}))  # as it comes back
         content = digest(volume_path, label_path, meta)
         write_text(json.dumps({"content": content, **meta}), meta_path)
-        prepared = self._load(patient, source)
-        assert prepared is not None
-        return prepared
+        return self._open(patient, source, meta)
 
 
 def _store(array: np.ndarray, path: Path, blocks: tuple[int, ...]) -> None:
