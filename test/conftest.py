@@ -94,6 +94,30 @@ def tiny_pet(grid: Grid = PET_GRID) -> sitk.Image:
     return grid.image(suv.astype(np.float32))
 
 
+HEAD_GRID = Grid((56, 56, 64), (4.0, 4.0, 4.0), (-110.0, -110.0, -126.0))
+
+
+def head() -> tuple[np.ndarray, np.ndarray]:
+    """CT (HU) and PET (SUV) of a skull on a neck on shoulders, with an airway and two tumours."""
+    z, y, x = np.indices(HEAD_GRID.shape)
+    z, y, x = (o + 4.0 * i for o, i in zip(HEAD_GRID.origin[::-1], (z, y, x)))
+    skull = (x / 78) ** 2 + (y / 92) ** 2 + ((z - 60) / 66) ** 2 <= 1
+    brain = (x / 66) ** 2 + (y / 80) ** 2 + ((z - 60) / 54) ** 2 <= 1
+    neck, shoulders = (
+        (np.hypot(x, y) <= 60) & (z < 20),
+        ((x / 108) ** 2 + (y / 70) ** 2 <= 1) & (z < -90),
+    )
+    ct = np.where(skull | neck | shoulders, 40.0, -1000.0)
+    ct[skull & ~brain] = 900
+    pet = np.where(ct > -500, 0.8, 0.0)
+    pet[brain] = 7
+    airway = (np.hypot(x, y + 15) <= 11) & (z < 0)
+    ct[airway], pet[airway] = -1000, 0.1
+    pet[np.sqrt((x - 4) ** 2 + (y - 8) ** 2 + (z + 30) ** 2) <= 15] = 10
+    pet[np.sqrt((x - 40) ** 2 + (y - 5) ** 2 + (z + 50) ** 2) <= 11] = 8
+    return ct.astype(np.int16), pet.astype(np.float32)
+
+
 def tiny_label() -> sitk.Image:
     """A primary where ``tiny_pet`` is hot, and a node."""
     label = ball(CT_GRID, (20, 0, 0), 20).astype(np.uint8)

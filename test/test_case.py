@@ -1,17 +1,19 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import CT_GRID, tiny_ct, tiny_pet
+from conftest import CT_GRID
 
 from hmvnet.case import (
-    Case,
     CaseError,
+    Finding,
     Grid,
     Outcome,
     Outcomes,
+    Verdict,
     harrell_c,
     has_comparable_pair,
 )
+from hmvnet.exits import RefusedError
 
 OBLIQUE = tuple(sitk.Euler3DTransform((0, 0, 0), 0.2, -0.3, 0.5).GetMatrix())
 
@@ -45,23 +47,13 @@ def test_grid_refuses_an_array_of_another_shape():
         CT_GRID.image(np.zeros((2, 2, 2)))
 
 
-def test_a_few_nan_voxels_are_repaired_and_many_refused():
-    pet = sitk.GetArrayFromImage(tiny_pet())
-    grid = Grid.of(tiny_pet())
-    pet[0, 0, :5] = np.nan
-    case = Case.of("x", tiny_ct(), grid.image(pet))
-    assert np.isfinite(sitk.GetArrayFromImage(case.pet)).all()
-    assert any("5 NaN" in w for w in case.notes)
-    pet[:10] = np.inf
-    with pytest.raises(CaseError, match="NaN or infinite"):
-        Case.of("x", tiny_ct(), grid.image(pet))
-
-
-def test_truth_on_another_grid_is_refused():
-    other = Grid(CT_GRID.size, CT_GRID.spacing, (0.0, 0.0, 0.0))
-    truth = other.image(np.zeros(other.shape, np.uint8))
-    with pytest.raises(CaseError, match="label grid"):
-        Case.of("x", tiny_ct(), tiny_pet(), truth=truth)
+def test_a_verdict_names_each_code_once():
+    assert str(Verdict.of(())) == "ok"
+    found = Verdict.of(Finding(code, "x") for code in ("no-head", "no-lesion", "no-head"))
+    assert found == Verdict("review", ("no-head", "no-lesion"))
+    assert str(found) == "review (no-head, no-lesion)"
+    assert Verdict.refusing(CaseError("x", "ct-not-hu")) == Verdict("refused", ("ct-not-hu",))
+    assert Verdict.refusing(RefusedError("x")) == Verdict("refused", ("input",))
 
 
 def test_outcomes_are_those_of_the_patients_in_order():

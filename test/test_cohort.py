@@ -14,6 +14,7 @@ from hmvnet.case import Case, CaseError, Grid
 from hmvnet.cohort import predict_cohort
 from hmvnet.exits import Exit, RefusedError
 from hmvnet.pipeline import Pipeline
+from hmvnet.reading.checks import checked_case
 from hmvnet.writing import folder as writing
 
 
@@ -29,7 +30,7 @@ class Given:
         self.reads += 1
         if self.error:
             raise self.error
-        return Case.of(self.patient_id, tiny_ct(), tiny_pet())
+        return checked_case(self.patient_id, tiny_ct(), tiny_pet())
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,19 @@ def test_a_folder_a_patient(pipeline, tmp_path):
         assert report["device"] == "cpu" and report["bundle"] == "tiny" and report["version"]
         assert len(pd.read_csv(tmp_path / name / "lesions.csv")) == len(report["lesions"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_verdicts_are_kept_and_counted_also_those_of_before(pipeline, tmp_path):
+    notes = []
+    result = predict_cohort(
+        [Given("a")], pipeline, tmp_path, picture=False, on_read=lambda *said: notes.append(said)
+    )
+    assert "no-head" in result.review["a"] and result.code == Exit.OK
+    assert notes == [("a", ())]
+    again = predict_cohort(
+        [Given("a")], pipeline, tmp_path, existing="skip", picture=False, strict=True
+    )
+    assert again.review == result.review and again.code == Exit.REVIEW
 
 
 def test_a_broken_patient_is_a_line_and_not_the_end(pipeline, tmp_path):

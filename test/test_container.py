@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, tiny_ct, tiny_pet
+from conftest import HEAD_GRID, ROOT, head, tiny_ct, tiny_pet
 
 from hmvnet import container
 from hmvnet.case import Grid
@@ -45,6 +45,34 @@ def test_both_tasks(write_case, tmp_path, tiny_bundle, capsys):
     said = capsys.readouterr().out
     assert "RFS risk" in said and "network" in said and str(output / MASK_PATH) in said
     assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_a_verdict_of_review_is_said_and_with_strict_an_exit_code(
+    write_case, tmp_path, tiny_bundle, capsys
+):
+    """The tiny case is no head: a result, exit code 0, and reason to look at it."""
+    report = tmp_path / "report.json"
+    assert run(write_case(), tmp_path / "output", tiny_bundle, "--report", str(report)) == 0
+    assert "no-head" in json.loads(report.read_text())["verdict"]["codes"]
+    assert "verdict review (no-head" in capsys.readouterr().out
+    assert run(write_case(), tmp_path / "output", tiny_bundle, "--strict") == Exit.REVIEW
+    assert files_in(tmp_path / "output") == [str(MASK_PATH), str(RISK_PATH)]
+
+
+def test_a_ct_without_its_intercept_gives_the_right_result_and_says_so(
+    write_case, tmp_path, tiny_bundle
+):
+    """Case 06: a GTVp of 156 mL with SUVmax 0, and one note."""
+    ct, pet = head()
+    images = {"pet": HEAD_GRID.image(pet)}
+    masks = []
+    for stored in (ct, ct + 1024):
+        case = write_case(**images, ct=HEAD_GRID.image(stored.astype(np.int16)))
+        report = tmp_path / "report.json"
+        assert run(case, tmp_path / "output", tiny_bundle, "--report", str(report)) == 0
+        masks.append(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "output" / MASK_PATH))))
+    np.testing.assert_array_equal(*masks)
+    assert "ct-repaired" in json.loads(report.read_text())["verdict"]["codes"]
 
 
 def test_the_report_explains_the_risk(write_case, tmp_path, tiny_bundle):

@@ -5,6 +5,7 @@ from conftest import CT_GRID, ball, tiny_ct, tiny_pet
 
 from hmvnet.case import Case, Grid
 from hmvnet.imaging.resample import labels_onto, resample, resample_pet_ct
+from hmvnet.reading.checks import checked_case
 
 ONE_MM = Grid((40, 40, 40), (1.0, 1.0, 1.0))
 
@@ -18,7 +19,7 @@ def test_resampling_does_not_overshoot():
 
 
 def test_outside_the_scan_is_air_and_no_uptake():
-    case = Case.of("x", tiny_ct(), tiny_pet())
+    case = checked_case("x", tiny_ct(), tiny_pet())
     far = Grid((4, 4, 4), (1.0, 1.0, 1.0), (500.0, 0.0, 0.0))
     volume = resample_pet_ct(case, far)
     assert (volume[0] == -1000).all() and (volume[1] == 0).all()

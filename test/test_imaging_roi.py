@@ -3,10 +3,12 @@ import pytest
 import SimpleITK as sitk
 from conftest import tiny_ct, tiny_pet
 
-from hmvnet.case import Case, Grid
+from hmvnet.case import Grid
 from hmvnet.config import PreprocessingSettings
+from hmvnet.imaging.coarse import Coarse
 from hmvnet.imaging.roi import centre_region, find_region
 from hmvnet.phantom import PhantomSettings, make_phantom
+from hmvnet.reading.checks import checked_case
 
 SETTINGS = PreprocessingSettings()
 
@@ -19,11 +21,11 @@ def phantom():
 
 
 def _brain(phantom) -> bool:
-    return find_region(_case(phantom.ct, phantom.pet), SETTINGS).landmark == "brain"
+    return find_region(_coarse(phantom.ct, phantom.pet), SETTINGS).landmark == "brain"
 
 
-def _case(ct, pet) -> Case:
-    return Case.of("phantom", ct, pet)
+def _coarse(ct, pet) -> Coarse:
+    return Coarse.of(checked_case("x", ct, pet))
 
 
 def coverage(grid: Grid, mask: sitk.Image) -> float:
@@ -43,7 +45,7 @@ def moved(image: sitk.Image, matrix: np.ndarray, shift) -> sitk.Image:
 
 
 def test_region_has_the_stated_size_and_covers_the_lesions(phantom):
-    region = find_region(_case(phantom.ct, phantom.pet), SETTINGS)
+    region = find_region(_coarse(phantom.ct, phantom.pet), SETTINGS)
     assert region.grid.size == (200, 200, 310) and region.grid.spacing == (1.0, 1.0, 1.0)
     assert region.landmark == "brain" and region.confidence > 0.7 and not region.note
     assert coverage(region.grid, phantom.mask) > 0.99
@@ -56,7 +58,7 @@ def test_oblique_acquisition(phantom, angles):
     rotation = np.reshape(sitk.Euler3DTransform((0, 0, 0), *angles).GetMatrix(), (3, 3))
     shift = np.array([40.0, -30.0, 200.0])
     ct, pet, mask = (moved(i, rotation, shift) for i in (case_ct, case_pet, mask))
-    region = find_region(_case(ct, pet), SETTINGS)
+    region = find_region(_coarse(ct, pet), SETTINGS)
     assert region.landmark == "brain"
     assert coverage(region.grid, mask) > 0.99
 
@@ -64,8 +66,8 @@ def test_oblique_acquisition(phantom, angles):
 def test_axes_stored_backwards_change_nothing(phantom):
     """The same patient with z stored from head to feet: direction -1, no note."""
     flipped = [sitk.Flip(i, (True, False, True)) for i in (phantom.ct, phantom.pet, phantom.mask)]
-    region = find_region(_case(*flipped[:2]), SETTINGS)
-    plain = find_region(_case(phantom.ct, phantom.pet), SETTINGS)
+    region = find_region(_coarse(*flipped[:2]), SETTINGS)
+    plain = find_region(_coarse(phantom.ct, phantom.pet), SETTINGS)
     assert not region.note
     assert np.abs(np.subtract(region.grid.origin, plain.grid.origin)).max() <= 4.0
 
@@ -74,7 +76,7 @@ def test_head_at_the_wrong_end_is_said_and_turned_over(phantom):
     """Slices in reverse order without a word in the header: the head lies at the inferior end."""
     mirror = np.diag([1.0, 1.0, -1.0])
     ct, pet, mask = (moved(i, mirror, 0) for i in (phantom.ct, phantom.pet, phantom.mask))
-    region = find_region(_case(ct, pet), SETTINGS)
+    region = find_region(_coarse(ct, pet), SETTINGS)
     assert "inferior" in region.note and region.confidence < 0.7
     assert region.grid.direction[-1] == -1.0
     assert coverage(region.grid, mask) > 0.99
@@ -84,27 +86,27 @@ def test_scan_that_starts_below_the_brain(phantom):
     low, high = Grid.of(phantom.ct).extent()
     keep = int((high[2] - low[2] - 150) / phantom.ct.GetSpacing()[2])
     ct, mask = phantom.ct[:, :, :keep], phantom.mask[:, :, :keep]
-    region = find_region(_case(ct, phantom.pet), SETTINGS)
+    region = find_region(_coarse(ct, phantom.pet), SETTINGS)
     assert region.landmark == "neck" and 0.3 < region.confidence < 0.8
     assert coverage(region.grid, mask) > 0.95
 
 
 def test_pet_that_ends_below_the_ct(phantom):
     slices = phantom.pet.GetSize()[2]
-    region = find_region(_case(phantom.ct, phantom.pet[:, :, : int(0.8 * slices)]), SETTINGS)
+    region = find_region(_coarse(phantom.ct, phantom.pet[:, :, : int(0.8 * slices)]), SETTINGS)
     assert coverage(region.grid, phantom.mask) > 0.95
 
 
 def test_neither_head_nor_neck_is_a_guess_that_says_so():
-    region = find_region(Case.of("x", tiny_ct(), tiny_pet()), SETTINGS)
+    region = find_region(_coarse(tiny_ct(), tiny_pet()), SETTINGS)
     assert region.landmark == "centre" and region.confidence < 0.2 and region.note
-    assert region.grid == centre_region(Case.of("x", tiny_ct(), tiny_pet()), SETTINGS).grid
+    assert region.grid == centre_region(_coarse(tiny_ct(), tiny_pet()), SETTINGS).grid
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_whole_body(seed):
     phantom = make_phantom(seed, PhantomSettings(whole_body=True))
-    region = find_region(_case(phantom.ct, phantom.pet), SETTINGS)
+    region = find_region(_coarse(phantom.ct, phantom.pet), SETTINGS)
     assert region.landmark == "brain"
     assert coverage(region.grid, phantom.mask) > 0.99

@@ -9,6 +9,7 @@ from hmvnet.bundle import Manifest, SegmentationPart, load_bundle, write_bundle
 from hmvnet.case import Case, Grid
 from hmvnet.config import PostprocessingSettings
 from hmvnet.networks.registry import build_network
+from hmvnet.reading.checks import checked_case
 from hmvnet.segmentation.segmenter import Segmenter, Stages, label_map, prepare
 
 CPU = torch.device("cpu")
@@ -16,13 +17,14 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def case() -> Case:
-    return Case.of("A-1", tiny_ct(), tiny_pet())
+    return checked_case("A-1", tiny_ct(), tiny_pet())
 
 
 def test_a_case_becomes_a_label_map_on_any_grid(case, tiny_bundle):
     stages = Stages()
     found = Segmenter(load_bundle(tiny_bundle), CPU)(case, stages)
-    assert list(stages.timings) == ["region", "resample", "normalise", "network", "postprocess"]
+    before = ["check", "region", "resample", "normalise"]
+    assert list(stages.timings) == [*before, "network", "postprocess"]
     shape = found.volume.grid.shape
     assert found.probabilities.shape == (3, *shape) and found.labels.shape == shape
     np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)

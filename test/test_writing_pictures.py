@@ -10,7 +10,7 @@ from conftest import patient_with
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
 
-from hmvnet.case import GTVN, GTVP, IDENTITY, SYNTHETIC, Grid
+from hmvnet.case import GTVN, GTVP, IDENTITY, SYNTHETIC, Grid, Verdict
 from hmvnet.imaging.roi import Region
 from hmvnet.lesions.table import lesion_table
 from hmvnet.pipeline import Prediction
@@ -34,7 +34,7 @@ def predicted(
     volume = Volume(Region(grid, "brain", 0.9, note), np.stack([ct, pet]), np.stack([ct, pet]))
     segmentation = Segmentation(volume, np.zeros((3, *mask.shape), np.float32), mask)
     table = lesion_table(mask, ct, pet, (1.0, 1.0, 1.0))
-    return Prediction(grid.image(mask), table, None, notes, {}, segmentation)
+    return Prediction(grid.image(mask), table, None, Verdict(), notes, {}, segmentation)
 
 
 TWO = ((GTVP, PRIMARY, 8), (GTVN, NODE, 6))

@@ -9,7 +9,7 @@ import pytest
 from conftest import nothing_found
 
 from hmvnet.bundle import Manifest, SegmentationPart
-from hmvnet.case import Grid
+from hmvnet.case import Grid, Verdict
 from hmvnet.config import PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.roi import Region
 from hmvnet.lesions.table import lesion_table
@@ -35,7 +35,15 @@ def prediction_with(voxels: dict[int, tuple[int, int, int]], grid: Grid) -> Pred
     segmentation = replace(found, volume=volume, labels=labels)
     lesions = lesion_table(labels, *volume.raw, grid.spacing[::-1])
     notes = ("no lesion found",) if not lesions else ()
-    return Prediction(None, lesions, None, notes, {"network": 1.234}, segmentation)
+    return Prediction(
+        None,
+        lesions,
+        None,
+        Verdict("review", ("no-head",)),
+        notes,
+        {"network": 1.234},
+        segmentation,
+    )
 
 
 @pytest.mark.parametrize("direction", [UP, DOWN])
@@ -53,6 +61,7 @@ def test_the_report_says_how_it_was_made():
     assert found["bundle"] == "some" and found["device"] == "cuda:0" and found["version"]
     assert found["time"].endswith("+00:00") and found["seconds"] == {"network": 1.23}
     assert found["lesions"] == [] and found["notes"] == ["no lesion found"]
+    assert found["verdict"] == {"status": "review", "codes": ["no-head"]}
     assert "risk" not in found and "clinical use" in found["notice"]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hmvnet.exits import RefusedError
     from hmvnet.pipeline import Pipeline, Prediction
     from hmvnet.reading.challenge import read_case
+    from hmvnet.reading.checks import checked_case
 
 __version__ = "0.2.0"
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Prediction",
     "RefusedError",
     "Result",
+    "checked_case",
     "load_bundle",
     "predict",
     "read_case",
@@ -44,6 +46,7 @@ _HOMES = {
     "Prediction": "pipeline",
     "RefusedError": "exits",
     "Result": "api",
+    "checked_case": "reading.checks",
     "load_bundle": "bundle",
     "predict": "api",
     "read_case": "reading.challenge",

@@ -12,8 +12,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from hmvnet.bundle import Manifest
-from hmvnet.case import Case, ClinicalRecord, Grid
+from hmvnet.case import ClinicalRecord, Grid
 from hmvnet.pipeline import Pipeline, Prediction, load_pipeline
+from hmvnet.reading.checks import checked_case
 from hmvnet.reading.images import checked_image, image_of, read_image
 from hmvnet.reading.inputs import NO_RECORD
 from hmvnet.reading.records import parse_record, read_health_record
@@ -82,7 +83,7 @@ def predict(
     (ct_image, ct_notes), (pet_image, pet_notes) = _image(ct, "CT"), _image(pet, "PET")
     health, notes = _record(record)
     notes = (*ct_notes, *pet_notes, *notes)
-    case = Case.of(patient_id, ct_image, pet_image, record=health, notes=notes)
+    case = checked_case(patient_id, ct_image, pet_image, record=health, notes=notes)
     given = (settings,) if isinstance(settings, str) else tuple(settings)
     pipeline = _pipeline(str(weights or ""), device, given)
     prediction = pipeline(case)

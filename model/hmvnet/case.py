@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -25,12 +26,55 @@ HU_OF_AIR = -1000.0
 DAYS_PER_YEAR = 365.25
 SYNTHETIC = "SYNTHETIC phantom, not a patient"  # said in image headers and in notes
 TIED_RISK = 1e-8  # as in scikit-survival
-MAX_NON_FINITE_FRACTION = 0.05
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 class CaseError(RefusedError):
-    """A patient's input cannot be used. The message is one line without patient data."""
+    """A patient's input cannot be used. The message is one line without patient data.
+
+    Attributes:
+        code: of the verdict ``refused``: short, and the same in every version.
+    """
+
+    def __init__(self, message: str, code: str = "input") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that makes a result doubtful: a code for programs, a line for people."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a result may be used as it is.
+
+    Attributes:
+        status: ``ok``; ``review``: there is a result, and reason to look at it before it is used;
+            ``refused``: there is none.
+        codes: of what was found, each once; none where all is well.
+    """
+
+    status: Literal["ok", "review", "refused"] = "ok"
+    codes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, findings: Iterable[Finding]) -> Verdict:
+        """Of a result with these findings."""
+        codes = tuple(dict.fromkeys(finding.code for finding in findings))
+        return cls("review" if codes else "ok", codes)
+
+    @classmethod
+    def refusing(cls, error: RefusedError) -> Verdict:
+        """Of an input that was refused."""
+        return cls("refused", (error.code if isinstance(error, CaseError) else "input",))
+
+    def __str__(self) -> str:
+        return f"{self.status} ({', '.join(self.codes)})" if self.codes else self.status
 
 
 @dataclass(frozen=True)
@@ -257,7 +301,7 @@ def harrell_c(outcomes: Outcomes, risk: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """One patient.
+    """One patient, as ``hmvnet.reading.checks.checked_case`` makes it.
 
     Attributes:
         patient_id: for messages and file names only.
@@ -266,7 +310,8 @@ class Case:
         record: the health record; empty where there is none.
         truth: labels 0, 1 = GTVp, 2 = GTVn on the CT grid, where known.
         outcome: recurrence-free survival, where known.
-        notes: what was repaired while reading.
+        notes: what was repaired while reading, and what is implausible.
+        findings: of the notes, those that make a result doubtful.
     """
 
     patient_id: str
@@ -276,90 +321,4 @@ class Case:
     truth: sitk.Image | None = None
     outcome: Outcome | None = None
     notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        patient_id: str,
-        ct: sitk.Image,
-        pet: sitk.Image,
-        *,
-        record: ClinicalRecord | None = None,
-        truth: sitk.Image | None = None,
-        outcome: Outcome | None = None,
-        notes: tuple[str, ...] = (),
-    ) -> Case:
-        """A checked case: finite voxels, CT and PET that overlap, truth on the CT grid.
-
-        Raises:
-            CaseError: the images cannot belong to one PET/CT examination, or hold too many
-                non-finite voxels, or no signal at all.
-        """
-        found = list(notes)
-        ct = _finite(ct, "CT", HU_OF_AIR, found)
-        pet = _finite(pet, "PET", 0.0, found)
-        _check_overlap(Grid.of(ct), Grid.of(pet))
-        _check_values(ct, pet, found)
-        if truth is not None and not Grid.of(truth).same_as(Grid.of(ct), tolerance_mm=0.1):
-            raise CaseError(
-                f"{patient_id}: label grid (size {truth.GetSize()}, spacing "
-                f"{_rounded(truth.GetSpacing())}) is not the CT's (size {ct.GetSize()}, spacing "
-                f"{_rounded(ct.GetSpacing())})"
-            )
-        record = record or ClinicalRecord()
-        return cls(patient_id, ct, pet, record, truth, outcome, tuple(found))
-
-
-def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(round(v, 4) for v in values)
-
-
-def _finite(image: sitk.Image, name: str, fill: float, notes: list[str]) -> sitk.Image:
-    """The image with non-finite voxels replaced by ``fill``; integer images are passed through."""
-    if image.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
-        return image
-    array = sitk.GetArrayViewFromImage(image)
-    # The sum is finite only if every voxel is (an overflow only costs the exact count below).
-    if np.isfinite(np.sum(array, dtype=np.float64)):
-        return image
-    bad = ~np.isfinite(array)
-    fraction = bad.mean()
-    if fraction > MAX_NON_FINITE_FRACTION:
-        raise CaseError(
-            f"{name} image: {fraction:.0%} of the voxels are NaN or infinite, expected at most "
-            f"{MAX_NON_FINITE_FRACTION:.0%}"
-        )
-    notes.append(f"{name} image: {int(bad.sum())} NaN or infinite voxels replaced by {fill:g}")
-    return Grid.of(image).image(np.where(bad, np.asarray(fill, array.dtype), array))
-
-
-def _check_overlap(ct: Grid, pet: Grid) -> None:
-    common = ct.intersection(pet)
-    # 30 mm along each axis: less than that cannot hold a neck, whatever was scanned.
-    needed = np.minimum(30.0, 0.5 * (ct.extent()[1] - ct.extent()[0]))
-    if common is None or (common[1] - common[0] < needed).any():
-        found = "none" if common is None else " x ".join(f"{v:.0f}" for v in common[1] - common[0])
-        raise CaseError(
-            f"PET and CT do not overlap enough in physical space (common box in mm: {found}); "
-            "expected one examination in one frame of reference"
-        )
-
-
-def _check_values(ct: sitk.Image, pet: sitk.Image, notes: list[str]) -> None:
-    ct_low, ct_high = _min_max(ct)
-    pet_low, pet_high = _min_max(pet)
-    if ct_high <= ct_low:
-        raise CaseError("CT image: every voxel has the same value")
-    if pet_high <= max(pet_low, 0.0):
-        raise CaseError("PET image: no voxel holds a positive value that differs from the rest")
-    if ct_low >= 0:
-        notes.append("CT image: no value below 0 HU; the rescale intercept may be missing")
-    if pet_low < -0.01 * pet_high:
-        notes.append("PET image: negative values, treated as 0 SUV")
-    if pet_high > 1000:
-        notes.append("PET image: values above 1000; SUV (g/mL) is expected, not Bq/mL")
-
-
-def _min_max(image: sitk.Image) -> tuple[float, float]:
-    array = sitk.GetArrayViewFromImage(image)
-    return float(array.min()), float(array.max())
+    findings: tuple[Finding, ...] = ()

@@ -133,6 +133,9 @@ def predict(
     picture: Annotated[bool, typer.Option(help="also draw slices and projections")] = True,
     force: Annotated[bool, typer.Option("--force", help="write again what is there")] = False,
     go_on: Annotated[bool, typer.Option("--continue", help="skip patients that are there")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="exit code 4 where a verdict is review")
+    ] = False,
 ) -> int:
     """Segment GTVp and GTVn, measure the lesions, predict the RFS risk."""
     from hmvnet.cohort import predict_cohort
@@ -153,7 +156,11 @@ def predict(
         if alone:
             narrator.summary(found, manifest.name, str(pipeline.device), [folder])
         else:
-            narrator(f"{name}: {len(found.lesions)} lesions")
+            narrator(f"{name}: {len(found.lesions)} lesions, {found.verdict}")
+
+    def tell_notes(name: str, notes: tuple[str, ...]) -> None:
+        for note in () if alone else notes:  # the summary of one patient has them
+            narrator(f"{name}: note: {note}")
 
     result = predict_cohort(
         sources,
@@ -161,6 +168,8 @@ def predict(
         output,
         existing="replace" if force else "skip" if go_on else "refuse",
         picture=picture,
+        strict=strict,
+        on_read=tell_notes,
         on_stage=narrator if alone else None,
         on_patient=tell,
         on_failure=lambda name, why: narrator.problem(f"{name}: {why}"),
@@ -172,6 +181,7 @@ def predict(
             "refused": result.refused,
             "failed": result.failed,
             "incomplete": result.incomplete,
+            "to review": result.review,
         }
         said = ", ".join(f"{len(found)} {word}" for word, found in counts.items())
         _say(f"{len(sources)} patients: {said}; in {output}")

@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from hmvnet.case import Verdict
 from hmvnet.exits import Exit, RefusedError
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.inputs import Source
 from hmvnet.writing.folder import LESIONS, MASK, PICTURE, REPORT, is_ours, write_folder
 
 Existing = Literal["refuse", "replace", "skip"]
+OnRead = Callable[[str, tuple[str, ...]], None]
 OnPatient = Callable[[str, Path, Prediction], None]
 
 
@@ -26,6 +28,9 @@ class CohortResult:
         refused: by patient id, why the input could not be used.
         failed: by patient id, what went wrong with us.
         incomplete: by patient id, what optional things could not be written.
+        review: by patient id, the codes of a verdict of ``review``, of those predicted now or
+            before.
+        strict: whether such a verdict counts in ``code``.
     """
 
     done: list[str] = field(default_factory=list)
@@ -33,6 +38,8 @@ class CohortResult:
     refused: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     incomplete: dict[str, list[str]] = field(default_factory=dict)
+    review: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    strict: bool = False
 
     @property
     def code(self) -> Exit:
@@ -41,7 +48,9 @@ class CohortResult:
             return Exit.FAULT
         if self.refused:
             return Exit.REFUSED
-        return Exit.INCOMPLETE if self.incomplete else Exit.OK
+        if self.incomplete:
+            return Exit.INCOMPLETE
+        return Exit.REVIEW if self.strict and self.review else Exit.OK
 
 
 def predict_cohort(
@@ -51,7 +60,9 @@ def predict_cohort(
     *,
     existing: Existing = "refuse",
     picture: bool = True,
+    strict: bool = False,
     on_stage: Callable[[str], None] | None = None,
+    on_read: OnRead | None = None,
     on_patient: OnPatient | None = None,
     on_failure: Callable[[str, str], None] | None = None,
 ) -> CohortResult:
@@ -61,7 +72,9 @@ def predict_cohort(
         existing: what to do where a patient's folder is there already; ``skip`` leaves what is
             whole and of the same bundle, and makes the rest anew.
         picture: also draw slices and projections.
+        strict: a verdict of ``review`` counts in the result's code.
         on_stage: told the stage that runs.
+        on_read: told each patient's id and what reading it had to say.
         on_patient: told each patient's id, folder and prediction.
         on_failure: told each patient's id and why there is no result, or not all of it.
 
@@ -86,15 +99,19 @@ def predict_cohort(
             f"{output / there[0]} is there already ({len(there)} of {len(sources)} patients); "
             "--force writes them again, --continue goes on with the others"
         )
-    result = CohortResult()
+    result = CohortResult(strict=strict)
     for source in sources:
         name, folder = source.patient_id, output / source.patient_id
         if name in done:
             result.skipped.append(name)
+            _note_verdict(result, name, _verdict_before(folder))
             continue
         why = ""
         try:
-            prediction = pipeline(source.read(), on_stage)
+            case = source.read()
+            if on_read:
+                on_read(name, case.notes)
+            prediction = pipeline(case, on_stage)
             problems = write_folder(
                 prediction, pipeline.manifest, folder, device=str(pipeline.device), picture=picture
             )
@@ -107,6 +124,7 @@ def predict_cohort(
                 on_failure(name, why)
             continue
         result.done.append(name)
+        _note_verdict(result, name, prediction.verdict)
         if on_patient:
             on_patient(name, folder, prediction)
         if problems:
@@ -118,13 +136,28 @@ def predict_cohort(
 
 def is_whole(folder: Path, pipeline: Pipeline, picture: bool) -> bool:
     """Whether an earlier call with the same bundle left all that this one would."""
+    needed = (MASK, LESIONS, PICTURE) if picture else (MASK, LESIONS)
+    same = _report_before(folder).get("bundle") == pipeline.manifest.name
+    return same and all((folder / name).is_file() for name in needed)
+
+
+def _report_before(folder: Path) -> dict[str, Any]:
+    """The report that an earlier call left; empty where it did not."""
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    needed = (MASK, LESIONS, PICTURE) if picture else (MASK, LESIONS)
-    same = isinstance(report, dict) and report.get("bundle") == pipeline.manifest.name
-    return same and all((folder / name).is_file() for name in needed)
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def _verdict_before(folder: Path) -> Verdict:
+    found = _report_before(folder).get("verdict", {})
+    return Verdict(found.get("status", "ok"), tuple(found.get("codes", ())))
+
+
+def _note_verdict(result: CohortResult, name: str, verdict: Verdict) -> None:
+    if verdict.status == "review":
+        result.review[name] = verdict.codes
 
 
 def _check_names(sources: Sequence[Source]) -> None:

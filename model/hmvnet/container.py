@@ -29,6 +29,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--flips", action="store_true", help="average with the mirrored volume")
     parser.add_argument("--days", action="store_true", help="rfs.json: expected days (2026)")
     parser.add_argument("--time-budget", help="seconds for the networks (default: 240)")
+    parser.add_argument(
+        "--strict", action="store_true", help="exit code 4 where the verdict is review"
+    )
     parser.add_argument("--report", type=Path, help="also write lesions and reasons to this JSON")
     parser.add_argument("--picture", type=Path, help="also draw slices and MIPs to this PNG")
     parser.add_argument(
@@ -81,7 +84,9 @@ def run(options: argparse.Namespace) -> Exit:
     say.summary(prediction, manifest.name, device, written)
     for problem in problems.values():
         say.problem(problem)
-    return Exit.INCOMPLETE if problems else Exit.OK
+    if problems:
+        return Exit.INCOMPLETE
+    return Exit.REVIEW if options.strict and prediction.verdict.status == "review" else Exit.OK
 
 
 def _check_places(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ class Exit(IntEnum):
     FAULT = 1  # a fault of this program, or of the machine
     REFUSED = 2  # the input or the settings
     INCOMPLETE = 3  # mask and risk are whole, something optional is not there
+    REVIEW = 4  # a verdict of review, under --strict
     UNFINISHED = 75  # EX_TEMPFAIL: time was up, the same command goes on
     INTERRUPTED = 130  # Ctrl-C
     TERMINATED = 143  # SIGTERM

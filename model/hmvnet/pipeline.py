@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import torch
 
 from hmvnet.bundle import Bundle, find_bundle, load_bundle
-from hmvnet.case import Case, Grid
+from hmvnet.case import Case, Finding, Grid, Verdict
 from hmvnet.config import InferenceSettings
 from hmvnet.exits import RefusedError
 from hmvnet.lesions.table import Lesion, lesion_table
@@ -20,6 +20,7 @@ from hmvnet.segmentation.segmenter import OnStage, Segmentation, Segmenter, Stag
 from hmvnet.settings_file import load_settings
 
 LOW_CONFIDENCE = 0.5
+LEAST_SUV_MAX = 1.0  # the mean over a body; a lesion that takes up less was not seen in PET
 READ_SECTIONS = ("preprocessing", "postprocessing", "inference")  # of the settings, when predicting
 
 
@@ -31,6 +32,7 @@ class Prediction:
         mask: uint8 image on the CT grid: 0, 1 = GTVp, 2 = GTVn.
         lesions: a row a lesion, measured on the working grid.
         risk: None where it was not asked for.
+        verdict: ``ok`` or ``review``, with the codes of what was found; the notes say it in words.
         notes: what a person should know before trusting this.
         timings: seconds a stage.
         segmentation: the working-grid arrays, for pictures.
@@ -39,6 +41,7 @@ class Prediction:
     mask: sitk.Image
     lesions: list[Lesion]
     risk: Risk | None
+    verdict: Verdict
     notes: tuple[str, ...]
     timings: dict[str, float]
     segmentation: Segmentation = field(repr=False)
@@ -87,8 +90,10 @@ class Pipeline:
             with stages("risk"):
                 description = describe(segmentation, self.prognosis.image_spacing_mm)
                 risk = self.prognosis(description, case.record)
-        notes = (*_notes(case, segmentation, lesions, risk), *self.notes)
-        return Prediction(mask, lesions, risk, notes, stages.timings, segmentation)
+        findings = (*segmentation.volume.findings, *_doubtful(lesions))
+        notes = (*case.notes, *_notes(segmentation, findings, risk), *self.notes)
+        verdict = Verdict.of((*case.findings, *findings))
+        return Prediction(mask, lesions, risk, verdict, notes, stages.timings, segmentation)
 
 
 def load_pipeline(
@@ -125,17 +130,28 @@ def load_pipeline(
     return Pipeline(bundle, place, settings.inference, needs_risk=needs_risk, notes=notes)
 
 
+def _doubtful(lesions: list[Lesion]) -> Iterator[Finding]:
+    """What is doubtful about the lesions of a head-and-neck cancer that was scanned for."""
+    if not lesions:
+        yield Finding("no-lesion", "no lesion found")
+    if cold := [lesion for lesion in lesions if lesion.suv_max < LEAST_SUV_MAX]:
+        lowest = min(lesion.suv_max for lesion in cold)
+        yield Finding(
+            "cold-lesion",
+            f"{len(cold)} of {len(lesions)} lesions with a SUVmax below {LEAST_SUV_MAX:g} "
+            f"(lowest {lowest:.2f})",
+        )
+
+
 def _notes(
-    case: Case, segmentation: Segmentation, lesions: list[Lesion], risk: Risk | None
+    segmentation: Segmentation, findings: Sequence[Finding], risk: Risk | None
 ) -> tuple[str, ...]:
-    notes = list(case.notes)
+    notes = [finding.text for finding in findings]
     region = segmentation.volume.region
-    if region.note:
+    if region.note and not region.code:
         notes.append(region.note)
     if region.confidence < LOW_CONFIDENCE:
         notes.append(f"low confidence in the head-and-neck region ({region.confidence:.2f})")
-    if not lesions:
-        notes.append("no lesion found")
     if risk:
         notes.extend(risk.notes)
     return (*notes, *segmentation.notes)

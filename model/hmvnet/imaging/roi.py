@@ -17,25 +17,22 @@ the same grid.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
-from hmvnet.case import HU_OF_AIR, IDENTITY, Case, Grid
+from hmvnet.case import IDENTITY, Grid
 from hmvnet.config import PreprocessingSettings
+from hmvnet.imaging.coarse import COARSE_MM, Coarse
 from hmvnet.imaging.components import (
     FACES,
     bounding_box,
-    fill_slices,
-    largest_component,
     pieces_of,
 )
-from hmvnet.imaging.resample import resample
 
-COARSE_MM = 4.0
-BODY_HU, BONE_HU, AIR_HU = -300.0, 250.0, -500.0
+BONE_HU, AIR_HU = 250.0, -500.0
 BRAIN_SUV = (3.0, 4.5, 6.5)
 BRAIN_ML = (200.0, 2500.0)
 SKULL_FRACTION = 0.15
@@ -52,30 +49,18 @@ class Region:
         landmark: what it was found by.
         confidence: 0 (guess) to 1.
         note: what a person should know; empty if nothing.
+        code: of the finding that the note is, where it makes the result doubtful.
     """
 
     grid: Grid
     landmark: Literal["brain", "neck", "centre"]
     confidence: float
     note: str = ""
+    code: str = ""
 
 
-@dataclass(frozen=True)
-class _Coarse:
-    """CT (HU), PET (SUV) and body on the coarse LPS lattice, ``[z, y, x]``; z points up."""
-
-    grid: Grid
-    ct: np.ndarray
-    pet: np.ndarray
-    body: np.ndarray
-
-    def point(self, z: float, y: float, x: float) -> np.ndarray:
-        return self.grid.points(np.array([[x, y, z]]))[0]
-
-
-def find_region(case: Case, settings: PreprocessingSettings) -> Region:
+def find_region(coarse: Coarse, settings: PreprocessingSettings) -> Region:
     """The head-and-neck working region of a scan; never fails, but says how sure it is."""
-    coarse = _coarse(case)
     brain = _find_brain(coarse)
     if brain is not None:
         return _region_below_brain(coarse, *brain, settings)
@@ -86,14 +71,11 @@ def find_region(case: Case, settings: PreprocessingSettings) -> Region:
         anchor = coarse.point(top + 0.5, *centre_yx)
         grid = _hang(anchor, settings, up=1.0)
         return Region(grid, "neck", confidence, "scan starts below the brain")
-    return centre_region(case, settings, coarse)
+    return replace(centre_region(coarse, settings), code="no-head")
 
 
-def centre_region(
-    case: Case, settings: PreprocessingSettings, coarse: _Coarse | None = None
-) -> Region:
+def centre_region(coarse: Coarse, settings: PreprocessingSettings) -> Region:
     """A working region centred on the body, for scans that hold no head."""
-    coarse = coarse or _coarse(case)
     index = (
         np.argwhere(coarse.body) if coarse.body.any() else np.array([np.array(coarse.ct.shape) / 2])
     )
@@ -115,24 +97,7 @@ def _hang(top_centre: np.ndarray, settings: PreprocessingSettings, up: float) ->
     return Grid(size, (spacing,) * 3, tuple(origin.tolist()), direction)
 
 
-def _coarse(case: Case) -> _Coarse:
-    ct_grid = Grid.of(case.ct)
-    low, high = ct_grid.extent()
-    size = np.maximum(np.ceil((high - low) / COARSE_MM).astype(int), 4)
-    grid = Grid(tuple(size.tolist()), (COARSE_MM,) * 3, tuple((low + COARSE_MM / 2).tolist()))
-    ct = resample(case.ct, grid, fill=HU_OF_AIR)
-    pet = resample(case.pet, grid, fill=0.0)
-    return _Coarse(grid, ct, pet, _body(ct))
-
-
-def _body(ct: np.ndarray) -> np.ndarray:
-    """The patient without the table: opened tissue, its largest component, slices filled."""
-    tissue = ndimage.binary_opening(ct > BODY_HU, iterations=1)
-    body = largest_component(tissue)
-    return fill_slices(body)
-
-
-def _find_brain(coarse: _Coarse) -> tuple[np.ndarray, float] | None:
+def _find_brain(coarse: Coarse) -> tuple[np.ndarray, float] | None:
     """The most skull-enclosed avid blob of brain size, ``(mask, skull fraction)``."""
     best: tuple[np.ndarray, float] | None = None
     for suv in BRAIN_SUV:
@@ -169,7 +134,7 @@ def _skull_fraction(mask: np.ndarray, ct: np.ndarray) -> float:
 
 
 def _region_below_brain(
-    coarse: _Coarse, brain: np.ndarray, skull: float, settings: PreprocessingSettings
+    coarse: Coarse, brain: np.ndarray, skull: float, settings: PreprocessingSettings
 ) -> Region:
     z, y, x = np.nonzero(brain)
     centre = np.array([z.mean(), y.mean(), x.mean()])
@@ -183,10 +148,13 @@ def _region_below_brain(
     anchor = coarse.point(end, *yx) + [0, 0, up * ABOVE_BRAIN_MM]
     confidence = float(np.clip(0.6 + skull, 0.6, 0.99)) * (0.6 if upside_down else 1.0)
     note = "head found at the inferior end of the scan: slices seem to be in reverse order"
-    return Region(_hang(anchor, settings, up), "brain", confidence, note if upside_down else "")
+    grid = _hang(anchor, settings, up)
+    if upside_down:
+        return Region(grid, "brain", confidence, note, "head-below")
+    return Region(grid, "brain", confidence)
 
 
-def _neck_centre(coarse: _Coarse, brain_centre: np.ndarray, up: float) -> np.ndarray:
+def _neck_centre(coarse: Coarse, brain_centre: np.ndarray, up: float) -> np.ndarray:
     """(y, x) halfway between the brain's centre, 10 mm anterior, and the neck's."""
     z, y, x = brain_centre
     near = np.sort([z - up * 110 / COARSE_MM, z - up * 200 / COARSE_MM]).astype(int)
@@ -202,7 +170,7 @@ def _neck_centre(coarse: _Coarse, brain_centre: np.ndarray, up: float) -> np.nda
     return head + np.clip((index[:, 1:].mean(axis=0) - head) / 2, -limit, limit)
 
 
-def _find_neck(coarse: _Coarse) -> tuple[np.ndarray, float] | None:
+def _find_neck(coarse: Coarse) -> tuple[np.ndarray, float] | None:
     """(y, x) of the neck at the superior end, and the confidence, if an airway runs there."""
     slices = np.flatnonzero(coarse.body.any(axis=(1, 2)))
     if not len(slices):

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from hmvnet.case import Case, CaseError, ClinicalRecord
 from hmvnet.files import visible
+from hmvnet.reading.checks import checked_case
 from hmvnet.reading.images import SUFFIXES, has_image_suffix, read_image
 from hmvnet.reading.records import read_health_record, read_json
 
@@ -63,7 +64,7 @@ def read_case(input_dir: Path, *, needs_record: bool = True) -> Case:
         (ct, ct_notes), (pet, pet_notes) = (read.result() for read in reads)
     record, record_notes = _read_record(root / sockets.record, needs_record)
     notes = (*socket_notes, *ct_notes, *pet_notes, *record_notes)
-    return Case.of("case", ct, pet, record=record, notes=notes)
+    return checked_case("case", ct, pet, record=record, notes=notes)
 
 
 def _read_sockets(root: Path) -> tuple[Sockets, tuple[str, ...]]:
@@ -111,7 +112,7 @@ def _read_socket_image(root: Path, relative: Path) -> tuple[sitk.Image, tuple[st
     try:
         image, notes = read_image(files[0])
     except CaseError as error:
-        raise CaseError(f"{relative}: {error}") from error
+        raise CaseError(f"{relative}: {error}", error.code) from error
     return image, tuple(f"{relative}: {note}" for note in notes)
 
 

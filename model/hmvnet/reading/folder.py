@@ -18,6 +18,7 @@ import SimpleITK as sitk
 
 from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Outcome
 from hmvnet.files import visible
+from hmvnet.reading.checks import checked_case
 from hmvnet.reading.images import read_image
 from hmvnet.reading.records import read_json
 from hmvnet.reading.tables import Known, read_records, read_tables
@@ -69,7 +70,7 @@ class Patient:
                 truth, notes3 = read_image(self.label)
                 truth = _checked_labels(truth, self.label.name, dict(self.classes))
                 notes2 = (*notes2, *notes3)
-            return Case.of(
+            return checked_case(
                 self.patient_id,
                 ct,
                 pet,
@@ -79,7 +80,7 @@ class Patient:
                 notes=(*self.notes, *notes, *notes2),
             )
         except CaseError as error:
-            raise CaseError(f"patient {self.patient_id}: {error}") from error
+            raise CaseError(f"patient {self.patient_id}: {error}", error.code) from error
 
 
 def _checked_labels(image: sitk.Image, name: str, classes: Mapping[int, int]) -> sitk.Image:

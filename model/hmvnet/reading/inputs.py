@@ -10,6 +10,7 @@ from typing import Protocol
 from hmvnet.case import Case, ClinicalRecord
 from hmvnet.exits import RefusedError
 from hmvnet.reading.challenge import is_challenge_folder, read_case
+from hmvnet.reading.checks import checked_case
 from hmvnet.reading.folder import find_scans
 from hmvnet.reading.images import SUFFIXES, read_image
 from hmvnet.reading.records import read_health_record
@@ -71,7 +72,7 @@ class Pair:
         if self.record:
             record, notes = read_health_record(self.record)
         notes = (*ct_notes, *pet_notes, *notes)
-        return Case.of(self.patient_id, ct, pet, record=record, notes=notes)
+        return checked_case(self.patient_id, ct, pet, record=record, notes=notes)
 
 
 def find_sources(

@@ -17,8 +17,10 @@ import SimpleITK as sitk
 import torch
 
 from hmvnet.bundle import Bundle
-from hmvnet.case import Case, Grid
+from hmvnet.case import Case, Finding, Grid
 from hmvnet.config import InferenceSettings, PostprocessingSettings, PreprocessingSettings
+from hmvnet.imaging.agreement import check_agreement
+from hmvnet.imaging.coarse import Coarse
 from hmvnet.imaging.intensity import normalise
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.imaging.resample import labels_onto, resample_pet_ct
@@ -36,11 +38,13 @@ class Volume:
         region: where the working grid lies and how sure that is.
         raw: float32 ``[2, z, y, x]``, CT in HU and PET in SUV.
         scaled: the same, CT in [0, 1] and PET in [-1, 1]: what the network sees.
+        findings: what makes the case, or its region, doubtful.
     """
 
     region: Region
     raw: np.ndarray
     scaled: np.ndarray
+    findings: tuple[Finding, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -91,18 +95,26 @@ class Stages:
 def prepare(
     case: Case, settings: PreprocessingSettings, region: str, stages: Stages | None = None
 ) -> Volume:
-    """What lies before the network: find the region, resample it once, normalise.
+    """What lies before the network: check, find the region, resample it once, normalise.
 
     Args:
         region: ``head-neck``, or ``centre`` for scans that hold no head.
+
+    Raises:
+        CaseError: PET and CT do not belong together, or the PET is not in SUV.
     """
     stages = stages or Stages()
+    with stages("check"):
+        coarse = Coarse.of(case)
+        findings = check_agreement(case, coarse)
     with stages("region"):
-        found = (find_region if region == "head-neck" else centre_region)(case, settings)
+        found = (find_region if region == "head-neck" else centre_region)(coarse, settings)
+        if found.code:
+            findings = (*findings, Finding(found.code, found.note))
     with stages("resample"):
         raw = resample_pet_ct(case, found.grid)
     with stages("normalise"):
-        return Volume(found, raw, normalise(raw, settings))
+        return Volume(found, raw, normalise(raw, settings), findings)
 
 
 def label_map(

@@ -99,7 +99,9 @@ def prediction_figure(prediction: Prediction) -> Figure:
     scale = (WIDTH - 2 * MARGIN - (len(panels) - 1) * GAP) / sum(widths)  # inches a mm
     axial = panels[0].size_mm[0] * scale
     body = max(*(panel.size_mm[0] * scale for panel in panels[1:]), axial + KEY)
-    note = prediction.segmentation.volume.region.note
+    verdict = prediction.verdict
+    said = ["" if verdict.status == "ok" else f"verdict: {verdict}"]
+    note = "; ".join(filter(None, [*said, prediction.segmentation.volume.region.note]))
     head = HEADLINE + (NOTE if note else 0.0)
     height = MARGIN + body + TITLE + head
     figure = Figure(figsize=(WIDTH, height))

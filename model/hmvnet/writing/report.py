@@ -33,6 +33,7 @@ def report(prediction: Prediction, manifest: Manifest, device: str = "") -> dict
         "bundle": manifest.name,
         "device": device,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "verdict": {"status": prediction.verdict.status, "codes": list(prediction.verdict.codes)},
         "lesions": [lesion_row(lesion, grid) for lesion in prediction.lesions],
         "region_confidence": round(prediction.segmentation.volume.region.confidence, 3),
         "notes": list(prediction.notes),

@@ -53,7 +53,7 @@ class Narrator:
     def summary(
         self, prediction: Prediction, bundle: str, device: str, written: Iterable[Path]
     ) -> None:
-        """Lesion table, risk, notes, timings, and where the outputs are."""
+        """Lesion table, risk, notes, verdict, timings, and where the outputs are."""
         if prediction.lesions:
             self._print(_table(prediction.lesions))
         if risk := prediction.risk:
@@ -67,6 +67,8 @@ class Narrator:
                 self._print(f"moved most by: {moved}")
         for note in prediction.notes:
             self._print(f"[yellow]note[/] {escape(note)}")
+        colour = "green" if prediction.verdict.status == "ok" else "bold yellow"
+        self._print(f"[{colour}]verdict[/] {escape(str(prediction.verdict))}")
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in prediction.timings.items())
         self._print(f"[dim]bundle {escape(bundle)} on {device}; seconds: {stages}[/]")
         for path in written:

@@ -1,0 +1,46 @@
+"""A whole case on a lattice of 4 mm, where the patient is looked for before anything is cropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from hmvnet.case import HU_OF_AIR, Case, Grid
+from hmvnet.imaging.components import fill_slices, largest_component
+from hmvnet.imaging.resample import resample
+
+COARSE_MM = 4.0
+BODY_HU = -300.0
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """CT (HU), PET (SUV) and the CT's body on the lattice, ``[z, y, x]``.
+
+    The lattice has LPS axes, so z points up whatever way the scan was stored, and covers the CT.
+    """
+
+    grid: Grid
+    ct: np.ndarray
+    pet: np.ndarray
+    body: np.ndarray
+
+    @classmethod
+    def of(cls, case: Case) -> Coarse:
+        """The case, resampled linearly."""
+        low, high = Grid.of(case.ct).extent()
+        size = np.maximum(np.ceil((high - low) / COARSE_MM).astype(int), 4)
+        grid = Grid(tuple(size.tolist()), (COARSE_MM,) * 3, tuple((low + COARSE_MM / 2).tolist()))
+        ct = resample(case.ct, grid, fill=HU_OF_AIR)
+        return cls(grid, ct, resample(case.pet, grid, fill=0.0), outline(ct > BODY_HU))
+
+    def point(self, z: float, y: float, x: float) -> np.ndarray:
+        """LPS mm of a continuous index."""
+        return self.grid.points(np.array([[x, y, z]]))[0]
+
+
+def outline(tissue: np.ndarray) -> np.ndarray:
+    """The patient without the table: opened tissue, its largest component, slices filled."""
+    return fill_slices(largest_component(ndimage.binary_opening(tissue, iterations=1)))
