@@ -347,6 +347,7 @@ def phantom(
         bool, typer.Option(help="vertex to thigh instead of head and neck")
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    dicom: Annotated[bool, typer.Option("--dicom", help="also as DICOM, PET in Bq/mL")] = False,
 ) -> None:
     """Write SYNTHETIC patients with known truth, in the HECKTOR 2025 layout."""
     from hmvnet.phantom import PhantomSettings, write_cohort
@@ -355,7 +356,7 @@ def phantom(
     with show_progress("phantoms", count) as progress:
         settings = PhantomSettings(whole_body=whole_body)
         summary = write_cohort(
-            root, count, seed, settings, jobs, lambda done, _: progress.reach(done)
+            root, count, seed, settings, jobs, lambda done, _: progress.reach(done), dicom=dicom
         )
     _say(str(summary))
 

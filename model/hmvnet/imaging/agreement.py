@@ -3,7 +3,7 @@
 Measured where two things must agree whatever the tracer did: the outline of the body, and the
 median uptake in it, which is near 1 because SUV divides by the mean over the body. On 35 PET/CTs
 of sarcomas and two phantoms the outlines overlap with a Dice of 0.81 to 0.97 and the median is 0.39
-to 1.07 SUV (docs/reference/robustness.md). Outlines that look alike, two heads in one place, tell
+to 1.07 SUV (docs/how-to/predict.md). Outlines that look alike, two heads in one place, tell
 nothing.
 """
 

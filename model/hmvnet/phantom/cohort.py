@@ -18,6 +18,7 @@ import SimpleITK as sitk
 from hmvnet.files import replacing, write_text
 from hmvnet.reading.tables import TRUTH_TABLE
 
+from .dicom import write_dicom
 from .outcome import LESION_TERMS, TABLE_TERMS, WeibullCox, best_c_index
 from .patient import PatientPlan, PhantomSettings, draw_patient
 from .render import Phantom, plan_truth, render
@@ -75,12 +76,14 @@ def write_cohort(
     jobs: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
     compress_level: int = 1,
+    dicom: bool = False,
 ) -> CohortSummary:
     """Write ``count`` phantoms under ``root`` in the HECKTOR 2025 layout.
 
     Patient folders come first, then the tables, then ``SYNTHETIC.md``. A patient's folder appears
     whole or not at all; one that is already there is kept, so an interrupted cohort can be
-    continued. ``on_progress(done, count)`` is called after each patient.
+    continued. ``on_progress(done, count)`` is called after each patient. With ``dicom`` the images
+    are under ``dicom/<patient>`` as well, the PET in Bq/mL.
 
     Raises ValueError for a count or jobs below 1, or when ``root`` holds another cohort.
     """
@@ -89,9 +92,10 @@ def write_cohort(
         raise ValueError(f"count and jobs: found {count} and {jobs}, expected 1 or more")
     _claim(root, seed, settings)
     plans = list(draw_cohort(count, seed, settings))
-    todo = [plan for plan in plans if not (root / "Task 2" / plan.patient_id).is_dir()]
+    last = ("Task 2", "dicom") if dicom else ("Task 2",)
+    todo = [p for p in plans if not all((root / f / p.patient_id).is_dir() for f in last)]
     done = count - len(todo)
-    for _ in _write_all(root, todo, jobs, compress_level):
+    for _ in _write_all(root, todo, jobs, compress_level, dicom):
         done += 1
         if on_progress is not None:
             on_progress(done, count)
@@ -117,15 +121,15 @@ def summarise(root: Path, plans: list[PatientPlan]) -> CohortSummary:
 
 
 def _write_all(
-    root: Path, plans: list[PatientPlan], jobs: int, compress_level: int
+    root: Path, plans: list[PatientPlan], jobs: int, compress_level: int, dicom: bool
 ) -> Iterator[None]:
     if jobs == 1:
         for plan in plans:
-            _write_patient(root, plan, compress_level)
+            _write_patient(root, plan, compress_level, dicom)
             yield
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        work = [pool.submit(_write_patient, root, plan, compress_level) for plan in plans]
+        work = [pool.submit(_write_patient, root, plan, compress_level, dicom) for plan in plans]
         try:
             for future in as_completed(work):
                 future.result()
@@ -134,8 +138,8 @@ def _write_all(
             pool.shutdown(cancel_futures=True)
 
 
-def _write_patient(root: Path, plan: PatientPlan, compress_level: int) -> None:
-    """Both tasks' folders, whole or not at all; Task 2's comes last, so that it means done."""
+def _write_patient(root: Path, plan: PatientPlan, compress_level: int, dicom: bool) -> None:
+    """Both tasks' folders, whole or not at all; each that comes later means that those are done."""
     phantom = render(plan)
     first, second = (root / task / plan.patient_id for task in ("Task 1", "Task 2"))
     with replacing(first) as folder:
@@ -146,6 +150,9 @@ def _write_patient(root: Path, plan: PatientPlan, compress_level: int) -> None:
         folder.mkdir()
         for _, file in _files(phantom):
             _link(first / file, folder / file)
+    if dicom:
+        with replacing(root / "dicom" / plan.patient_id) as folder:
+            write_dicom(phantom.ct, phantom.pet, folder, plan.patient_id)
 
 
 def _files(phantom: Phantom) -> list[tuple[sitk.Image, str]]:

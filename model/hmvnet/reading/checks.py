@@ -40,6 +40,7 @@ def checked_case(
     truth: sitk.Image | None = None,
     outcome: Outcome | None = None,
     notes: tuple[str, ...] = (),
+    findings: tuple[Finding, ...] = (),
 ) -> Case:
     """A case of finite voxels, a CT in HU, a PET that overlaps it, truth on the CT grid.
 
@@ -47,11 +48,11 @@ def checked_case(
         CaseError: the images cannot belong to one PET/CT examination, are not HU and SUV, hold too
             many non-finite voxels, or no signal at all.
     """
-    found, findings = list(notes), list[Finding]()
+    found, doubts = list(notes), list(findings)
     ct = _finite(ct, "CT", HU_OF_AIR, found)
     pet = _finite(pet, "PET", 0.0, found)
     _check_overlap(Grid.of(ct), Grid.of(pet))
-    ct = _hounsfield(ct, found, findings)
+    ct = _hounsfield(ct, found, doubts)
     _check_uptake(pet, found)
     if truth is not None and not Grid.of(truth).same_as(Grid.of(ct), tolerance_mm=0.1):
         raise CaseError(
@@ -59,9 +60,9 @@ def checked_case(
             f"{_rounded(truth.GetSpacing())}) is not the CT's (size {ct.GetSize()}, spacing "
             f"{_rounded(ct.GetSpacing())})"
         )
-    found.extend(finding.text for finding in findings)
+    found.extend(finding.text for finding in doubts)
     record = record or ClinicalRecord()
-    return Case(patient_id, ct, pet, record, truth, outcome, tuple(found), tuple(findings))
+    return Case(patient_id, ct, pet, record, truth, outcome, tuple(found), tuple(doubts))
 
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -1,0 +1,259 @@
+"""DICOM folders: which PET and CT belong together, and their voxels in SUV and HU.
+
+What a folder holds is found by the files' content, whatever their names: series of one or many
+patients, mixed with others and with files that are no DICOM. What is said of a patient holds no
+name, id or date: a series is named by its modality and number, an image by its number in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset
+
+from hmvnet.case import Case, CaseError, Finding
+from hmvnet.reading.archive import unzipped
+from hmvnet.reading.checks import checked_case
+from hmvnet.reading.headers import remarked
+from hmvnet.reading.series import Series, Slice, read_header, read_series, slices_of
+from hmvnet.reading.suv import suv_scale
+
+FEWEST_SLICES = 5  # of a scan; localisers and screen shots have fewer
+F18_S = 6586.2
+FDG_WORDS, FDG_CODES = ("FDG", "DEOXYGLUCOSE", "DESOXYGLUCOSE", "FLUORODEOXY"), ("C-B1031",)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A PET and the CT that goes with it. Nothing but headers is read yet.
+
+    Attributes:
+        notes: which series were chosen among several.
+        suv_factor: what PET values are multiplied by; None: as the headers say.
+        keeps: what must not go away before the files are read.
+    """
+
+    patient_id: str
+    ct: Series
+    pet: Series
+    notes: tuple[str, ...] = ()
+    suv_factor: float | None = None
+    keeps: object = field(default=None, repr=False)
+
+    def read(self) -> Case:
+        """The images, CT in HU and PET in SUV.
+
+        Raises:
+            CaseError: slices that are missing, doubled, tilted or unreadable, a PET that cannot be
+                made SUV; as ``checked_case``.
+        """
+        ct, notes = read_series(self.ct)
+        scale = suv_scale([one.header for one in self.pet.slices], self.suv_factor)
+        pet, notes2 = read_series(self.pet, scale.factors)
+        findings = tuple(_tracer(self.pet))
+        comments = str(self.ct.header.get("ImageComments") or "")
+        notes = (*self.notes, *remarked(comments, self.ct.name), *notes, *notes2, *scale.notes)
+        return checked_case(self.patient_id, ct, pet, notes=(*notes, NO_RECORD), findings=findings)
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """A PET for which there is no CT."""
+
+    patient_id: str
+    why: str
+
+    def read(self) -> Case:
+        """Raises: CaseError, always."""
+        raise CaseError(self.why)
+
+
+NO_RECORD = "no health record: every field treated as missing"
+
+
+@dataclass(frozen=True)
+class DicomFolder:
+    """What a folder of DICOM files holds.
+
+    Attributes:
+        scans: a PET with its CT, or without one.
+        left_out: what is not used, and how often it is there.
+    """
+
+    scans: tuple[Scan | Unpaired, ...]
+    left_out: dict[str, int]
+
+
+def find_dicom(
+    root: Path,
+    *,
+    keep_names: bool = False,
+    series: Sequence[str] = (),
+    suv_factor: float | None = None,
+) -> DicomFolder | None:
+    """The PET/CTs of a folder, or a zip of one; None where it holds no DICOM at all.
+
+    Args:
+        keep_names: patients are named as in the files, not ``patient-001``, ...
+        series: UIDs of series to be used rather than others of their modality.
+        suv_factor: what PET values are multiplied by, in the place of what the headers say.
+
+    Raises:
+        CaseError: a zip that is not readable, leads out of itself or inflates beyond measure.
+    """
+    keeps = None
+    if root.is_file():
+        keeps, root = unzipped(root)
+    found, left_out = _find_series(root)
+    if not found and not any(name != NO_DICOM for name in left_out):
+        return None
+    groups = defaultdict(list)
+    for one in found:
+        groups[_examination(one)].append(one)
+    numbers: dict[str, int] = {}
+    scans: list[Scan | Unpaired] = []
+    for key, members in sorted(groups.items()):
+        if not any(one.modality == "PT" for one in members):
+            left_out["CT series without a PET"] += len(members)
+            continue
+        number = numbers.setdefault(key[0], len(numbers) + 1)
+        name = _file_name(key[0]) if keep_names else f"patient-{number:03d}"
+        scans += [
+            replace(scan, suv_factor=suv_factor, keeps=keeps) if isinstance(scan, Scan) else scan
+            for scan in [_pair(name, members, series)]
+        ]
+    return DicomFolder(tuple(_told_apart(scans)), dict(left_out))
+
+
+def _told_apart(scans: list[Scan | Unpaired]) -> Iterator[Scan | Unpaired]:
+    """Several examinations of one patient get a number each."""
+    counts, seen = Counter(scan.patient_id for scan in scans), Counter[str]()
+    for scan in scans:
+        name = scan.patient_id
+        seen[name] += 1
+        yield replace(scan, patient_id=f"{name}-{seen[name]}") if counts[name] > 1 else scan
+
+
+def _file_name(patient: str) -> str:
+    kept = "".join(c if c.isalnum() or c in "-_." else "_" for c in patient).strip("._")
+    return kept or "patient"
+
+
+def _examination(one: Series) -> tuple[str, str, str]:
+    """What PET and CT of one examination share: the patient, and the frame of reference."""
+    header = one.header
+    study = str(header.get("StudyInstanceUID") or "")
+    return str(header.get("PatientID") or study), study, str(header.get("FrameOfReferenceUID"))
+
+
+# --- files to series -----------------------------------------------------------------------------
+
+NO_DICOM = "files that are no DICOM"
+
+
+def _find_series(root: Path) -> tuple[list[Series], Counter[str]]:
+    """The PET and CT series under a folder, and a count of all else."""
+    members: dict[str, list[Slice]] = defaultdict(list)
+    left_out: Counter[str] = Counter()
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            header = read_header(path)
+            if header is None:
+                left_out[NO_DICOM] += 1
+                continue
+            if why := _unused(header):
+                left_out[why] += 1
+                continue
+            members[str(header.SeriesInstanceUID)] += slices_of(path, header)
+    series = []
+    for uid, slices in members.items():
+        modality = str(slices[0].header.Modality)
+        if len(slices) < FEWEST_SLICES:
+            left_out[f"{modality} series of fewer than {FEWEST_SLICES} slices"] += 1
+            continue
+        number = str(slices[0].header.get("SeriesNumber") or "?")
+        normal = slices[0].normal
+        slices.sort(key=lambda one: float(one.position @ normal))
+        series.append(Series(uid, modality, number, tuple(slices)))
+    return series, left_out
+
+
+def _unused(header: Dataset) -> str:
+    """Why a file is no slice of a PET or CT; empty where it is one."""
+    modality = str(header.get("Modality") or "")
+    if modality not in ("CT", "PT"):
+        return f"files of modality {modality or 'unknown'}"
+    if header.get("Rows") is None or header.get("SeriesInstanceUID") is None:
+        return f"{modality} files without an image"
+    if header.get("SamplesPerPixel", 1) != 1:
+        return f"{modality} files in colour"
+    if any(str(word).upper() == "LOCALIZER" for word in header.get("ImageType") or ()):
+        return "localisers"
+    return ""
+
+
+# --- series to scans -----------------------------------------------------------------------------
+
+
+def _pair(name: str, members: list[Series], wanted: Sequence[str]) -> Scan | Unpaired:
+    """The PET and the CT of one examination that are to be used, with what was chosen."""
+    pets = [one for one in members if one.modality == "PT"]
+    cts = [one for one in members if one.modality == "CT"]
+    pet = _chosen(
+        pets, wanted, lambda one: (one.is_corrected, round(one.length_mm), len(one.slices))
+    )
+    if not cts:
+        return Unpaired(
+            name, f"{pet.name}: no CT in its study and frame of reference, expected one"
+        )
+    begun = _time_of(pet)
+    ct = _chosen(
+        cts,
+        wanted,
+        lambda one: (round(one.overlap(pet), 1), -abs(_time_of(one) - begun), len(one.slices)),
+    )
+    notes = [
+        f"{one.name} chosen of {len(among)} ({', '.join(other.number for other in among)})"
+        for one, among in ((pet, pets), (ct, cts))
+        if len(among) > 1
+    ]
+    return Scan(name, ct, pet, tuple(notes))
+
+
+def _chosen(among: list[Series], wanted: Sequence[str], worth: Any) -> Series:
+    named = [one for one in among if one.uid in wanted]
+    return max(named or among, key=lambda one: (worth(one), one.uid))
+
+
+def _time_of(one: Series) -> float:
+    """Seconds of the day at which a series began; 0 where it does not say."""
+    text = str(one.header.get("AcquisitionTime") or one.header.get("SeriesTime") or "0")
+    digits = text.partition(".")[0].rjust(6, "0")
+    if not digits.isdigit():
+        return 0.0
+    return float(int(digits[:2]) * 3600 + int(digits[2:4]) * 60 + int(digits[4:6]))
+
+
+def _tracer(pet: Series) -> Iterator[Finding]:
+    """Whether what was injected is something else than FDG, as far as the file says."""
+    info = (pet.header.get("RadiopharmaceuticalInformationSequence") or [Dataset()])[0]
+    half_life = info.get("RadionuclideHalfLife")
+    codes = info.get("RadiopharmaceuticalCodeSequence") or ()
+    words = [str(info.get("Radiopharmaceutical") or "")]
+    words += [str(code.get("CodeMeaning") or "") for code in codes]
+    named = " ".join(words).upper().strip()
+    is_fdg = any(word in named for word in FDG_WORDS) or any(
+        str(code.get("CodeValue")) in FDG_CODES for code in codes
+    )
+    # Many files name the nuclide alone; what has another half-life is no FDG whatever it says.
+    other_nuclide = half_life is not None and abs(float(half_life) / F18_S - 1) > 0.05
+    only_nuclide = named.replace("-", "").strip("^ ") in ("", "F18", "18F")
+    if other_nuclide or not (is_fdg or only_nuclide):
+        yield Finding("not-fdg", f"{pet.name}: the tracer is not FDG, as far as the file says")

@@ -1,0 +1,362 @@
+"""One series of DICOM images: its slices in space, and its voxels in the scanner's unit."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+
+from hmvnet.case import CaseError, Grid
+from hmvnet.reading.headers import MAX_VOXELS, checked_grid
+
+PREAMBLE = 128
+SAME_AXES, SAME_PLACE_MM = 1e-3, 0.1
+SPACING_JITTER = 0.02  # of the distance of slices
+
+# What tells series apart, and all that SUV needs; a header is much longer.
+TAGS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Modality",
+    "ImageType",
+    "SeriesInstanceUID",
+    "StudyInstanceUID",
+    "PatientID",
+    "FrameOfReferenceUID",
+    "SeriesNumber",
+    "InstanceNumber",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "NumberOfFrames",
+    "PixelSpacing",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "GantryDetectorTilt",
+    "Units",
+    "SUVType",
+    "DecayCorrection",
+    "CorrectedImage",
+    "AttenuationCorrected",
+    "DecayCorrected",
+    "DecayCorrectionDateTime",
+    "PatientSex",
+    "PatientWeight",
+    "PatientSize",
+    "SeriesDate",
+    "SeriesTime",
+    "StudyDate",
+    "AcquisitionDate",
+    "AcquisitionTime",
+    "AcquisitionDateTime",
+    "FrameReferenceTime",
+    "ActualFrameDuration",
+    "RadiopharmaceuticalInformationSequence",
+    "ImageComments",
+]
+KEPT: list[int] = [  # GE's scan start and Philips' factors, with their groups' owners, too
+    *(tag for tag in map(tag_for_keyword, TAGS) if tag),
+    *(0x00090010, 0x0009100D, 0x70530010, 0x70531000, 0x70531009),
+]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One plane of an image: a file, or a frame of one.
+
+    Attributes:
+        position: LPS mm of its first voxel's centre.
+        axes: unit vectors along a row and along a column, ``[2, 3]``.
+        spacing: mm along a row (x) and along a column (y).
+        size: voxels along x and y.
+        header: what SUV needs, as a single-frame image has it.
+        frame: of a file with several, counted from 0.
+    """
+
+    path: Path
+    position: np.ndarray
+    axes: np.ndarray
+    spacing: tuple[float, float]
+    size: tuple[int, int]
+    slope: float
+    intercept: float
+    header: Dataset
+    frame: int | None = None
+
+    @property
+    def normal(self) -> np.ndarray:
+        return np.cross(self.axes[0], self.axes[1])
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series of images, its slices from the patient's one end to the other's.
+
+    Attributes:
+        number: as the scanner counted it; ``?`` where the file does not say.
+    """
+
+    uid: str
+    modality: str
+    number: str
+    slices: tuple[Slice, ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return f"{'PET' if self.modality == 'PT' else self.modality} series {self.number}"
+
+    @property
+    def header(self) -> Dataset:
+        """Its first slice's."""
+        return self.slices[0].header
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether a PET is corrected for attenuation, or does not say."""
+        corrected = self.header.get("CorrectedImage")
+        return corrected is None or "ATTN" in [str(word).upper() for word in corrected]
+
+    @property
+    def length_mm(self) -> float:
+        """From its first slice to its last."""
+        return float(np.linalg.norm(self.slices[-1].position - self.slices[0].position))
+
+    @cached_property
+    def extent(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bound in LPS mm, of voxel centres."""
+        ends = []
+        for one in (self.slices[0], self.slices[-1]):
+            steps = (np.array(one.size) - 1) * one.spacing
+            ends += [one.position + i * steps[0] * one.axes[0] for i in (0, 1)]
+            ends += [ends[-1] + steps[1] * one.axes[1], ends[-2] + steps[1] * one.axes[1]]
+        return np.min(ends, axis=0), np.max(ends, axis=0)
+
+    def overlap(self, other: Series) -> float:
+        """The share of ``other``'s box that lies in this one's."""
+        low, high = (
+            f(a, b) for f, a, b in zip((np.maximum, np.minimum), self.extent, other.extent)
+        )
+        whole = np.maximum(other.extent[1] - other.extent[0], 1.0)
+        return float(np.prod(np.clip(high - low, 0, whole) / whole))
+
+
+# --- files to slices ------------------------------------------------------------------------------
+
+
+def read_header(path: Path) -> Dataset | None:
+    """What is needed of a file's header; None for a file that is no DICOM."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(PREAMBLE + 4)
+        # Files without the preamble begin with a group of low number in either byte order.
+        bare = start[:4] in (b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00")
+        if start[PREAMBLE:] != b"DICM" and not bare:
+            return None
+        with pydicom.config.disable_value_validation():
+            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=KEPT, force=bare)
+    except Exception:  # pydicom raises many kinds for damaged files; a zip's, a text's bytes too
+        return None
+
+
+def slices_of(path: Path, header: Dataset) -> list[Slice]:
+    """A file's planes; none where it does not say where they lie."""
+    if "PerFrameFunctionalGroupsSequence" in header:
+        frames = header.PerFrameFunctionalGroupsSequence
+        each = [_flattened(header, frame) for frame in frames]
+        found = [_slice(path, one, number) for number, one in enumerate(each)]
+    else:
+        found = [_slice(path, header, None)]
+    return [one for one in found if one is not None]
+
+
+def _slice(path: Path, header: Dataset, frame: int | None) -> Slice | None:
+    try:
+        position = np.array([float(v) for v in header.ImagePositionPatient])
+        axes = np.array([float(v) for v in header.ImageOrientationPatient]).reshape(2, 3)
+        down, across = (float(v) for v in header.PixelSpacing)
+        size = int(header.Columns), int(header.Rows)
+        slope = float(header.get("RescaleSlope", 1))
+        intercept = float(header.get("RescaleIntercept", 0))
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return Slice(path, position, axes, (across, down), size, slope, intercept, header, frame)
+
+
+def _flattened(header: Dataset, frame: Dataset) -> Dataset:
+    """A frame of an enhanced image as a single-frame one would have it."""
+    shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    one = Dataset()
+    for keyword in TAGS:
+        if keyword in header and "FunctionalGroups" not in keyword:
+            setattr(one, keyword, header.get(keyword))
+    for sequence, keywords in (
+        ("PlanePositionSequence", ("ImagePositionPatient",)),
+        ("PlaneOrientationSequence", ("ImageOrientationPatient",)),
+        ("PixelMeasuresSequence", ("PixelSpacing",)),
+        ("PixelValueTransformationSequence", ("RescaleSlope", "RescaleIntercept")),
+        ("FrameContentSequence", ("FrameReferenceDateTime", "FrameAcquisitionDuration")),
+        ("RealWorldValueMappingSequence", ("MeasurementUnitsCodeSequence",)),
+    ):
+        for group in (shared[0], frame):
+            for item in (group.get(sequence) or [])[:1]:
+                for keyword in keywords:
+                    if keyword in item:
+                        setattr(one, keyword, item.get(keyword))
+    units = one.get("MeasurementUnitsCodeSequence")
+    if units and one.get("Units") is None:
+        code = str(units[0].get("CodeValue") or "").lower()
+        known = {"bq/ml": ("BQML", None), "{suvbw}g/ml": ("GML", "BW"), "{counts}": ("CNTS", None)}
+        one.Units, one.SUVType = known.get(code, (code, None))
+    if one.get("AttenuationCorrected"):
+        one.CorrectedImage = ["ATTN"] if one.AttenuationCorrected == "YES" else ["NONE"]
+    if one.get("DecayCorrected") == "YES":
+        moment = str(one.get("DecayCorrectionDateTime") or "")
+        one.DecayCorrection, one.SeriesDate, one.SeriesTime = "START", moment[:8], moment[8:]
+        one.AcquisitionDateTime = moment
+    elif one.get("DecayCorrected") == "NO":
+        one.DecayCorrection = "NONE"
+        one.AcquisitionDateTime = one.get("FrameReferenceDateTime")
+        one.ActualFrameDuration = 1  # ms: the reference is when the values were reached
+    return one
+
+
+# --- slices to images ----------------------------------------------------------------------------
+
+
+def read_series(
+    series: Series, factors: Sequence[float] | None = None
+) -> tuple[sitk.Image, tuple[str, ...]]:
+    """A series' voxels, rescaled, and notes on what was left out.
+
+    Args:
+        factors: what each slice's rescaled values are multiplied by; values are float32 then. A CT
+            in whole HU stays int16.
+
+    Raises:
+        CaseError: slices that do not make up a volume, or a file that is not readable.
+    """
+    chosen, notes = _without_doubles(series)
+    grid = _grid(series, [series.slices[i] for i in chosen])
+    whole = factors is None and all(
+        one.slope == 1 and float(one.intercept).is_integer() for one in series.slices
+    )
+    volume = np.empty(grid.shape, np.int16 if whole else np.float32)
+    files: dict[Path, np.ndarray] = {}
+    for number, (index, plane) in enumerate(zip(chosen, volume), start=1):
+        one = series.slices[index]
+        if one.path not in files:
+            files.clear()  # frames of a file follow each other
+            files[one.path] = _stored(one, f"{series.name}, image {number}")
+        stored = files[one.path] if one.frame is None else files[one.path][one.frame]
+        if stored.shape != grid.shape[1:]:
+            raise CaseError(
+                f"{series.name}, image {number}: {stored.shape[1]} x {stored.shape[0]} pixels, "
+                f"expected {grid.size[0]} x {grid.size[1]} as in the others"
+            )
+        values = stored * np.float64(one.slope) + one.intercept
+        plane[...] = values if factors is None else values * factors[index]
+    return grid.image(volume), notes
+
+
+def _without_doubles(series: Series) -> tuple[list[int], tuple[str, ...]]:
+    """Which slices to use: of the same image sent twice, one."""
+    chosen: list[int] = []
+    seen: set[tuple[str, int | None]] = set()
+    for index, one in enumerate(series.slices):
+        key = str(one.header.get("SOPInstanceUID")), one.frame
+        if key not in seen:
+            seen.add(key)
+            chosen.append(index)
+    doubled = len(series.slices) - len(chosen)
+    return chosen, (f"{series.name}: {doubled} images are there twice",) if doubled else ()
+
+
+def _grid(series: Series, slices: Sequence[Slice]) -> Grid:
+    """The lattice that a series' slices make up.
+
+    Raises:
+        CaseError: they do not, and how.
+    """
+    first, name = slices[0], series.name
+    if any(np.abs(one.axes - first.axes).max() > SAME_AXES for one in slices):
+        raise CaseError(f"{name}: images of different orientation, expected one stack of slices")
+    if any(one.size != first.size for one in slices) or any(
+        not np.allclose(one.spacing, first.spacing, rtol=1e-3) for one in slices
+    ):
+        raise CaseError(f"{name}: images of different size or pixel spacing, expected one")
+    if math.prod(first.size) * len(slices) > MAX_VOXELS:
+        raise CaseError(
+            f"{name}: {len(slices)} images of {first.size} pixels, expected at most 2^30"
+        )
+    steps = np.diff([one.position for one in slices], axis=0)
+    apart = steps @ first.normal
+    distance = float(np.median(apart))
+    if same := int((apart < SAME_PLACE_MM).sum()):
+        raise CaseError(
+            f"{name}: {same} of {len(slices)} images lie where another does (several phases or "
+            "reconstructions?), expected one a place"
+        )
+    aside = float(np.abs(steps - apart[:, None] * first.normal).max())
+    if aside > SAME_PLACE_MM:
+        tilt = math.degrees(math.atan2(aside, distance))
+        raise CaseError(f"{name}: slices are tilted by {tilt:.1f} degrees, expected upright ones")
+    off = np.abs(apart - distance)
+    if off.max() > max(SPACING_JITTER * distance, SAME_PLACE_MM / 5):
+        missing = int(np.rint(apart / distance - 1).clip(0).sum())
+        at = int(off.argmax()) + 1
+        what = f"{missing} slices are missing" if missing else "slices are unevenly spaced"
+        raise CaseError(
+            f"{name}: {what} (between image {at} and {at + 1} of {len(slices)} are "
+            f"{apart[at - 1]:.2f} mm, elsewhere {distance:.2f})"
+        )
+    length = float((slices[-1].position - first.position) @ first.normal)
+    spacing = (*first.spacing, length / (len(slices) - 1))
+    direction = np.stack([*first.axes, first.normal], axis=1)
+    grid, _ = checked_grid(
+        (*first.size, len(slices)),
+        spacing,
+        tuple(first.position.tolist()),
+        tuple(direction.ravel().tolist()),
+        name,
+    )
+    return grid
+
+
+def _stored(one: Slice, name: str) -> np.ndarray:
+    """A file's stored pixels, ``[y, x]``, or ``[frame, y, x]`` where it has several."""
+    try:
+        with pydicom.config.disable_value_validation():
+            file = pydicom.dcmread(one.path, force=True)
+            if file.file_meta.TransferSyntaxUID.is_compressed:
+                return _decompressed(file)
+            return file.pixel_array
+    except Exception as error:  # pydicom and GDCM raise many kinds for damaged files
+        raise CaseError(f"{name}: cut, damaged or of an unknown transfer syntax") from error
+
+
+def _decompressed(file: Dataset) -> np.ndarray:
+    """Stored pixels of any transfer syntax that GDCM knows.
+
+    GDCM rescales what it reads: with a slope of 1 it gives what was stored.
+    """
+    file.RescaleSlope, file.RescaleIntercept = 1, 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "file.dcm")
+        file.save_as(path)
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
+    several = int(file.get("NumberOfFrames") or 1) > 1
+    return array if several else array.reshape(array.shape[-2:])

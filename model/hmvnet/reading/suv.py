@@ -1,0 +1,408 @@
+"""PET in DICOM to SUV by body weight.
+
+After QIBA's procedure (QIBA FDG-PET/CT Profile 1.14, appendix G; the vendor-neutral pseudo-code of
+the SUV Technical Committee), extended where files of the IBSI's reference objects and of vendors
+show that it has to be: series times that were written anew, doses in MBq, injections before
+midnight, images without decay correction, and SUV by other than body weight.
+
+A SUV is the activity concentration that a voxel would have had at the injection, over the injected
+dose per gram of the patient. What is needed of the header is asked for by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+
+from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+
+from hmvnet.case import CaseError
+
+DAY_S = 86_400.0
+LONG_LIVED_S = 6 * 3600.0  # of a half-life: such scans may be days after the injection
+MOST_HALF_LIVES = 10.0  # from injection to scan: longer, and a date was made up
+LEAST_BQ = 1e5  # a dose that is less is in MBq
+KNOWN_KG, KNOWN_M = (1.0, 500.0), (0.3, 2.6)
+GE_SCAN_START = (0x0009, "GEMS_PETD_01", 0x0D)
+PHILIPS_GROUP, PHILIPS_SUV, PHILIPS_ACTIVITY = 0x7053, 0x00, 0x09
+
+
+@dataclass(frozen=True)
+class SuvScale:
+    """What a PET's values are multiplied by to be SUV (body weight).
+
+    Attributes:
+        factors: one for each slice, in g/mL for each unit of the values.
+        notes: what was assumed.
+    """
+
+    factors: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+
+def suv_scale(slices: Sequence[Dataset], given: float | None = None) -> SuvScale:
+    """The factors of a PET series.
+
+    Args:
+        slices: the headers of its slices.
+        given: a factor to be used for all of them, in the place of what the headers say.
+
+    Raises:
+        CaseError: a tag is missing or makes no sense, and is named; units that are not known.
+    """
+    if given is not None:
+        return SuvScale((given,) * len(slices), (f"PET: SUV factor {given:g}, as given",))
+    corrected = _words(slices[0].get("CorrectedImage"))
+    if corrected and "ATTN" not in corrected:
+        raise CaseError(
+            "PET: CorrectedImage does not hold ATTN; an image without attenuation correction is "
+            "no SUV",
+            "pet-not-suv",
+        )
+    units = str(slices[0].get("Units") or "").strip().upper()
+    if units == "GML":
+        return _of_other_weight(slices)
+    if units == "CM2ML":
+        weight, height = _weight_kg(slices[0]), _height_m(slices[0])
+        factor = 1000 * weight / body_surface_cm2(weight, height)
+        note = "PET: SUV by body surface, made SUV by body weight"
+        return SuvScale((factor,) * len(slices), (note,))
+    if units == "CNTS":
+        return _of_philips_counts(slices)
+    if units == "BQML":
+        return _of_activity(slices)
+    raise CaseError(
+        f"PET: Units (0054,1001) are {units or 'not there'}, expected BQML, GML, CM2ML or CNTS; "
+        "--suv-factor takes what the values are to be multiplied by",
+        "pet-not-suv",
+    )
+
+
+def _refused(keyword: str, found: str, expected: str) -> CaseError:
+    """That a tag is not what is needed; its value is the patient's and is not said."""
+    tag = tag_for_keyword(keyword) or 0
+    return CaseError(
+        f"PET: {keyword} ({tag >> 16:04X},{tag & 0xFFFF:04X}) is {found}, expected {expected}; "
+        "--suv-factor takes what the values are to be multiplied by",
+        "pet-not-suv",
+    )
+
+
+# --- units ---------------------------------------------------------------------------------------
+
+
+def _of_activity(slices: Sequence[Dataset], scales: Sequence[float] | None = None) -> SuvScale:
+    """Of an image in Bq/mL; ``scales`` make another one of it, a factor a slice."""
+    grams = 1000 * _weight_kg(slices[0])
+    injection = _Injection.of(slices[0])
+    notes = list(injection.notes)
+    correction = str(slices[0].get("DecayCorrection") or "").strip().upper()
+    if correction == "ADMIN":
+        elapsed = [0.0] * len(slices)
+    elif correction == "NONE":
+        elapsed = [
+            injection.until(_acquired(one) + _average_count(one, injection)) for one in slices
+        ]
+    elif correction == "START":
+        start, note = _scan_start(slices, injection)
+        notes.extend(note)
+        elapsed = [injection.until(start)] * len(slices)
+    else:
+        raise _refused(
+            "DecayCorrection", "not there" if not correction else "unknown", "START, ADMIN or NONE"
+        )
+    factors = tuple(
+        scale * grams / (injection.dose_bq * injection.remaining(seconds))
+        for seconds, scale in zip(elapsed, scales or [1.0] * len(slices), strict=True)
+    )
+    return SuvScale(factors, tuple(notes))
+
+
+def _of_philips_counts(slices: Sequence[Dataset]) -> SuvScale:
+    suv = [_philips(one, PHILIPS_SUV) for one in slices]
+    if all(suv):
+        return SuvScale(tuple(suv), ("PET: counts, made SUV with Philips' factor (7053,1000)",))
+    activity = [_philips(one, PHILIPS_ACTIVITY) for one in slices]
+    if all(activity):
+        scale = _of_activity(slices, activity)
+        note = "PET: counts, made Bq/mL with Philips' factor (7053,1009)"
+        return SuvScale(scale.factors, (note, *scale.notes))
+    raise CaseError(
+        "PET: Units (0054,1001) are CNTS, and Philips' SUV factor (7053,1000) and activity factor "
+        "(7053,1009) are missing or 0; --suv-factor takes what the values are to be multiplied by",
+        "pet-not-suv",
+    )
+
+
+def _philips(one: Dataset, element: int) -> float:
+    """A factor of Philips' private group; 0 where it is not there."""
+    value = one.get((PHILIPS_GROUP, 0x1000 + element))
+    raw = getattr(value, "value", None)
+    if isinstance(raw, bytes):  # an implicit file without Philips' dictionary
+        raw = raw.decode("ascii", "replace").strip(" \0")
+    return _number(raw) or 0.0
+
+
+def _of_other_weight(slices: Sequence[Dataset]) -> SuvScale:
+    """Of an image that is a SUV already, perhaps not by body weight."""
+    kind = str(slices[0].get("SUVType") or "BW").strip().upper()
+    if kind == "BW":
+        return SuvScale((1.0,) * len(slices))
+    if kind not in NORMALISERS:
+        raise _refused("SUVType", "unknown", f"BW, {', '.join(NORMALISERS)}")
+    weight, height = _weight_kg(slices[0]), _height_m(slices[0])
+    sex = str(slices[0].get("PatientSex") or "").strip().upper()
+    if sex not in ("M", "F", "O"):
+        raise _refused("PatientSex", "not there" if not sex else "unknown", "M, F or O")
+    # Of somebody of another sex, the mean of both, as the reference objects do.
+    each = [NORMALISERS[kind](one, weight, height) for one in ("MF" if sex == "O" else sex)]
+    mass = sum(each) / len(each)
+    if not mass > 0:
+        raise _refused("PatientSize", "not of the weight's order", "a height in metres")
+    note = f"PET: SUV by {kind}, made SUV by body weight"
+    return SuvScale((weight / mass,) * len(slices), (note,))
+
+
+def lean_body_james_kg(sex: str, weight_kg: float, height_m: float, male: float = 128.0) -> float:
+    """James' lean body mass (WHO 1976); ``male`` is the men's constant, 120 in some scanners."""
+    ratio = (weight_kg / (100 * height_m)) ** 2
+    return 1.10 * weight_kg - male * ratio if sex == "M" else 1.07 * weight_kg - 148 * ratio
+
+
+def lean_body_janma_kg(sex: str, weight_kg: float, height_m: float) -> float:
+    """Janmahasatian's lean body mass (Clin Pharmacokinet 2005)."""
+    index = weight_kg / height_m**2
+    offset, slope = (6680.0, 216.0) if sex == "M" else (8780.0, 244.0)
+    return 9270.0 * weight_kg / (offset + slope * index)
+
+
+def ideal_body_kg(sex: str, weight_kg: float, height_m: float) -> float:
+    """The ideal body weight of Zasadny and Wahl (Radiology 1993) and of Sugawara (1999)."""
+    above = 100 * height_m - 152
+    return 48.0 + 1.06 * above if sex == "M" else 45.5 + 0.91 * above
+
+
+def body_surface_cm2(weight_kg: float, height_m: float) -> float:
+    """The body's surface after DuBois and DuBois (1916)."""
+    return 71.84 * weight_kg**0.425 * (100 * height_m) ** 0.725
+
+
+NORMALISERS = {
+    "LBM": lambda sex, weight, height: lean_body_james_kg(sex, weight, height, 120.0),
+    "LBMJAMES128": lean_body_james_kg,
+    "LBMJANMA": lean_body_janma_kg,
+    "IBW": ideal_body_kg,
+}
+
+
+# --- the patient and the injection ---------------------------------------------------------------
+
+
+def _weight_kg(one: Dataset) -> float:
+    weight = _number(one.get("PatientWeight"))
+    if weight is None or not KNOWN_KG[0] <= weight <= KNOWN_KG[1]:
+        found = "not there" if weight is None else "0" if weight == 0 else "out of range"
+        raise _refused("PatientWeight", found, f"{KNOWN_KG[0]:g} to {KNOWN_KG[1]:g} kg")
+    return weight
+
+
+def _height_m(one: Dataset) -> float:
+    height = _number(one.get("PatientSize"))
+    if height is None or not KNOWN_M[0] <= height <= KNOWN_M[1]:
+        found = "not there" if height is None else "0" if height == 0 else "out of range"
+        raise _refused("PatientSize", found, f"{KNOWN_M[0]:g} to {KNOWN_M[1]:g} m")
+    return height
+
+
+@dataclass(frozen=True)
+class _Injection:
+    """What was injected, and when.
+
+    Attributes:
+        at: None where only the time of the day, or not even that, is known.
+        clock: the time of the day.
+    """
+
+    dose_bq: float
+    half_life_s: float
+    at: datetime | None
+    clock: time | None
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, one: Dataset) -> _Injection:
+        sequence = one.get("RadiopharmaceuticalInformationSequence")
+        if not sequence:
+            raise _refused("RadiopharmaceuticalInformationSequence", "not there", "dose and time")
+        info = sequence[0]
+        dose, half_life = (
+            _number(info.get(k)) for k in ("RadionuclideTotalDose", "RadionuclideHalfLife")
+        )
+        if dose is None or not dose > 0:
+            found = "not there" if dose is None else "0" if dose == 0 else "negative"
+            raise _refused("RadionuclideTotalDose", found, "Bq above 0")
+        if half_life is None or not half_life > 0:
+            found = "not there" if half_life is None else "not above 0"
+            raise _refused("RadionuclideHalfLife", found, "seconds")
+        notes = []
+        if dose < LEAST_BQ:
+            dose *= 1e6
+            notes.append("PET: RadionuclideTotalDose taken for MBq: no dose is as small in Bq")
+        at = parse_datetime(info.get("RadiopharmaceuticalStartDateTime"))
+        clock = parse_time(info.get("RadiopharmaceuticalStartTime")) or (at.time() if at else None)
+        return cls(dose, half_life, at, clock, tuple(notes))
+
+    def remaining(self, seconds: float) -> float:
+        """The share of the dose that is left after so many seconds."""
+        return math.exp(-math.log(2) * seconds / self.half_life_s)
+
+    def until(self, scan: datetime) -> float:
+        """Seconds from the injection to ``scan``.
+
+        Raises:
+            CaseError: the time of the injection is missing, after the scan, or too far from it.
+        """
+        if self.at is not None:
+            elapsed = (scan - self.at).total_seconds()
+            if 0 <= elapsed <= MOST_HALF_LIVES * self.half_life_s:
+                return elapsed
+        if self.clock is None:
+            raise _refused("RadiopharmaceuticalStartDateTime", "not there", "the injection's time")
+        if self.half_life_s > LONG_LIVED_S:
+            found = "not there" if self.at is None else "after the scan, or too long before it"
+            raise _refused("RadiopharmaceuticalStartDateTime", found, "the injection's date")
+        # Its date is missing or made up; within a day there is one scan after this clock time.
+        elapsed = (scan - datetime.combine(scan.date(), self.clock)).total_seconds()
+        elapsed += DAY_S if elapsed < 0 else 0.0
+        if elapsed > MOST_HALF_LIVES * self.half_life_s or (
+            self.at is not None and self.at.date() == scan.date() and self.at > scan
+        ):
+            raise _refused("RadiopharmaceuticalStartTime", "after the scan", "before the scan")
+        return elapsed
+
+
+# --- the time that the decay is corrected to -----------------------------------------------------
+
+
+def _scan_start(
+    slices: Sequence[Dataset], injection: _Injection
+) -> tuple[datetime, tuple[str, ...]]:
+    """When the scan began: what DecayCorrection START refers to, and notes on how it was found."""
+    private = slices[0].private_block(*GE_SCAN_START[:2]) if _has_ge_block(slices[0]) else None
+    if private is not None and GE_SCAN_START[2] in private:
+        start = parse_datetime(private[GE_SCAN_START[2]].value)
+        if start is not None:
+            return start, ()
+    bare = slices[0].get((GE_SCAN_START[0], 0x1000 + GE_SCAN_START[2]))
+    if bare is not None and (start := parse_datetime(bare.value)) is not None:
+        return start, ()
+    series = _moment(slices[0], "Series")
+    acquired = [_acquired(one) for one in slices]
+    if series is not None and series <= min(acquired):
+        return series, ()
+    # The series' time was written anew: by a reconstruction later on, or when it was anonymised.
+    note = "PET: SeriesTime is after the acquisition; the scan's start is taken from the frames"
+    return min(_start_by_frame(one, at, injection) for one, at in zip(slices, acquired)), (note,)
+
+
+def _has_ge_block(one: Dataset) -> bool:
+    return any(
+        element.tag.group == GE_SCAN_START[0] and str(element.value) == GE_SCAN_START[1]
+        for element in one.group_dataset(GE_SCAN_START[0])
+        if element.tag.is_private_creator
+    )
+
+
+def _start_by_frame(one: Dataset, acquired: datetime, injection: _Injection) -> datetime:
+    """The scan's start by a frame's, whose reference time counts from there to its mean activity.
+
+    One too short for that counts to the frame's begin, as CPS has it.
+    """
+    offset = timedelta(milliseconds=_number(one.get("FrameReferenceTime")) or 0.0)
+    if not offset:
+        return acquired
+    within = _average_count(one, injection)
+    return acquired - offset + (within if offset >= within else timedelta())
+
+
+def _average_count(one: Dataset, injection: _Injection) -> timedelta:
+    """How long after a frame's begin its mean activity was reached."""
+    duration = _number(one.get("ActualFrameDuration"))
+    if duration is None or not duration > 0:
+        raise _refused("ActualFrameDuration", "not there", "milliseconds")
+    rate = math.log(2) / injection.half_life_s
+    decayed = rate * duration / 1000
+    return timedelta(seconds=math.log(decayed / -math.expm1(-decayed)) / rate)
+
+
+def _acquired(one: Dataset) -> datetime:
+    found = parse_datetime(one.get("AcquisitionDateTime")) or _moment(one, "Acquisition")
+    if found is None:
+        raise _refused("AcquisitionTime", "not there", "the time of the frame")
+    return found
+
+
+def _moment(one: Dataset, what: str) -> datetime | None:
+    """``<what>Date`` and ``<what>Time``; another date of the file's where it was taken out."""
+    clock = parse_time(one.get(f"{what}Time"))
+    day = next(
+        (
+            found
+            for name in (what, "Acquisition", "Series", "Study")
+            if (found := parse_date(one.get(f"{name}Date"))) is not None
+        ),
+        date(2000, 1, 1),
+    )
+    return None if clock is None else datetime.combine(day, clock)
+
+
+# --- DICOM's values ------------------------------------------------------------------------------
+
+
+def parse_date(value: object) -> date | None:
+    """A DA: ``YYYYMMDD``, or as older files have it ``YYYY.MM.DD``; None for anything else."""
+    digits = "".join(c for c in str(value or "") if c.isdigit())
+    try:
+        return datetime.strptime(digits[:8], "%Y%m%d").date() if len(digits) >= 8 else None
+    except ValueError:
+        return None
+
+
+def parse_time(value: object) -> time | None:
+    """A TM: ``HHMMSS.ffffff``, or less of it; None for anything else."""
+    text = str(value or "").strip().replace(":", "")
+    whole, _, fraction = text.partition(".")
+    if not whole.isdigit() or len(whole) not in (2, 4, 6):
+        return None
+    try:
+        hour, minute, second = (int(whole[i : i + 2] or 0) for i in (0, 2, 4))
+        micro = int(fraction[:6].ljust(6, "0")) if fraction.isdigit() else 0
+        return time(hour, minute, min(second, 59), micro)  # DICOM allows a leap second
+    except ValueError:
+        return None
+
+
+def parse_datetime(value: object) -> datetime | None:
+    """A DT, without its offset from UTC: all of a file's times have the same; None for no such."""
+    text = str(value or "").strip().split("+")[0]
+    text = text.rpartition("-")[0] if "-" in text[8:] else text
+    day, clock = parse_date(text[:8]), parse_time(text[8:])
+    return datetime.combine(day, clock) if day and clock else None
+
+
+def _number(value: object) -> float | None:
+    try:
+        found = float(str(value).strip())
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _words(value: object) -> list[str]:
+    if value is None:
+        return []
+    each = [value] if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+    return [str(word).strip().upper() for word in each]

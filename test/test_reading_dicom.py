@@ -1,0 +1,427 @@
+"""DICOM folders as hospitals have them, built in place."""
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from conftest import HEAD_GRID, head
+from pydicom import Dataset
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
+
+from hmvnet.case import CaseError, Grid
+from hmvnet.phantom.dicom import write_dicom
+from hmvnet.reading.dicom import DicomFolder, Scan, Unpaired, find_dicom
+
+STUDY = {"StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.3.4"}
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dicom")
+    ct, pet = head()
+    write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), folder, "DOE-JOHN-1950")
+    return folder
+
+
+@pytest.fixture
+def given(patient, tmp_path) -> Path:
+    """A copy that a test may change."""
+    return shutil.copytree(patient, tmp_path / "scan")
+
+
+def found(folder: Path, **options) -> DicomFolder:
+    result = find_dicom(folder, **options)
+    assert result is not None
+    return result
+
+
+def only(folder: Path, **options) -> Scan:
+    (scan,) = found(folder, **options).scans
+    assert isinstance(scan, Scan)
+    return scan
+
+
+def changed(files: Path | list[Path], change) -> None:
+    for path in sorted(files.iterdir()) if isinstance(files, Path) else files:
+        file = pydicom.dcmread(path)
+        change(file)
+        file.save_as(path)
+
+
+def check(case, pet_tolerance: float = 2e-4) -> None:
+    """That a case is the head's images, on the head's grid."""
+    ct, pet = head()
+    assert Grid.of(case.ct).same_as(HEAD_GRID, 1e-3) and Grid.of(case.pet).same_as(HEAD_GRID, 1e-3)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(case.ct), ct)
+    np.testing.assert_allclose(sitk.GetArrayFromImage(case.pet), pet, atol=pet_tolerance)
+
+
+def test_a_patient_is_read_in_hu_and_suv_and_named_by_number(patient):
+    scan = only(patient)
+    case = scan.read()
+    check(case)
+    assert case.patient_id == "patient-001" and not case.findings
+    assert any("SYNTHETIC" in note for note in case.notes)
+    assert "DOE" not in repr(case.notes) + repr(scan)
+    assert only(patient, keep_names=True).patient_id == "DOE-JOHN-1950"
+
+
+def test_files_without_extension_in_one_folder_with_others(given, tmp_path):
+    mixed = tmp_path / "mixed" / "a b"
+    mixed.mkdir(parents=True)
+    for number, path in enumerate(sorted(given.rglob("*.dcm"))):
+        shutil.copy(path, mixed / f"IM{number * 37 % 128:04d}")
+    (mixed / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 20)
+    (mixed / "report.pdf").write_bytes(b"%PDF-1.4 " + b"x" * 500)
+    (mixed / "empty").touch()
+    result = found(tmp_path / "mixed")
+    check(result.scans[0].read())
+    assert result.left_out == {"files that are no DICOM": 2, "files of modality unknown": 1}
+
+
+def test_ten_thousand_files_that_are_no_dicom(tmp_path):
+    for number in range(10_000):
+        (tmp_path / f"{number}.txt").touch()
+    assert find_dicom(tmp_path) is None
+
+
+def test_two_patients_in_one_folder(patient, tmp_path):
+    ct, pet = head()
+    write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet + 0.5), tmp_path / "b", "ROE-JANE")
+    shutil.copytree(patient, tmp_path / "a")
+    first, second = found(tmp_path).scans
+    assert (first.patient_id, second.patient_id) == ("patient-001", "patient-002")
+    check(first.read())
+    assert float(sitk.GetArrayViewFromImage(second.read().pet).min()) == pytest.approx(
+        0.5, abs=1e-3
+    )
+
+
+def test_two_examinations_of_one_patient_get_a_number_each(patient, tmp_path):
+    shutil.copytree(patient, tmp_path / "a")
+    shutil.copytree(patient, tmp_path / "b")
+    for series in (tmp_path / "b").iterdir():
+        uid = generate_uid()
+        changed(series, lambda file, uid=uid: (_uids(file, uid, "9.9.1"), _place(file, "9.9.2")))
+    names = [scan.patient_id for scan in found(tmp_path).scans]
+    assert names == ["patient-001-1", "patient-001-2"]
+
+
+def _uids(file: Dataset, series: str, study: str) -> None:
+    file.SeriesInstanceUID, file.StudyInstanceUID = series, study
+
+
+def _place(file: Dataset, frame: str) -> None:
+    file.FrameOfReferenceUID = frame
+
+
+# --- which series --------------------------------------------------------------------------------
+
+
+def _another(given: Path, name: str, copied: str, change=lambda file: None, number=9) -> str:
+    """A series more, copied from ``copied`` and changed; its UID."""
+    uid = generate_uid()
+    shutil.copytree(given / copied, given / name)
+
+    def all_of_it(file: Dataset) -> None:
+        file.SeriesInstanceUID, file.SeriesNumber = uid, number
+        file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        change(file)
+
+    changed(given / name, all_of_it)
+    return uid
+
+
+def test_of_several_pets_the_attenuation_corrected_is_taken_and_said(given):
+    nac = _another(given, "NAC", "PT", lambda f: setattr(f, "CorrectedImage", ["DECY", "NORM"]))
+    scan = only(given)
+    assert scan.pet.number == "3" and "PET series 3 chosen of 2" in scan.notes[0]
+    check(scan.read())
+    with pytest.raises(CaseError, match="does not hold ATTN"):
+        only(given, series=[nac]).read()
+
+
+def test_of_several_cts_the_one_that_covers_the_pet_is_taken(given):
+    def away(file):
+        x, y, z = file.ImagePositionPatient
+        file.ImagePositionPatient = [x, y, z + 150]
+
+    thorax = _another(given, "A", "CT", away, number=1)
+    check(only(given).read())
+    assert only(given, series=[thorax]).ct.number == "1"
+
+
+def test_a_localiser_or_a_screen_shot_is_no_ct(given):
+    for path in sorted((given / "CT").iterdir())[2:]:
+        path.unlink()
+    (scan,) = found(given).scans
+    assert isinstance(scan, Unpaired)
+    assert found(given).left_out["CT series of fewer than 5 slices"] == 1
+    changed(
+        given / "CT", lambda file: setattr(file, "ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    )
+    assert found(given).left_out["localisers"] == 2
+
+
+def test_no_pet_series(given):
+    shutil.rmtree(given / "PT")
+    result = found(given)
+    assert not result.scans and result.left_out == {"CT series without a PET": 1}
+
+
+def test_pet_and_ct_of_different_frames_of_reference(given):
+    changed(given / "PT", lambda file: _place(file, "7.7.7"))
+    (scan,) = found(given).scans
+    with pytest.raises(CaseError, match="no CT in its study and frame of reference"):
+        scan.read()
+
+
+@pytest.mark.parametrize("tracer", ["PSMA-1007", "FDG", "F-18"])
+def test_another_tracer_is_to_be_reviewed(given, tracer):
+    def injected(file):
+        info = file.RadiopharmaceuticalInformationSequence[0]
+        info.Radiopharmaceutical, info.RadiopharmaceuticalCodeSequence = tracer, []
+
+    changed(given / "PT", injected)
+    codes = [finding.code for finding in only(given).read().findings]
+    assert codes == (["not-fdg"] if tracer == "PSMA-1007" else [])
+
+
+# --- slices --------------------------------------------------------------------------------------
+
+
+def test_slices_sent_twice_are_used_once_and_said(given):
+    for number, path in enumerate(sorted((given / "CT").iterdir())[:7]):
+        shutil.copy(path, given / "CT" / f"again{number}")
+    case = only(given).read()
+    check(case)
+    assert "CT series 2: 7 images are there twice" in case.notes
+
+
+def test_slices_missing(given):
+    for path in sorted((given / "CT").iterdir())[30:32]:
+        path.unlink()
+    with pytest.raises(CaseError, match=r"2 slices are missing .* 30 and 31 of 62 are 12\.00 mm"):
+        only(given).read()
+
+
+def test_slices_unevenly_spaced(given):
+    def squeeze(file):
+        x, y, z = map(float, file.ImagePositionPatient)
+        file.ImagePositionPatient = [x, y, z + 1.5 * (file.InstanceNumber > 20)]
+
+    changed(given / "CT", squeeze)
+    with pytest.raises(CaseError, match="unevenly spaced"):
+        only(given).read()
+
+
+def test_several_images_in_one_place(given):
+    phase = sorted((given / "CT").iterdir())[:10]
+    for path in phase:
+        file = pydicom.dcmread(path)
+        file.SOPInstanceUID = file.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        file.save_as(given / "CT" / f"phase2-{path.name}")
+    with pytest.raises(CaseError, match="10 of 74 images lie where another does"):
+        only(given).read()
+
+
+def test_gantry_tilt(given):
+    def tilt(file):
+        x, y, z = map(float, file.ImagePositionPatient)
+        file.ImagePositionPatient = [x, y + 0.2 * z, z]
+
+    changed(given / "CT", tilt)
+    with pytest.raises(CaseError, match=r"tilted by 11\.3 degrees"):
+        only(given).read()
+
+
+def test_mixed_orientations_and_sizes(given):
+    one = [sorted((given / "CT").iterdir())[5]]
+    changed(one, lambda f: setattr(f, "ImageOrientationPatient", [0, 1, 0, 1, 0, 0]))
+    with pytest.raises(CaseError, match="different orientation"):
+        only(given).read()
+    changed(
+        one,
+        lambda f: (
+            setattr(f, "ImageOrientationPatient", [1, 0, 0, 0, 1, 0]),
+            setattr(f, "PixelSpacing", [2, 2]),
+        ),
+    )
+    with pytest.raises(CaseError, match="different size or pixel spacing"):
+        only(given).read()
+
+
+def test_slices_stored_from_head_to_feet_and_obliquely(tmp_path):
+    """The patient lies otherwise in space: the same voxels in the same places."""
+    ct, pet = head()
+    turn = np.reshape(sitk.Euler3DTransform((0, 0, 0), 0.1, -0.2, 0.3).GetMatrix(), (3, 3))
+    axes = turn @ np.diag([1, -1, -1])
+    grid = Grid(HEAD_GRID.size, HEAD_GRID.spacing, (5.0, 6.0, 7.0), tuple(axes.ravel().tolist()))
+    write_dicom(grid.image(ct), grid.image(pet), tmp_path, "x")
+    case = only(tmp_path).read()
+    assert Grid.of(case.ct).same_as(grid, 1e-2)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(case.ct), ct)
+
+
+def test_an_image_cut_short(given):
+    path = sorted((given / "PT").iterdir())[10]
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(CaseError, match="PET series 3, image 11: cut, damaged"):
+        only(given).read()
+
+
+@pytest.mark.parametrize("weight", ["0", ""])
+def test_a_weight_of_0_or_none_is_named(given, weight):
+    changed(given / "PT", lambda file: setattr(file, "PatientWeight", weight))
+    with pytest.raises(CaseError, match=r"PatientWeight \(0010,1030\)"):
+        only(given).read()
+    case = only(given, suv_factor=1.0 / 3500).read()
+    assert any("as given" in note for note in case.notes)
+
+
+# --- how pixels are stored -----------------------------------------------------------------------
+
+
+def test_rle(given):
+    for series in given.iterdir():
+        changed(series, lambda file: file.compress(RLELossless, generate_instance_uid=False))
+    check(only(given).read())
+
+
+def test_jpeg_ls(given):
+    pytest.importorskip("jpeg_ls")
+    for series in given.iterdir():
+        changed(series, lambda file: file.compress(JPEGLSLossless, generate_instance_uid=False))
+    check(only(given).read())
+
+
+def test_jpeg_2000(given, tmp_path):
+    """Compressed by GDCM, the pixels put into our files."""
+    for path in sorted((given / "CT").iterdir()):
+        file = pydicom.dcmread(path)
+        writer = sitk.ImageFileWriter()
+        writer.SetImageIO("GDCMImageIO")
+        writer.UseCompressionOn()
+        writer.SetFileName(str(tmp_path / "one.dcm"))
+        writer.Execute(sitk.GetImageFromArray(file.pixel_array))
+        packed = pydicom.dcmread(tmp_path / "one.dcm")
+        assert packed.file_meta.TransferSyntaxUID == JPEG2000Lossless
+        file.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        file.PixelData = packed.PixelData
+        file["PixelData"].VR, file["PixelData"].is_undefined_length = "OB", True
+        file.save_as(path)
+    check(only(given).read())
+
+
+def enhanced(given: Path, tags: dict, values: np.ndarray, slopes=None) -> None:
+    """The PET as one enhanced file in the place of the single-frame ones."""
+    first = pydicom.dcmread(sorted((given / "PT").iterdir())[0])
+    shutil.rmtree(given / "PT")
+    (given / "PT").mkdir()
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Units"):
+        delattr(first, keyword)
+    for keyword in ("RescaleSlope", "RescaleIntercept", "DecayCorrection", "CorrectedImage"):
+        delattr(first, keyword)
+    slopes = [values.max() / 32767] * len(values) if slopes is None else slopes
+    stored = np.stack([np.rint(plane / slope) for plane, slope in zip(values, slopes)])
+    shared, orientation, measures, units = Dataset(), Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    measures.PixelSpacing = [4, 4]
+    code = Dataset()
+    code.CodeValue = tags.pop("units", "Bq/ml")
+    units.MeasurementUnitsCodeSequence = [code]
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    shared.RealWorldValueMappingSequence = [units]
+    first.SharedFunctionalGroupsSequence = [shared]
+    moments = tags.pop("moments", [None] * len(values))
+    frames = []
+    for index, (slope, moment) in enumerate(zip(slopes, moments)):
+        frame, position, rescale, content = Dataset(), Dataset(), Dataset(), Dataset()
+        at = HEAD_GRID.points(np.array([[0, 0, index]]))[0]
+        position.ImagePositionPatient = [f"{v:g}" for v in at]
+        rescale.RescaleSlope, rescale.RescaleIntercept = f"{slope:.10g}", "0"
+        if moment:
+            content.FrameReferenceDateTime = moment
+        frame.PlanePositionSequence, frame.FrameContentSequence = [position], [content]
+        frame.PixelValueTransformationSequence = [rescale]
+        frames.append(frame)
+    first.PerFrameFunctionalGroupsSequence = frames[::-1]  # the frames need not be in order
+    first.NumberOfFrames, first.PixelData = len(values), stored[::-1].astype(np.int16).tobytes()
+    for keyword, value in {"AttenuationCorrected": "YES", **tags}.items():
+        setattr(first, keyword, value)
+    first.save_as(given / "PT" / "enhanced.dcm")
+
+
+CORRECTED = {"DecayCorrected": "YES", "DecayCorrectionDateTime": "20250102100000.00"}
+
+
+def _activity(given) -> np.ndarray:
+    scale = [pydicom.dcmread(p) for p in sorted((given / "PT").iterdir())]
+    return np.stack([f.pixel_array * float(f.RescaleSlope) for f in scale])
+
+
+@pytest.mark.parametrize("several_slopes", [False, True])
+@pytest.mark.parametrize("series_time", ["100000", "120000"])
+def test_an_enhanced_pet(given, several_slopes, series_time):
+    values = _activity(given)
+    slopes = [max(float(p.max()), 1e-3) / 32767 for p in values] if several_slopes else None
+    enhanced(given, {**CORRECTED, "SeriesTime": series_time}, values, slopes)
+    check(only(given).read(), 5e-4)
+
+
+def test_an_enhanced_pet_in_suv(given):
+    enhanced(given, {"units": "{SUVbw}g/ml", **CORRECTED}, head()[1])
+    check(only(given).read(), 5e-4)
+
+
+def test_an_enhanced_pet_without_decay_correction(given):
+    """Each frame is as old as its reference time says."""
+    half_life, values, moments = 6586.2, _activity(given), []
+    for index in range(len(values)):
+        values[index] *= 2 ** (-60 * index / half_life)
+        moments.append(f"202501021{index // 60:01d}{index % 60:02d}00.00")
+    enhanced(given, {"DecayCorrected": "NO", "moments": moments}, values)
+    check(only(given).read(), 1e-3)
+
+
+def test_an_enhanced_pet_without_attenuation_correction(given):
+    enhanced(given, {**CORRECTED, "AttenuationCorrected": "NO"}, _activity(given))
+    with pytest.raises(CaseError, match="ATTN"):
+        only(given).read()
+
+
+# --- zips ----------------------------------------------------------------------------------------
+
+
+def test_a_zip(patient, tmp_path):
+    path = Path(shutil.make_archive(str(tmp_path / "scan"), "zip", patient))
+    check(only(path).read())
+
+
+def test_a_zip_that_leads_out_of_itself(tmp_path):
+    for name in ("../outside", "/etc/outside", "a/../../outside", "C:\\outside"):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr(name, "x")
+        with pytest.raises(CaseError, match="leads out of it"):
+            find_dicom(tmp_path / "a.zip")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip"]
+
+
+def test_a_zip_that_inflates_beyond_measure(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", b"\0" * (300 << 20))
+    with pytest.raises(CaseError, match="expected at most 200 times"):
+        find_dicom(tmp_path / "a.zip")
+
+
+def test_a_zip_that_is_not_readable(tmp_path, patient):
+    path = Path(shutil.make_archive(str(tmp_path / "scan"), "zip", patient))
+    whole = path.read_bytes()
+    for damaged in (b"PK\x03\x04" + b"x" * 100, whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(CaseError, match="not readable as a zip"):
+            find_dicom(path)
