@@ -65,13 +65,28 @@ def lesion_table(
         CaseError: shapes that differ, values that are not finite, labels other than 0, 1, 2.
         ValueError: a spacing that is not three positive numbers.
     """
+    return numbered_lesions(mask, ct_hu, pet_suv, spacing_zyx)[0]
+
+
+def numbered_lesions(
+    mask: np.ndarray, ct_hu: np.ndarray, pet_suv: np.ndarray, spacing_zyx: Spacing
+) -> tuple[list[Lesion], np.ndarray]:
+    """``lesion_table``, and where each lesion lies.
+
+    Returns:
+        The lesions, and uint16 ``[z, y, x]``: their numbers in that list, from 1, 0 outside.
+    """
     spacing = check_input(mask, ct_hu, pet_suv, spacing_zyx)
-    lesions = [
-        _lesion(label, where, box, ct_hu, pet_suv, spacing)
+    found = [
+        (_lesion(label, where, box, ct_hu, pet_suv, spacing), where, box)
         for label in (GTVP, GTVN)
         for box, where in lesions_of(mask == label)
     ]
-    return sorted(lesions, key=lambda one: (one.label, -one.volume_ml, one.centroid_mm))
+    found.sort(key=lambda one: (one[0].label, -one[0].volume_ml, one[0].centroid_mm))
+    numbers = np.zeros(mask.shape, np.uint16)
+    for number, (_, where, box) in enumerate(found, start=1):
+        numbers[box][where] = number
+    return [lesion for lesion, _, _ in found], numbers
 
 
 def check_input(

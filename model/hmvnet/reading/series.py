@@ -272,6 +272,12 @@ def read_series(
     return grid.image(volume), notes
 
 
+def volume_files(series: Series) -> list[tuple[Path, int | None]]:
+    """The file, and the frame in it, of each of the volume's slices as ``read_series`` has them."""
+    chosen, _ = _without_doubles(series)
+    return [(series.slices[i].path, series.slices[i].frame) for i in chosen]
+
+
 def _without_doubles(series: Series) -> tuple[list[int], tuple[str, ...]]:
     """Which slices to use: of the same image sent twice, one."""
     chosen: list[int] = []

@@ -1,0 +1,352 @@
+"""A prediction as DICOM objects of the patient's study: SEG, structured report, RTSTRUCT.
+
+SEG and report are built by highdicom (the extra ``dicom``); an RTSTRUCT, which it has not, here.
+Each lesion is a segment, a group of measurements and a region, and has the same tracking id in
+all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom import Dataset
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    RTStructureSetStorage,
+    generate_uid,
+)
+from skimage.measure import find_contours
+
+from hmvnet import __version__
+from hmvnet.bundle import Manifest
+from hmvnet.case import CLASSES, GTVP, Grid
+from hmvnet.files import replacing
+from hmvnet.imaging.resample import labels_onto
+from hmvnet.lesions.table import Lesion, numbered_lesions
+from hmvnet.pipeline import Prediction
+from hmvnet.reading.series import Series, volume_files
+
+SEG, SR, RTSTRUCT = "seg.dcm", "report.dcm", "rtstruct.dcm"
+MAKER, MODEL = "HM-VNet (open source)", "hmvnet"
+SERIES_NUMBERS = {SEG: 9001, SR: 9002, RTSTRUCT: 9003}
+COLOURS = {GTVP: (230, 60, 60), 2: (60, 140, 230)}  # of contours, RGB
+MOST_LESIONS = 255
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What all three objects are made of.
+
+    Attributes:
+        numbers: the lesions' numbers on the CT's grid, uint8 ``[z, y, x]``.
+        lesions: by these numbers; those that have no voxel on the CT's grid are left out.
+        sources: headers of the CT's files.
+        order: for each slice of the grid, its place among the sources' images.
+    """
+
+    grid: Grid
+    numbers: np.ndarray
+    lesions: dict[int, Lesion]
+    sources: Sequence[Dataset]
+    order: list[int]
+    manifest: Manifest
+    made: datetime
+
+    def uid(self, *words: str) -> UID:
+        """The same for the same scan, bundle, moment and words."""
+        series = str(self.sources[0].SeriesInstanceUID)
+        return generate_uid(entropy_srcs=[series, self.manifest.name, str(self.made), *words])
+
+    def name(self, number: int) -> str:
+        return f"{CLASSES[self.lesions[number].label]} {number}"
+
+
+def dicom_writers(
+    prediction: Prediction, manifest: Manifest, ct: Series, folder: Path
+) -> dict[Path, Callable[[], None]]:
+    """What writes each object into ``folder``; nothing where no lesion was found.
+
+    Args:
+        ct: the series that the prediction's CT was read from.
+
+    Raises:
+        ModuleNotFoundError: highdicom is not installed.
+    """
+    import highdicom  # noqa: F401  # asked for before any patient's result is there
+
+    if not prediction.lesions:
+        return {}
+    made = _made_of(prediction, manifest, ct)
+    seg: list[Any] = []  # the report refers to it
+
+    def write_seg() -> None:
+        seg.append(_segmentation(made))
+        _save(seg[0], folder / SEG)
+
+    return {
+        folder / SEG: write_seg,
+        folder / SR: lambda: _save(_report(made, seg[0]), folder / SR),
+        folder / RTSTRUCT: lambda: _save(_structures(made), folder / RTSTRUCT),
+    }
+
+
+def _made_of(prediction: Prediction, manifest: Manifest, ct: Series) -> _Written:
+    grid = Grid.of(prediction.mask)
+    volume = prediction.segmentation.volume
+    ct_hu, pet_suv = volume.raw
+    lesions, numbers = numbered_lesions(
+        prediction.segmentation.labels, ct_hu, pet_suv, volume.grid.spacing[::-1]
+    )
+    on_ct = labels_onto(np.minimum(numbers, MOST_LESIONS).astype(np.uint8), volume.grid, grid)
+    there = set(np.unique(on_ct).tolist())
+    files = volume_files(ct)
+    paths = list(dict.fromkeys(path for path, _ in files))
+    sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
+    order = [paths.index(path) if frame is None else frame for path, frame in files]
+    return _Written(
+        grid,
+        on_ct,
+        {number: lesion for number, lesion in enumerate(lesions, 1) if number in there},
+        sources,
+        order,
+        manifest,
+        datetime.now(),
+    )
+
+
+def _save(file: Dataset, path: Path) -> None:
+    with replacing(path) as temporary:
+        file.save_as(temporary, enforce_file_format=True)
+
+
+# --- segmentation --------------------------------------------------------------------------------
+
+
+def _segmentation(made: _Written) -> Dataset:
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.seg import (
+        SegmentAlgorithmTypeValues,
+        Segmentation,
+        SegmentationTypeValues,
+        SegmentDescription,
+    )
+
+    algorithm = AlgorithmIdentificationSequence(
+        name="HM-VNet",
+        version=__version__,
+        family=codes.DCM.ArtificialIntelligence,
+        parameters={"bundle": made.manifest.name},
+    )
+    descriptions, planes = [], np.zeros(made.numbers.shape, np.uint8)
+    for place, number in enumerate(made.lesions, start=1):
+        is_primary = made.lesions[number].label == GTVP
+        planes[made.numbers == number] = place
+        descriptions.append(
+            SegmentDescription(
+                segment_number=place,
+                segment_label=made.name(number),
+                segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+                segmented_property_type=(
+                    codes.SCT.NeoplasmPrimary if is_primary else codes.SCT.NeoplasmSecondary
+                ),
+                anatomic_regions=(
+                    None if is_primary else [codes.SCT.StructureOfLymphNodeOfHeadAndNeck]
+                ),
+                algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+                algorithm_identification=algorithm,
+                tracking_uid=made.uid("lesion", str(number)),
+                tracking_id=made.name(number),
+            )
+        )
+    frames = np.empty_like(planes)
+    frames[made.order] = planes
+    return Segmentation(
+        source_images=made.sources,
+        pixel_array=frames,
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=descriptions,
+        series_instance_uid=made.uid(SEG, "series"),
+        series_number=SERIES_NUMBERS[SEG],
+        sop_instance_uid=made.uid(SEG),
+        instance_number=1,
+        manufacturer=MAKER,
+        manufacturer_model_name=MODEL,
+        software_versions=__version__,
+        device_serial_number="0",
+        content_label="GTV",
+        content_description="GTVp and GTVn; research software, not for clinical use",
+        series_description="HM-VNet GTVp, GTVn (research)",
+    )
+
+
+# --- structured report ---------------------------------------------------------------------------
+
+
+def _report(made: _Written, segmentation: Dataset) -> Dataset:
+    """TID 1500: a group of measurements for each lesion."""
+    from highdicom import sr
+
+    observer = sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=made.uid("device"), name="HM-VNet", manufacturer_name=MAKER, model_name=MODEL
+        ),
+    )
+    report = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=sr.CodedConcept(
+            "450436003", "SCT", "Positron emission tomography with computed tomography"
+        ),
+        imaging_measurements=[
+            _group(made, number, place, segmentation)
+            for place, number in enumerate(made.lesions, start=1)
+        ],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    return sr.Comprehensive3DSR(
+        evidence=[segmentation, *made.sources],
+        content=report,
+        series_number=SERIES_NUMBERS[SR],
+        series_instance_uid=made.uid(SR, "series"),
+        sop_instance_uid=made.uid(SR),
+        instance_number=1,
+        manufacturer=MAKER,
+        manufacturer_model_name=MODEL,
+        software_versions=__version__,
+        device_serial_number="0",
+        series_description="HM-VNet measurements (research)",
+    )
+
+
+def _group(made: _Written, number: int, place: int, segmentation: Dataset) -> Any:
+    from highdicom import sr
+
+    lesion = made.lesions[number]
+    is_primary = lesion.label == GTVP
+    suv = sr.CodedConcept("{SUVbw}g/ml", "UCUM", "Standardized Uptake Value body weight")
+    ml = sr.CodedConcept("ml", "UCUM", "milliliter")
+    grams = sr.CodedConcept("g", "UCUM", "gram")
+    diameter = sr.CodedConcept("L0JK", "IBSI", "Maximum 3D diameter")
+    each = [
+        (codes.SCT.Volume, lesion.volume_ml, ml, None),
+        (diameter, lesion.diameter_mm, codes.UCUM.Millimeter, None),
+        (codes.DCM.Suvbw, lesion.suv_max, suv, codes.SCT.Maximum),
+        (codes.DCM.Suvbw, lesion.suv_mean, suv, codes.SCT.Mean),
+        (codes.DCM.PeakValueWithinROI, lesion.suv_peak, suv, None),
+        (codes.DCM.MetabolicVolume, lesion.mtv41_ml, ml, None),
+        (codes.DCM.TotalLesionGlycolysis, lesion.tlg, grams, None),
+    ]
+    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=made.uid("lesion", str(number)), identifier=made.name(number)
+        ),
+        referenced_segment=sr.ReferencedSegment(
+            sop_class_uid=segmentation.SOPClassUID,
+            sop_instance_uid=segmentation.SOPInstanceUID,
+            segment_number=place,
+            source_series=sr.SourceSeriesForSegmentation(made.sources[0].SeriesInstanceUID),
+        ),
+        finding_type=codes.SCT.NeoplasmPrimary if is_primary else codes.SCT.NeoplasmSecondary,
+        measurements=[
+            sr.Measurement(name=name, value=float(f"{value:.6g}"), unit=unit, derivation=how)
+            for name, value, unit, how in each
+        ],
+    )
+
+
+# --- structure set -------------------------------------------------------------------------------
+
+
+def _structures(made: _Written) -> Dataset:
+    """An RTSTRUCT: closed planar contours around each lesion's voxels, slice by slice."""
+    first = made.sources[0]
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = RTStructureSetStorage
+    meta.MediaStorageSOPInstanceUID = made.uid(RTSTRUCT)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    file.SOPClassUID, file.SOPInstanceUID = RTStructureSetStorage, made.uid(RTSTRUCT)
+    for keyword in (
+        *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID"),
+        *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+        *("FrameOfReferenceUID", "PositionReferenceIndicator", "SpecificCharacterSet"),
+    ):
+        if keyword in first:
+            setattr(file, keyword, first.get(keyword))
+    file.Modality, file.Manufacturer, file.ManufacturerModelName = "RTSTRUCT", MAKER, MODEL
+    file.SoftwareVersions = __version__
+    file.SeriesInstanceUID = made.uid(RTSTRUCT, "series")
+    file.SeriesNumber, file.InstanceNumber = SERIES_NUMBERS[RTSTRUCT], 1
+    file.SeriesDescription, file.OperatorsName = "HM-VNet GTVp, GTVn (research)", ""
+    file.StructureSetLabel, file.ApprovalStatus = "HM-VNet", "UNAPPROVED"
+    file.StructureSetDate = made.made.strftime("%Y%m%d")
+    file.StructureSetTime = made.made.strftime("%H%M%S")
+    file.ReferencedFrameOfReferenceSequence = [_frame_of_reference(made)]
+    regions, contours, observations = [], [], []
+    for place, number in enumerate(made.lesions, start=1):
+        region, contour, observation = Dataset(), Dataset(), Dataset()
+        region.ROINumber, region.ROIName = place, made.name(number)
+        region.ReferencedFrameOfReferenceUID = first.FrameOfReferenceUID
+        region.ROIGenerationAlgorithm = "AUTOMATIC"
+        contour.ReferencedROINumber = place
+        contour.ROIDisplayColor = list(COLOURS[made.lesions[number].label])
+        contour.ContourSequence = _contours(made, number)
+        observation.ObservationNumber = observation.ReferencedROINumber = place
+        observation.RTROIInterpretedType, observation.ROIInterpreter = "GTV", ""
+        regions.append(region)
+        contours.append(contour)
+        observations.append(observation)
+    file.StructureSetROISequence = regions
+    file.ROIContourSequence = contours
+    file.RTROIObservationsSequence = observations
+    return file
+
+
+def _image_reference(made: _Written, index: int) -> Dataset:
+    """A slice of the grid as a reference to its image."""
+    reference, place = Dataset(), made.order[index]
+    source = made.sources[place] if len(made.sources) > 1 else made.sources[0]
+    reference.ReferencedSOPClassUID = source.SOPClassUID
+    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    if len(made.sources) == 1:
+        reference.ReferencedFrameNumber = place + 1
+    return reference
+
+
+def _frame_of_reference(made: _Written) -> Dataset:
+    first = made.sources[0]
+    series, study, frame = Dataset(), Dataset(), Dataset()
+    series.SeriesInstanceUID = first.SeriesInstanceUID
+    series.ContourImageSequence = [_image_reference(made, i) for i in range(len(made.order))]
+    study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # the study, a class long retired
+    study.ReferencedSOPInstanceUID = first.StudyInstanceUID
+    study.RTReferencedSeriesSequence = [series]
+    frame.FrameOfReferenceUID = first.FrameOfReferenceUID
+    frame.RTReferencedStudySequence = [study]
+    return frame
+
+
+def _contours(made: _Written, number: int) -> list[Dataset]:
+    """Around the voxels' centres half-way to those outside; holes are contours of their own."""
+    found = []
+    for z in np.flatnonzero((made.numbers == number).any(axis=(1, 2))):
+        plane = np.pad(made.numbers[z] == number, 1).astype(float)
+        for line in find_contours(plane, 0.5):
+            y, x = (line[:-1] - 1).T  # the last point is the first
+            points = made.grid.points(np.stack([x, y, np.full_like(x, z)], axis=1))
+            contour = Dataset()
+            contour.ContourImageSequence = [_image_reference(made, int(z))]
+            contour.ContourGeometricType = "CLOSED_PLANAR"
+            contour.NumberOfContourPoints = len(points)
+            contour.ContourData = [f"{v:.10g}"[:16] for v in points.ravel()]
+            found.append(contour)
+    return found
