@@ -129,8 +129,11 @@ def read_geometry(path: Path) -> Grid:
     return Grid.of(read_image(path)[0])
 
 
-def write_image(image: sitk.Image, path: Path) -> None:
+def write_image(image: sitk.Image, path: Path, level: int = -1) -> None:
     """Write an image compressed, whole or not at all.
+
+    Args:
+        level: of compression, 1 (fast) to 9 (small); -1: ITK's own.
 
     Raises:
         OSError: it cannot be written, or is not whole when it is read again: of NIfTI that a full
@@ -139,7 +142,7 @@ def write_image(image: sitk.Image, path: Path) -> None:
     with replacing(path) as temporary:
         name = name_for_libraries(temporary)
         try:
-            sitk.WriteImage(image, name, useCompression=True)
+            sitk.WriteImage(image, name, True, level)
             written = sitk.GetArrayFromImage(read_image(temporary)[0])
             whole = np.array_equal(written, sitk.GetArrayViewFromImage(image))
         except (RuntimeError, CaseError) as error:
