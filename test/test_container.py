@@ -290,16 +290,18 @@ def test_little_memory_is_one_line_and_no_output(write_case, tmp_path, tiny_bund
 
 
 @pytest.mark.parametrize(
-    "place", ["input/ehr.json", f"output/{RISK_PATH}", "output/images", "mine"]
+    "place", ["input/ehr.json", f"output/{RISK_PATH}", "output/images", "mine", "pipe", "p.png"]
 )
 def test_a_report_never_takes_the_place_of_something_else(
     write_case, tmp_path, tiny_bundle, capfd, place
 ):
+    """Of a device neither: ``--report /dev/stdout`` was removed from ``/dev`` first."""
     folder = write_case()
     (tmp_path / "mine").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "output" / "images").mkdir(parents=True)
     before = (folder / "ehr.json").read_text()
-    words = ("--report", str(tmp_path / place))
+    words = ("--report", str(tmp_path / place), "--picture", str(tmp_path / "p.png"))
     assert run(folder, tmp_path / "output", tiny_bundle, *words) == Exit.REFUSED
     assert "required output" in last_error_line(capfd)
     assert (folder / "ehr.json").read_text() == before and (tmp_path / "mine").is_dir()

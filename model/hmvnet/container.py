@@ -119,15 +119,17 @@ def _check_places(options: argparse.Namespace) -> None:
     """What is optional must not be written over an input or a required output."""
     from hmvnet.writing.challenge import MASK_PATH, RISK_PATH
 
-    taken = [options.output / MASK_PATH, options.output / RISK_PATH]
+    taken = [(options.output / place).resolve() for place in (MASK_PATH, RISK_PATH)]
     for path in (options.report, options.picture):
         if path is None:
             continue
-        inside = path.resolve().is_relative_to(options.input.resolve())
-        if inside or path.is_dir() or path.resolve() in [place.resolve() for place in taken]:
+        place = path.resolve()
+        special = place.exists() and not place.is_file()  # a folder, or a device like /dev/null
+        if special or place in taken or place.is_relative_to(options.input.resolve()):
             raise RefusedError(
-                f"{path} is an input, a folder or a required output: name a new file"
+                f"{path} is an input, a required output, named twice or no file: name a new file"
             )
+        taken.append(place)
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
