@@ -168,9 +168,14 @@ def test_another_error_is_not_tried_again():
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize(
-    "error", [*SHORT_OF_MEMORY, RuntimeError("CUDA error: no kernel image is available")], ids=str
-)
+UNUSABLE = [
+    RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+    RuntimeError("Unexpected error from cudaGetDeviceCount(). CUDA unknown error"),
+]
+
+
+@pytest.mark.parametrize("error", [*SHORT_OF_MEMORY, *UNUSABLE], ids=str)
 def test_after_the_gpu_comes_the_cpu(monkeypatch, error):
     run, tried = TorchForward._run, []
 

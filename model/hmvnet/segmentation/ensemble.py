@@ -196,7 +196,8 @@ class _Way:
 
 def _another_way_may_do(error: Exception, way: _Way) -> bool:
     """Whether memory was short, or a GPU is there that cannot be used."""
-    return is_out_of_memory(error) or (way.device.type == "cuda" and "CUDA error" in str(error))
+    on_gpu = way.device.type == "cuda"
+    return is_out_of_memory(error) or (on_gpu and bool(re.search("CUDA|cuDNN", str(error))))
 
 
 def _cut(array: Tensor, size: Sequence[int]) -> Tensor:
