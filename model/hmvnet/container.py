@@ -124,10 +124,12 @@ def _check_places(options: argparse.Namespace) -> None:
         if path is None:
             continue
         place = path.resolve()
-        special = place.exists() and not place.is_file()  # a folder, or a device like /dev/null
+        # A folder, a device or a link to what is one, like /dev/stdout: it would be removed first.
+        special = path.is_symlink() or (place.exists() and not place.is_file())
         if special or place in taken or place.is_relative_to(options.input.resolve()):
             raise RefusedError(
-                f"{path} is an input, a required output, named twice or no file: name a new file"
+                f"{path} is an input, a required output, named twice or no plain file: expected a "
+                "new file"
             )
         taken.append(place)
 
