@@ -138,7 +138,8 @@ class TorchForward:
                     f"{way} {why}: done in {other}, which may differ slightly; to avoid it, free "
                     "memory or name another device",
                 )
-                torch.cuda.empty_cache()
+                if short:
+                    torch.cuda.empty_cache()
             return self._run(volume, ways[-1])
         finally:
             self.network.to(home)  # a training that validates goes on with it
