@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 
@@ -152,6 +154,21 @@ def test_predict_many_names_the_broken_one(tiny_bundle, tmp_path, capfd):
     assert "error: a: a_0001.nii.gz: image file is empty" in said.err
     assert "2 patients: 1 predicted, 0 there already, 1 refused" in said.out
     assert (tmp_path / "out" / "b" / "mask.nii.gz").is_file()
+
+
+def test_predict_many_with_umlauts_and_nobody_who_listens(tiny_bundle, tmp_path):
+    folder = tmp_path / "imagesTs"
+    folder.mkdir()
+    for name in ("Müller", "Øre"):
+        for number, image in enumerate((tiny_ct(), tiny_pet())):
+            sitk.WriteImage(image, str(folder / f"{name}_000{number}.nii.gz"))
+    command = [sys.executable, "-m", "hmvnet.cli", "predict", str(tmp_path), "--no-picture"]
+    command += ["-o", str(tmp_path / "ö"), "--weights", str(tiny_bundle), "--region", "centre"]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    script = f"{shlex.join(command)} | head -0; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert {p.parent.name for p in (tmp_path / "ö").glob("*/mask.nii.gz")} == {"Müller", "Øre"}
 
 
 def test_settings_are_printed_as_a_run_would_use_them(capsys):

@@ -168,3 +168,8 @@ def test_an_output_folder_that_cannot_be_made_is_refused_before_any_work(pipelin
     with pytest.raises(RefusedError, match="cannot be made"):
         predict_cohort([source], pipeline, tmp_path / "file")
     assert source.reads == 0
+
+
+def test_memory_that_is_short_is_said_of_the_patient(pipeline, tmp_path):
+    result = predict_cohort([Given("a", MemoryError())], pipeline, tmp_path)
+    assert result.code == Exit.FAULT and result.failed["a"].startswith("out of memory")

@@ -1,5 +1,6 @@
 """The container's entry point, on what the platform gives it."""
 
+import errno
 import json
 import math
 import os
@@ -25,6 +26,11 @@ def run(input_dir, output_dir, bundle, *options: str) -> int:
 
 def files_in(folder) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def read_outputs(folder) -> tuple[np.ndarray, float]:
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / MASK_PATH)))
+    return mask, json.loads((folder / RISK_PATH).read_text())
 
 
 def last_error_line(capfd) -> str:
@@ -218,26 +224,121 @@ def test_what_is_optional_and_fails_costs_only_itself(
     assert report.is_file() and not picture.exists() and f"wrote {picture}" not in said.out
 
 
-@pytest.mark.parametrize("value", ['"both"', "both\r", "3", ""])
+@pytest.mark.parametrize("value", ["3", "", "Both", '"1,2"', "both # a comment"])
 def test_a_task_of_the_environment_that_is_none(
     write_case, tmp_path, tiny_bundle, capfd, monkeypatch, value
 ):
     monkeypatch.setenv("HMVNET_TASK", value)
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / RISK_PATH).write_text("0.5")
     assert run(write_case(), tmp_path / "output", tiny_bundle) == Exit.REFUSED
-    assert "HMVNET_TASK is" in last_error_line(capfd)
+    line = last_error_line(capfd)
+    assert "HMVNET_TASK is" in line and "expected one of 1, 2, both" in line
+    assert files_in(tmp_path / "output") == []
 
 
 @pytest.mark.parametrize(
-    "place", ["input/ehr.json", f"output/{RISK_PATH}", "output/images", "mine"]
+    ("value", "expected"),
+    [
+        ('"both"', [str(MASK_PATH), str(RISK_PATH)]),
+        ("both\r", [str(MASK_PATH), str(RISK_PATH)]),
+        (" '2'\r\n", [str(RISK_PATH)]),
+    ],
+)
+def test_what_an_env_file_leaves_around_a_value_is_taken_off(
+    write_case, tmp_path, tiny_bundle, capfd, monkeypatch, value, expected
+):
+    monkeypatch.setenv("HMVNET_TASK", value)
+    monkeypatch.setenv("HMVNET_DEVICE", '"cpu"\r')
+    words = ["--input", str(write_case()), "--output", str(tmp_path), "--weights", str(tiny_bundle)]
+    assert container.main(words) == 0
+    assert [name for name in files_in(tmp_path) if not name.startswith("input")] == expected
+    assert not capfd.readouterr().err
+
+
+def test_the_environment_s_device_and_names_nothing_reads(
+    write_case, tmp_path, tiny_bundle, capfd, monkeypatch
+):
+    monkeypatch.setenv("HMVNET_DEVICE", "gpu")
+    monkeypatch.setenv("HMVNET_TASKS", "1")
+    words = ["--input", str(write_case()), "--output", str(tmp_path), "--weights", str(tiny_bundle)]
+    assert container.main(words) == Exit.REFUSED
+    unknown, refusal = capfd.readouterr().err.strip().splitlines()
+    assert unknown.startswith("note: HMVNET_TASKS: no such variable")
+    assert refusal == (
+        "error: HMVNET_DEVICE: device 'gpu': expected auto, cpu, cuda or cuda:<number>"
+    )
+    assert container.main([*words, "--device", "cpu"]) == 0  # the command line goes before
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    write_case, tmp_path, tiny_bundle, capfd, monkeypatch
+):
+    def full(dir):
+        raise OSError(errno.EROFS, "Read-only file system", str(dir))
+
+    monkeypatch.setattr("hmvnet.files.TemporaryFile", full)
+    assert run(write_case(), tmp_path / "output", tiny_bundle) == Exit.REFUSED
+    said = capfd.readouterr()
+    assert "cannot be written" in said.err and "network" not in said.out
+
+
+# What has no name has none, and the entry point runs.
+NAMELESS = "import pwd, runpy, sys; pwd.getpwuid = {}.__getitem__; sys.argv = sys.argv[1:]; "
+NAMELESS += "runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+def test_a_hostile_environment_changes_nothing(write_case, tmp_path, tiny_bundle):
+    """No home, no name, no scratch folder, ASCII, nonsense in what libraries read, few files."""
+    assert run(write_case(), tmp_path / "friendly", tiny_bundle) == 0
+    folder = tmp_path / "Müller, Jörg 日本"
+    write_case().rename(folder)
+    command = [sys.executable, "-c", NAMELESS, str(ROOT / "process.py"), "--input", str(folder)]
+    command += ["--output", str(tmp_path / "ö"), "--weights", str(tiny_bundle), "--device", "cpu"]
+    command += ["--report", str(tmp_path / "ß.json"), "--picture", str(tmp_path / "ü" / "p.png")]
+    nowhere = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), "/nonexistent")
+    nobody = dict.fromkeys(("USER", "LOGNAME", "LNAME", "USERNAME"), "")
+    nonsense = {"OMP_NUM_THREADS": "abc", "COLUMNS": "1", "TERM": "dumb", "TZ": "../nonsense"}
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    others = {"PYTHONIOENCODING": "ascii:strict", "PYTHONHASHSEED": "77", "NO_COLOR": "1"}
+    given = os.environ | nowhere | nobody | nonsense | ascii_only | others
+    given["CUDA_VISIBLE_DEVICES"] = "nonsense"
+    script = f"ulimit -n 64; {shlex.join(command)} >&-"
+    done = subprocess.run(["bash", "-c", script], env=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert files_in(tmp_path / "ö") == [str(MASK_PATH), str(RISK_PATH)]
+    masks, risks = zip(*(read_outputs(tmp_path / name) for name in ("friendly", "ö")))
+    assert np.mean(masks[0] != masks[1]) < 1e-3  # another number of threads may round otherwise
+    assert risks[1] == pytest.approx(risks[0], abs=1e-3)
+    assert (tmp_path / "ß.json").is_file() and (tmp_path / "ü" / "p.png").is_file()
+
+
+def test_little_memory_is_one_line_and_no_output(write_case, tmp_path, tiny_bundle):
+    command = [sys.executable, str(ROOT / "process.py"), "--input", str(write_case())]
+    command += ["--output", str(tmp_path / "out"), "--weights", str(tiny_bundle)]
+    script = f"ulimit -v 500000; {shlex.join(command)}"
+    given = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    done = subprocess.run(["bash", "-c", script], env=given, capture_output=True, text=True)
+    assert done.returncode == Exit.FAULT
+    assert done.stderr.splitlines()[0].startswith("error: out of memory")
+    assert files_in(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["input/ehr.json", f"output/{RISK_PATH}", "output/images", "mine", "pipe", "link", "p.png"],
 )
 def test_a_report_never_takes_the_place_of_something_else(
     write_case, tmp_path, tiny_bundle, capfd, place
 ):
+    """Of a device neither: ``--report /dev/stdout`` was removed from ``/dev`` first."""
     folder = write_case()
     (tmp_path / "mine").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("log")
     (tmp_path / "output" / "images").mkdir(parents=True)
     before = (folder / "ehr.json").read_text()
-    words = ("--report", str(tmp_path / place))
+    words = ("--report", str(tmp_path / place), "--picture", str(tmp_path / "p.png"))
     assert run(folder, tmp_path / "output", tiny_bundle, *words) == Exit.REFUSED
     assert "required output" in last_error_line(capfd)
     assert (folder / "ehr.json").read_text() == before and (tmp_path / "mine").is_dir()

@@ -1,5 +1,10 @@
 """Every command ends with a code that says how, and one line that says why."""
 
+import getpass
+import os
+import subprocess
+import sys
+
 import pytest
 
 from hmvnet.case import CaseError
@@ -46,3 +51,94 @@ def test_what_counts_as_refused_can_be_widened(capfd):
 @pytest.mark.parametrize(("given", "code"), [(None, 0), (Exit.INCOMPLETE, 3), (0, 0)])
 def test_the_works_own_code_is_passed_on(given, code):
     assert ending(lambda: given) == code
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("ITK ERROR: Image: Failed to allocate memory for image."),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_memory_that_is_short_is_one_line_whoever_says_so(error, capfd):
+    assert ending(raising(error)) == Exit.FAULT
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory")
+
+
+# Talks, writes its file, and lets a library talk past Python; then it is refused or not.
+TALK = """
+import os, sys
+from hmvnet.exits import RefusedError, ending
+def work():
+    with open(sys.argv[1], "w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            for i in range(2000):
+                print("ü", i, file=stream, flush=True)
+        os.write(1, b"from a library")
+        os.write(2, b"from a library")
+        file.write("whole")
+    if len(sys.argv) > 2:
+        raise RefusedError("ü")
+sys.exit(ending(work))
+"""
+
+
+@pytest.mark.parametrize(
+    "listener",
+    [
+        ">&-",
+        "2>&-",
+        ">&- 2>&-",
+        "<&- >&- 2>&-",
+        "| head -0",
+        "| head -1",
+        "2>&1 | head -1",
+        ">/dev/full",
+        "2>/dev/full",
+        ">/dev/full 2>&1",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii:strict"])
+def test_who_listens_changes_neither_code_nor_files(tmp_path, listener, encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    for words, code in (("", Exit.OK), ("refuse", Exit.REFUSED)):
+        path = tmp_path / f"file{words}"
+        script = f'"$@" {words} {listener}; exit ${{PIPESTATUS[0]}}'
+        command = ["bash", "-c", script, "", sys.executable, "-c", TALK, str(path)]
+        done = subprocess.run(command, env=environment, capture_output=True)
+        assert done.returncode == code, done.stderr
+        assert path.read_text() == "whole"
+
+
+def test_a_thread_count_that_is_none_is_said_and_not_used(monkeypatch, capfd):
+    """numexpr raises on it as pandas loads it, and libgomp speaks of it."""
+    for value in ("abc", "0", "", "-1", "4,2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert ending(lambda: int("OMP_NUM_THREADS" in os.environ)) == Exit.OK
+        assert f"OMP_NUM_THREADS is '{value}', expected a whole" in capfd.readouterr().err
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert ending(lambda: int(os.environ["OMP_NUM_THREADS"] != "3")) == Exit.OK
+    assert not capfd.readouterr().err
+
+
+def test_a_user_without_a_name_may_run_it(monkeypatch):
+    """``docker run --user 54321``: MONAI asks for the name as it is loaded."""
+    pwd = pytest.importorskip("pwd")
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")
+    assert ending(lambda: int(not getpass.getuser())) == Exit.OK
+
+
+def test_a_working_directory_that_is_gone_is_refused(monkeypatch, capfd):
+    monkeypatch.setattr(os, "getcwd", raising(FileNotFoundError(2, "No such file or directory")))
+    assert ending(lambda: 0) == Exit.REFUSED
+    assert capfd.readouterr().err.startswith("error: working directory: No such file")

@@ -1,9 +1,22 @@
 """Files are whole or absent; digests tell states apart."""
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from hmvnet.files import digest, replacing, sha256, write_arrays, write_text
+from hmvnet.exits import RefusedError
+from hmvnet.files import (
+    digest,
+    make_folder,
+    name_for_libraries,
+    replacing,
+    sha256,
+    write_arrays,
+    write_text,
+)
 
 
 def names(folder) -> list[str]:
@@ -93,3 +106,31 @@ def test_digests_hang_on_content_type_and_order(tmp_path):
     before = digest(path)
     path.write_bytes(b"abd")
     assert digest(path) != before
+
+
+def test_a_disk_that_says_late_that_it_is_full_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_text("old", path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text("new", path)
+    assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_is_made_and_tried(tmp_path):
+    make_folder(tmp_path / "a" / "b")
+    assert names(tmp_path / "a" / "b") == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        make_folder(tmp_path / "file")
+
+
+def test_a_name_for_libraries_is_utf8_or_refused():
+    assert name_for_libraries(Path("Müller")) == "Müller"
+    latin1 = Path(os.fsdecode("Müller".encode("latin-1")))
+    with pytest.raises(RefusedError, match="not UTF-8"):
+        name_for_libraries(latin1)

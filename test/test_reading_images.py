@@ -1,6 +1,7 @@
 """One test for each way a file can be bad, named after it."""
 
 import gzip
+import resource
 
 import numpy as np
 import pytest
@@ -228,3 +229,19 @@ def test_tiff_without_spacing(tmp_path, array):
     tifffile.imwrite(tmp_path / "a.tiff", array)
     with pytest.raises(CaseError, match="spacing"):
         read_image(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+def test_an_image_that_the_disk_cuts_does_not_take_the_place(tmp_path, suffix):
+    """ITK says nothing of a NIfTI that it could not write whole, and reads it again."""
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"old")
+    noise = np.random.default_rng(0).integers(0, 255, (80, 80, 80)).astype(np.uint8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, before[1]))
+    try:
+        with pytest.raises(OSError, match="could not be written whole"):
+            write_image(sitk.GetImageFromArray(noise), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL_NETWORK, tiny_ct, tiny_pet
 
 from hmvnet.bundle import Bundle, WeightsError, load_bundle
+from hmvnet.case import Case
 from hmvnet.config import InferenceSettings
 from hmvnet.networks.output import Output
+from hmvnet.networks.registry import build_network
+from hmvnet.pipeline import Pipeline
 from hmvnet.segmentation.ensemble import (
     Ensemble,
     TorchForward,
@@ -16,6 +20,8 @@ from hmvnet.segmentation.ensemble import (
 
 class Constant:
     """A member whose GTVp probability is its number, and that takes a second of a false clock."""
+
+    notes = ()
 
     def __init__(self, value: float, clock: list[float]) -> None:
         self.value, self.clock, self.calls = value, clock, 0
@@ -101,3 +107,100 @@ def test_weights_of_another_network_are_refused_in_one_line(tiny_bundle):
     manifest = bundle.manifest.model_copy(update={"segmentation": wider})
     with pytest.raises(WeightsError, match="not those of the network 'hmvnet'"):
         load_network(Bundle(bundle.folder, manifest), part.files[0])
+
+
+SHORT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    MemoryError(),
+]
+
+
+def fails_above(network: torch.nn.Module, voxels: int, error: Exception) -> torch.nn.Module:
+    """The network, that raises where its input is longer than that."""
+
+    def check(module, arguments):
+        if max(arguments[0].shape[2:]) > voxels:
+            raise error
+
+    network.register_forward_pre_hook(check)
+    return network
+
+
+@pytest.mark.parametrize("error", SHORT_OF_MEMORY, ids=str)
+def test_a_region_too_large_for_the_memory_is_done_in_windows(error):
+    torch.manual_seed(0)
+    network = build_network("hmvnet", SMALL_NETWORK)
+    forward = TorchForward(network, torch.device("cpu"), (40, 40, 40))
+    volume = torch.rand(1, 2, 80, 30, 70)
+    whole, maps = forward(volume)
+    assert forward.notes == ()
+    fails_above(network, 64, error)
+    found, found_maps = forward(volume)
+    (note,) = forward.notes
+    assert "one pass on cpu did not fit into memory: done in sliding windows on cpu" in note
+    assert [m.shape for m in found_maps] == [m.shape for m in maps]
+    # Untrained, of random voxels: windows see other borders.
+    assert 0 < (found - whole).abs().mean() < 0.05
+    for ours, theirs in zip(found_maps, maps):
+        assert torch.corrcoef(torch.stack([ours.ravel(), theirs.ravel()]))[0, 1] > 0.9
+
+
+def test_windows_that_do_not_fit_either_end_it():
+    network = fails_above(build_network("hmvnet", SMALL_NETWORK), 16, SHORT_OF_MEMORY[3])
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        TorchForward(network, torch.device("cpu"), (32, 32, 32))(torch.rand(1, 2, 64, 32, 32))
+
+
+def test_another_error_is_not_tried_again():
+    calls = []
+
+    def fail(module, arguments):
+        calls.append(module)
+        raise RuntimeError("shapes cannot be multiplied")
+
+    network = build_network("hmvnet", SMALL_NETWORK)
+    network.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        TorchForward(network, torch.device("cpu"), (32, 32, 32))(torch.rand(1, 2, 32, 32, 32))
+    assert len(calls) == 1
+
+
+UNUSABLE = [
+    RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+    RuntimeError("Unexpected error from cudaGetDeviceCount(). CUDA unknown error"),
+]
+
+
+@pytest.mark.parametrize("error", [*SHORT_OF_MEMORY, *UNUSABLE], ids=str)
+def test_after_the_gpu_comes_the_cpu(monkeypatch, error):
+    run, tried = TorchForward._run, []
+
+    def without_gpu(self, volume, way):
+        tried.append(str(way))
+        if way.device.type == "cuda":
+            raise error
+        return run(self, volume, way)
+
+    monkeypatch.setattr(TorchForward, "_run", without_gpu)
+    network = build_network("hmvnet", SMALL_NETWORK)
+    forward = TorchForward(network, torch.device("cuda"), (32, 32, 32))
+    output = Ensemble([forward], flips=True)(np.zeros((2, 32, 32, 32), np.float32))
+    ways = ["one pass on cuda", "sliding windows on cuda", "one pass on cpu"]
+    assert tried == ways * 2  # both passes, in the same way
+    assert len(output.notes) == 3 and ways[2] in output.notes[2]
+    assert np.isfinite(output.probabilities).all()
+
+
+def test_a_patient_in_windows_still_has_a_risk(tiny_bundle):
+    pipeline = Pipeline(load_bundle(tiny_bundle), torch.device("cpu"))
+    case = Case.of("a", tiny_ct(), tiny_pet())
+    (member,) = pipeline.segmenter.ensemble.members
+    before = pipeline(case).risk
+    fails_above(member.network, 32, SHORT_OF_MEMORY[0])
+    found = pipeline(case)
+    assert any("sliding windows on cpu" in note for note in found.notes)
+    assert found.risk.value == pytest.approx(before.value, abs=0.2)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hmvnet.case import Verdict
-from hmvnet.exits import Exit, RefusedError
+from hmvnet.exits import Exit, RefusedError, fault
+from hmvnet.files import make_folder
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.inputs import Source
 from hmvnet.writing.folder import LESIONS, MASK, PICTURE, REPORT, is_ours, write_folder
@@ -79,16 +80,18 @@ def predict_cohort(
         on_failure: told each patient's id and why there is no result, or not all of it.
 
     Raises:
-        RefusedError: an output folder that cannot be made, two patients of one id, an id that is no
-            file name, something in a folder's place that is not of an earlier call, or with
+        RefusedError: an output folder that cannot be written, two patients of one id, an id that is
+            no file name, something in a folder's place that is not of an earlier call, or with
             ``refuse`` a folder that is there already; before any work.
     """
     _check_names(sources)
     names = [source.patient_id for source in sources]
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
     except OSError as error:
-        raise RefusedError(f"output folder {output} cannot be made: {error.strerror}") from error
+        raise RefusedError(
+            f"output folder {output} cannot be made or written: {error.strerror}"
+        ) from error
     whole = {name for name in names if is_whole(output / name, pipeline, picture)}
     done = whole if existing == "skip" else set()
     there = [name for name in names if (output / name).exists() and name not in done]
@@ -118,7 +121,7 @@ def predict_cohort(
         except RefusedError as error:
             result.refused[name] = why = str(error).removeprefix(f"patient {name}: ")
         except Exception as error:  # the others are not to be lost
-            result.failed[name] = why = f"{type(error).__name__}: {error}"
+            result.failed[name] = why = fault(error)
         if why:
             if on_failure:
                 on_failure(name, why)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import string
 from collections.abc import Callable
 from pathlib import Path
 
-from hmvnet.exits import Exit, RefusedError, ending
+from hmvnet.exits import Exit, RefusedError, ending, note
 
 TASKS = ("1", "2", "both")
+# The environment's variables, and what holds where neither they nor the command line say anything.
+PREFIX = "HMVNET_"
+DEFAULTS = {"HMVNET_TASK": "both", "HMVNET_DEVICE": "auto"}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -24,8 +28,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--weights", help="bundle: folder or URL#sha256=... (default: /opt/ml/model, then weights/)"
     )
-    parser.add_argument("--task", choices=TASKS, default=os.environ.get("HMVNET_TASK", "both"))
-    parser.add_argument("--device", default=os.environ.get("HMVNET_DEVICE", "auto"))
+    parser.add_argument("--task", choices=TASKS, help="default: HMVNET_TASK, then both")
+    parser.add_argument("--device", help="default: HMVNET_DEVICE, then auto")
     parser.add_argument("--flips", action="store_true", help="average with the mirrored volume")
     parser.add_argument("--days", action="store_true", help="rfs.json: expected days (2026)")
     parser.add_argument("--time-budget", help="seconds for the networks (default: 240)")
@@ -53,12 +57,11 @@ def run(options: argparse.Namespace) -> Exit:
     from hmvnet.writing.report import write_report
     from hmvnet.writing.summary import Narrator
 
-    if options.task not in TASKS:  # argparse does not check what the environment says
-        raise RefusedError(f"HMVNET_TASK is '{options.task}', expected one of {', '.join(TASKS)}")
     _check_places(options)
     say = Narrator()
-    wants_risk = options.task in ("2", "both")
     with OutputFolder(options.output) as output:
+        _read_environment(options)
+        wants_risk = options.task in ("2", "both")
         say("load the weights")
         pipeline = load_pipeline(
             options.weights, options.device, _overrides(options), needs_risk=wants_risk
@@ -89,19 +92,51 @@ def run(options: argparse.Namespace) -> Exit:
     return Exit.REVIEW if options.strict and prediction.verdict.status == "review" else Exit.OK
 
 
+def _read_environment(options: argparse.Namespace) -> None:
+    """Fill in what the command line left open; say which variables nothing reads.
+
+    Blanks, quotes and carriage returns are taken off: Docker leaves those of an env file in place.
+    """
+    from hmvnet.segmentation.ensemble import pick_device
+
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in DEFAULTS:
+            note(f"{name}: no such variable, expected {' or '.join(DEFAULTS)}: not used")
+    found = {
+        name: os.environ.get(name, default).strip(string.whitespace + "\"'")
+        for name, default in DEFAULTS.items()
+    }
+    if options.task is None:
+        options.task = found["HMVNET_TASK"]
+        if options.task not in TASKS:
+            raise RefusedError(
+                f"HMVNET_TASK is {options.task!r}, expected one of {', '.join(TASKS)}"
+            )
+    if options.device is None:
+        options.device = found["HMVNET_DEVICE"]
+        try:
+            pick_device(options.device)
+        except RefusedError as error:
+            raise RefusedError(f"HMVNET_DEVICE: {error}") from error
+
+
 def _check_places(options: argparse.Namespace) -> None:
     """What is optional must not be written over an input or a required output."""
     from hmvnet.writing.challenge import MASK_PATH, RISK_PATH
 
-    taken = [options.output / MASK_PATH, options.output / RISK_PATH]
+    taken = [(options.output / place).resolve() for place in (MASK_PATH, RISK_PATH)]
     for path in (options.report, options.picture):
         if path is None:
             continue
-        inside = path.resolve().is_relative_to(options.input.resolve())
-        if inside or path.is_dir() or path.resolve() in [place.resolve() for place in taken]:
+        place = path.resolve()
+        # A folder, a device or a link to what is one, like /dev/stdout: it would be removed first.
+        special = path.is_symlink() or (place.exists() and not place.is_file())
+        if special or place in taken or place.is_relative_to(options.input.resolve()):
             raise RefusedError(
-                f"{path} is an input, a folder or a required output: name a new file"
+                f"{path} is an input, a required output, named twice or no plain file: expected a "
+                "new file"
             )
+        taken.append(place)
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
@@ -123,5 +158,4 @@ def _risk_value(risk, as_days: bool) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code; every failure ends in one clear line on standard error."""
-    options = parse_arguments(arguments)
-    return ending(lambda: run(options))
+    return ending(lambda: run(parse_arguments(arguments)))

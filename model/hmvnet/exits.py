@@ -1,14 +1,31 @@
-"""How a command ends: its exit code, and one line on what went wrong."""
+"""How a command ends: its exit code, and one line on what went wrong.
+
+What surrounds a command must not cost its result: who listens, and what the machine's environment
+says to the packages that are loaded later.
+"""
 
 from __future__ import annotations
 
+import getpass
 import io
+import os
+import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from typing import Any, TextIO, cast
+
+# How torch, CUDA's libraries, oneDNN, ITK, ONNX Runtime and the loader of libraries say it.
+NO_MEMORY = re.compile(
+    "allocate memory|out of memory|alloc_failed|bad_alloc|could not create a primitive|map segment",
+    re.IGNORECASE,
+)
+# Packages that read these as they load fail on what is no whole number.
+THREAD_COUNTS = ("OMP_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")
 
 
 class Exit(IntEnum):
@@ -42,35 +59,114 @@ def ending(
         refusals: exceptions that speak of the input or the settings. Any other is a fault of ours:
             its traceback comes before the line.
     """
-    _ready_streams()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return work() or Exit.OK
-    except UnfinishedError as unfinished:
-        return _say(str(unfinished), Exit.UNFINISHED)
-    except refusals as error:
-        return _say(f"error: {error}", Exit.REFUSED)
-    except MemoryError:
-        return _say("error: out of memory: this needs more than the machine allows", Exit.FAULT)
-    except KeyboardInterrupt:
-        return _say("error: interrupted", Exit.INTERRUPTED)
-    except OSError as error:
+    with _listened():
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
+        try:
+            _ready_environment()
+            return work() or Exit.OK
+        except UnfinishedError as unfinished:
+            return _say(str(unfinished), Exit.UNFINISHED)
+        except refusals as error:
+            return _say(f"error: {error}", Exit.REFUSED)
+        except KeyboardInterrupt:
+            return _say("error: interrupted", Exit.INTERRUPTED)
+        except Exception as error:
+            if not isinstance(error, OSError) and not is_out_of_memory(error):
+                traceback.print_exc()
+            return _say(f"error: {fault(error)}", Exit.FAULT)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was short, the machine's or the GPU's, whichever package says so."""
+    return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))
+
+
+def fault(error: Exception) -> str:
+    """What went wrong, for a person."""
+    if is_out_of_memory(error):
+        return "out of memory: this needs more than the machine allows"
+    if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return _say(f"error: {where}{error.strerror or error}", Exit.FAULT)
-    except Exception as error:
-        traceback.print_exc()
-        return _say(f"error: {type(error).__name__}: {error}", Exit.FAULT)
+        return f"{where}{error.strerror or error}"
+    return f"{type(error).__name__}: {error}"
 
 
-def _ready_streams() -> None:
-    """What is said must not cost the work: closed streams and characters they cannot hold."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, io.StringIO())
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+def note(text: str) -> None:
+    """One line on standard error that a person should know, and that ends nothing."""
+    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+class _Listened:
+    """A text stream that goes quiet where who listens has gone, or the disk under a log is full."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        if isinstance(self._stream, io.TextIOWrapper):  # characters that it cannot hold
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._hush()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._hush()
+
+    def _hush(self) -> None:
+        # What is left in its buffer goes the same way: Python flushes it once more at the end.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def _listened() -> Iterator[None]:
+    """Standard output and error as :class:`_Listened`."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # else the next file that is opened would get what libraries print
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Listened(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _ready_environment() -> None:
+    """What packages stumble over when they are loaded, mended or refused before they are.
+
+    Raises:
+        RefusedError: there is no working directory.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:  # the CPU libraries end the process
+        raise RefusedError(
+            f"working directory: {error.strerror}, expected one that is there: cd to another"
+        ) from error
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):  # any user may run a container, MONAI wants a name
+        os.environ["USER"] = "nobody"
+    for name in THREAD_COUNTS:
+        value = os.environ.get(name)
+        if value is not None and not re.fullmatch("0*[1-9][0-9]*", value.strip()):
+            note(f"{name} is {value!r}, expected a whole number above 0: not used")
+            del os.environ[name]
 
 
 def _terminate(signum: int, frame: object) -> None:

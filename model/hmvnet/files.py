@@ -11,9 +11,12 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
+
+from hmvnet.exits import RefusedError
 
 CHUNK_BYTES = 1 << 20
 SHORT = 16  # hexadecimal digits of a digest: 64 bits, enough to tell states apart
@@ -25,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     It lies in the same folder and ends like ``path``, so that writers which look at the suffix see
     the right one. Missing parents are made. When the block raises, what it wrote is removed and
-    ``path`` is as it was.
+    ``path`` is as it was. A file is on the disk before it takes the place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = f"{os.getpid()}-{threading.get_ident()}"
@@ -33,6 +36,9 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
+        if temporary.is_file():  # a full or distant disk may say so only now
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         if path.is_dir() and not temporary.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder is there, expected a file", str(path))
         if path.is_dir():  # a folder cannot be renamed over one that holds something
@@ -50,9 +56,34 @@ def replacing(path: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, with its parents, and try whether it can be written to.
+
+    Raises:
+        OSError: it cannot be made, or no file in it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=path):
+        pass
+
+
 def visible(paths: Iterable[Path]) -> list[Path]:
     """Sorted, without names that start with a dot: a Mac's companions, half-written files."""
     return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def name_for_libraries(path: Path) -> str:
+    """The path as libraries in C++ take it that expect UTF-8, whatever the locale's encoding is.
+
+    SimpleITK ends the process where a name cannot be encoded.
+
+    Raises:
+        RefusedError: the name on the disk is not UTF-8.
+    """
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RefusedError(f"{path}: the name is not UTF-8, expected one that is") from error
 
 
 def write_text(text: str, path: Path) -> None:

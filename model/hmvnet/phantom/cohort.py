@@ -16,6 +16,7 @@ import pandas as pd
 import SimpleITK as sitk
 
 from hmvnet.files import replacing, write_text
+from hmvnet.reading.images import write_image
 from hmvnet.reading.tables import TRUTH_TABLE
 
 from .dicom import write_dicom
@@ -145,7 +146,7 @@ def _write_patient(root: Path, plan: PatientPlan, compress_level: int, dicom: bo
     with replacing(first) as folder:
         folder.mkdir()
         for image, file in _files(phantom):
-            sitk.WriteImage(image, str(folder / file), True, compress_level)
+            write_image(image, folder / file, compress_level)
     with replacing(second) as folder:
         folder.mkdir()
         for _, file in _files(phantom):

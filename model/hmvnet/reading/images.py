@@ -8,6 +8,7 @@ the same way (``hmvnet.reading.nifti``), TIFF by tifffile; all headers pass the 
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ import tifffile
 from isal import isal_zlib
 
 from hmvnet.case import IDENTITY, CaseError, Grid
-from hmvnet.files import replacing
+from hmvnet.exits import is_out_of_memory
+from hmvnet.files import name_for_libraries, replacing
 from hmvnet.reading.headers import checked_grid, remarked
 from hmvnet.reading.nifti import read_nifti, read_nifti_header
 
@@ -127,10 +129,28 @@ def read_geometry(path: Path) -> Grid:
     return Grid.of(read_image(path)[0])
 
 
-def write_image(image: sitk.Image, path: Path) -> None:
-    """Write an image compressed, whole or not at all."""
+def write_image(image: sitk.Image, path: Path, level: int = -1) -> None:
+    """Write an image compressed, whole or not at all.
+
+    Args:
+        level: of compression, 1 (fast) to 9 (small); -1: ITK's own.
+
+    Raises:
+        OSError: it cannot be written, or is not whole when it is read again: of NIfTI that a full
+            disk cut ITK says nothing.
+    """
     with replacing(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
+        name = name_for_libraries(temporary)
+        try:
+            sitk.WriteImage(image, name, True, level)
+            written = sitk.GetArrayFromImage(read_image(temporary)[0])
+            whole = np.array_equal(written, sitk.GetArrayViewFromImage(image))
+        except (RuntimeError, CaseError) as error:
+            if is_out_of_memory(error):
+                raise
+            whole = False
+        if not whole:
+            raise OSError(errno.EIO, "the image could not be written whole", str(path))
 
 
 def _read_metaimage(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from hmvnet.bundle import Bundle, WeightsError
 from hmvnet.config import InferenceSettings
-from hmvnet.exits import RefusedError
+from hmvnet.exits import RefusedError, is_out_of_memory
 from hmvnet.imaging.intensity import pad_with_air
 from hmvnet.networks.registry import build_network
 
@@ -36,6 +38,8 @@ def load_network(bundle: Bundle, file: str) -> nn.Module:
     try:
         network.load_state_dict(bundle.tensors(file))
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise WeightsError(
             f"bundle '{bundle.manifest.name}': the weights in {file} are not those of the network "
             f"'{part.network}' of this version; train them again"
@@ -74,7 +78,8 @@ class NetworkOutput:
         probabilities: float32 ``[3, z, y, x]``, averaged over the members that ran.
         features: the encoder maps, each ``[c, z, y, x]``; only where there is one member (the
             channels of two trainings have nothing in common) and its network gives them.
-        notes: what ran and what the time budget left out, then what the ensemble says besides.
+        notes: what ran and what the time budget left out, then what its members and the ensemble
+            say besides.
     """
 
     probabilities: np.ndarray
@@ -83,13 +88,23 @@ class NetworkOutput:
 
 
 class Forward(Protocol):
-    """One trained network: ``[1, 2, z, y, x]`` to probabilities and encoder maps."""
+    """One trained network: ``[1, 2, z, y, x]`` to probabilities, on the CPU, and encoder maps.
+
+    Attributes:
+        notes: what a person should know of the last call.
+    """
+
+    notes: tuple[str, ...]
 
     def __call__(self, volume: Tensor) -> tuple[Tensor, Sequence[Tensor]]: ...
 
 
 class TorchForward:
-    """A torch network; the whole region at once where it may, else in sliding windows."""
+    """A torch network; the whole region at once where it may, else in sliding windows.
+
+    Where memory does not suffice, the GPU's or the machine's, it goes on in windows, and then on
+    the CPU; the notes of each call say so.
+    """
 
     def __init__(
         self,
@@ -102,28 +117,94 @@ class TorchForward:
         self.precision = precision
         self.patch = patch
         # channels_last_3d halves HM-VNet's time: its attention wants it.
-        self.network = channels_last(network.to(device)).eval()
-        self.sliding = SlidingWindowInferer(patch, overlap=0.5, mode="gaussian", sw_batch_size=1)
+        self.network = channels_last(network).eval()
+        self.notes: tuple[str, ...] = ()
 
     def __call__(self, volume: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        x = volume.to(self.device).contiguous(memory_format=torch.channels_last_3d)
-        with torch.inference_mode(), _autocast(self.device, self.precision):
-            if self.network.whole_region:
-                logits, _, features = self.network(x)
+        self.notes = ()
+        home = next((p.device for p in self.network.parameters()), self.device)
+        ways = self._ways()
+        try:
+            for way, other in pairwise(ways):
+                try:
+                    return self._run(volume, way)
+                except (MemoryError, RuntimeError) as error:
+                    if not _another_way_may_do(error, way):
+                        raise
+                    short = is_out_of_memory(error)
+                # Not in the block above: the error's frames still hold what was allocated there.
+                why = "did not fit into memory" if short else "failed on the GPU"
+                self.notes += (
+                    f"{way} {why}: done in {other}, which may differ slightly; to avoid it, free "
+                    "memory or name another device",
+                )
+                if short:
+                    torch.cuda.empty_cache()
+            return self._run(volume, ways[-1])
+        finally:
+            self.network.to(home)  # a training that validates goes on with it
+
+    def _ways(self) -> list[_Way]:
+        """In the order in which they are tried."""
+        devices = dict.fromkeys([self.device, torch.device("cpu")])
+        windows = (False, True) if self.network.whole_region else (True,)
+        return [_Way(device, cut) for device in devices for cut in windows]
+
+    def _run(self, volume: Tensor, way: _Way) -> tuple[Tensor, Sequence[Tensor]]:
+        self.network.to(way.device)
+        x = volume.to(way.device).contiguous(memory_format=torch.channels_last_3d)
+        with torch.inference_mode(), _autocast(way.device, self.precision):
+            if way.windows:
+                logits, features = self._windows(x)
             else:
-                logits, features = self._windows(x), ()
-        return torch.softmax(logits.float(), 1), features
+                logits, _, features = self.network(x)
+            return torch.softmax(logits.float(), 1).cpu(), features
 
-    def _windows(self, x: Tensor) -> Tensor:
-        """Logits from sliding windows; a volume smaller than one is padded with air first.
+    def _windows(self, x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Logits and encoder maps from sliding windows, of the same sizes as of one pass.
 
-        The inferer would pad with zeros, which in the PET channel are a SUV of 10.
+        Volume and windows are multiples of the stride to which the network itself would pad. A
+        volume smaller than a window is padded with air first: the inferer would pad with zeros,
+        which in the PET channel are a SUV of 10.
         """
-        z, y, w = x.shape[2:]
-        short = [max(0, p - n) for p, n in zip(self.patch, (z, y, w), strict=True)]
-        found = self.sliding(pad_with_air(x, short), lambda patch: self.network(patch).logits)
-        assert isinstance(found, Tensor)
-        return found[:, :, :z, :y, :w]
+        stride = getattr(self.network, "stride", 1)
+        size = x.shape[2:]
+        full, window = ([math.ceil(n / stride) * stride for n in ns] for ns in (size, self.patch))
+        padded = [max(pair) for pair in zip(full, window, strict=True)]
+        sliding = SlidingWindowInferer(window, overlap=0.5, mode="gaussian", sw_batch_size=1)
+
+        def outputs(patch: Tensor) -> tuple[Tensor, ...]:
+            logits, _, features = self.network(patch)
+            return (logits, *features)
+
+        air = [p - n for p, n in zip(padded, size, strict=True)]
+        found = sliding(pad_with_air(x, air), outputs)
+        logits, *maps = [found] if isinstance(found, Tensor) else found
+        ends = [[m * n // p for m, n, p in zip(a.shape[2:], full, padded)] for a in maps]
+        return _cut(logits, size), [_cut(a, end) for a, end in zip(maps, ends)]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a network runs: where, and in one pass or in windows."""
+
+    device: torch.device
+    windows: bool
+
+    def __str__(self) -> str:
+        return f"{'sliding windows' if self.windows else 'one pass'} on {self.device}"
+
+
+def _another_way_may_do(error: Exception, way: _Way) -> bool:
+    """Whether memory was short, or a GPU is there that cannot be used."""
+    on_gpu = way.device.type == "cuda"
+    return is_out_of_memory(error) or (on_gpu and bool(re.search("CUDA|cuDNN", str(error))))
+
+
+def _cut(array: Tensor, size: Sequence[int]) -> Tensor:
+    """The first ``size`` voxels ``[b, c, z, y, x]`` on each axis."""
+    z, y, x = size
+    return array[:, :, :z, :y, :x]
 
 
 class OnnxForward:
@@ -145,6 +226,7 @@ class OnnxForward:
         if wanted not in found:
             raise RuntimeError(f"ONNX Runtime gave {', '.join(found)}, but {wanted} was asked for")
         self.input = self.session.get_inputs()[0]
+        self.notes: tuple[str, ...] = ()
 
     def __call__(self, volume: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         if list(volume.shape) != list(self.input.shape):
@@ -198,11 +280,13 @@ class Ensemble:
         start, slowest, done = self.clock(), 0.0, 0
         total: Tensor | None = None
         features: tuple[np.ndarray, ...] = ()
+        said: list[str] = []
         for member, mirrored in passes:
             began = self.clock()
             if done and began - start + slowest > self.time_budget_s:
                 break
             probabilities, maps = member(x.flip(-1) if mirrored else x)
+            said += member.notes
             if mirrored:
                 probabilities = probabilities.flip(-1)
             if total is None:
@@ -214,13 +298,13 @@ class Ensemble:
             done += 1
             slowest = max(slowest, self.clock() - began)
         assert total is not None, "an ensemble has at least one member"
-        mean = (total / done)[0].cpu().numpy()
+        mean = (total / done)[0].numpy()
         if not np.isfinite(mean).all():
             raise RuntimeError("the network gave NaN or infinite probabilities")
         left_out = len(passes) - done
         budget = f", {left_out} left out by the {self.time_budget_s:g} s budget" if left_out else ""
         ran = f"{done} of {len(passes)} network passes{budget}"
-        return NetworkOutput(mean, features, (ran, *self.notes))
+        return NetworkOutput(mean, features, (ran, *dict.fromkeys(said), *self.notes))
 
 
 def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSettings) -> Ensemble:

@@ -9,7 +9,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from hmvnet.case import CaseError
-from hmvnet.files import write_text
+from hmvnet.files import make_folder, write_text
 from hmvnet.reading.images import write_image
 
 MASK_PATH = Path("images/tumor-lymph-node-segmentation/output.mha")
@@ -29,7 +29,7 @@ class OutputFolder:
 
     def __enter__(self) -> OutputFolder:
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root)
             for stale in (MASK_PATH, RISK_PATH):
                 (self.root / stale).unlink(missing_ok=True)
         except OSError as error:

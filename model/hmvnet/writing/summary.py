@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,27 +18,14 @@ from hmvnet.pipeline import Prediction
 STRONGEST = 5  # contributions to the risk that the summary names
 
 
-class _Listened(Console):
-    """Goes quiet when who read along has gone: that must not cost the result."""
-
-    def on_broken_pipe(self) -> None:
-        with suppress(SystemExit):  # rich would leave
-            super().on_broken_pipe()
-
-
 class Narrator:
     """Says on standard output which stage runs, and ends with a summary."""
 
     def __init__(self) -> None:
         # The platform's log is no terminal and has no width.
-        self.console = _Listened(width=None if sys.stdout.isatty() else 100, highlight=False)
+        self.console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+        self._print = self.console.print
         self.start = time.monotonic()
-
-    def _print(self, *words: object, **options: Any) -> None:
-        try:
-            self.console.print(*words, **options)
-        except OSError:  # a full disk under a log, say
-            self.console.file = io.StringIO()
 
     def __call__(self, stage: str) -> None:
         self._print(f"[dim]{time.monotonic() - self.start:6.1f} s[/]  {escape(stage)}")
