@@ -179,6 +179,12 @@ def track(
             progress.advance()
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Lines on stderr, as they are."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+
+
 def print_notes(console: Console, notes: Iterable[str]) -> None:
     """What a person should know before reading the figures, a line each."""
     for note in notes:

@@ -30,7 +30,7 @@ from hmvnet.experiments.evaluate import score_patient
 from hmvnet.files import digest, write_text
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
-from hmvnet.progress import track
+from hmvnet.progress import print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
@@ -129,7 +129,8 @@ def compare_networks(
     """
     cache = Path(settings.data.cache or run / "cache")  # one for all
     plan = plan_folds(settings, folds)
-    held_out = find_patients(test) if test else None
+    held_out = find_patients(test, settings.clinical.table_names) if test else None
+    print_lines(held_out.summary() if held_out else ())
     inference = settings.inference.without_budget()
     deadline = time.monotonic() + 60 * minutes if minutes else np.inf
     scored: dict[str, Scored] = {}
@@ -140,7 +141,7 @@ def compare_networks(
         if train_minutes:
             own = timed_budget(own, plan[0], folder, train_minutes, cache)
         bundle = _trained(own, folder, plan) or train_segmentation_bundle(
-            own, folder, folds, lambda step: time.monotonic() > deadline, cache
+            own, folder, None, lambda step: time.monotonic() > deadline, cache, plan
         )
         scored[contender.label] = _score(
             contender, load_bundle(bundle), plan, held_out, inference, folder

@@ -96,7 +96,7 @@ def load_cohort(settings: Settings, weights: Path | None, run: Path) -> Cohort:
     assert weights is not None
     bundle, notes = load_bundle(weights).adjusted(settings)
     spacing = settings.prognosis.image_spacing_mm
-    patients = load_described(bundle, settings.data, spacing, settings.inference, run)
+    patients = load_described(bundle, settings, spacing, run)
     truth_file, truth = Path(settings.data.root) / TRUTH_TABLE, None
     if truth_file.is_file():
         known = pd.read_csv(truth_file, index_col="PatientID")["linear_predictor"]
@@ -111,7 +111,8 @@ def _load_tables(settings: Settings) -> Cohort:
         patient=clinical.patient,
         time=clinical.time,
         event=clinical.event,
-        follow_up=clinical.follow_up or None,
+        follow_up=clinical.follow_up,
+        event_codes=clinical.event_codes,
     )
     if absent := [c.name for c in clinical.record_schema.columns if c.name not in found.columns]:
         raise ValueError(f"{', '.join(clinical.tables)}: no column {absent[:5]} (clinical schema)")

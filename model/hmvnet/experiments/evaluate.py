@@ -16,7 +16,7 @@ from hmvnet.case import Grid
 from hmvnet.config import Settings
 from hmvnet.files import write_text
 from hmvnet.pipeline import Pipeline, Prediction
-from hmvnet.progress import print_notes, track
+from hmvnet.progress import print_lines, print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
@@ -31,7 +31,9 @@ def evaluate_segmentation(
     Writes ``scores.csv`` (a row a patient: our scores, then the platform's own,
     ``hmvnet.segmentation.metrics.platform_scores``) and ``scores.json`` under ``run``.
     """
-    patients = find_patients(settings.data.root)[: limit or None]
+    found = find_patients(settings.data.root, settings.clinical.table_names)
+    print_lines(found.summary())
+    patients = found[: limit or None]
     bundle, notes = load_bundle(weights).adjusted(settings)
     print_notes(console, notes)
     if known := bundle.seen_among(p.patient_id for p in patients):

@@ -29,7 +29,8 @@ def evaluate_survival(
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
     prognosis = Prognosis(bundle)
-    patients = find_patients(settings.data.root, need_labels=False)
+    names = settings.clinical.table_names
+    patients = find_patients(settings.data.root, names, need_labels=False)
     if not prognosis.part.seen:
         raise ValueError(
             f"bundle '{bundle.manifest.name}' does not say whom its survival model was fitted to; "
@@ -42,7 +43,7 @@ def evaluate_survival(
         )
     print_notes(console, notes)
     spacing = prognosis.image_spacing_mm  # as the model was fitted, whatever the settings say
-    found = load_described(bundle, settings.data, spacing, settings.inference, run)
+    found = load_described(bundle, settings, spacing, run)
     described = [
         replace(p, description=prognosis.own_features(p.description))
         for p in found[: limit or None]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from hmvnet.bundle import Manifest, SegmentationPart, fingerprint, load_bundle, write_bundle
 from hmvnet.case import CaseError
@@ -18,7 +19,7 @@ from hmvnet.config import Settings
 from hmvnet.exits import UnfinishedError
 from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
-from hmvnet.progress import track
+from hmvnet.progress import print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.reading.images import read_geometry
 from hmvnet.training.cache import Cache, Prepared
@@ -57,8 +58,12 @@ def plan_folds(settings: Settings, folds: Sequence[int] | None) -> list[Fold]:
     Raises:
         ValueError: the data folder, a label, or a fold number is wrong.
     """
-    patients = find_patients(settings.data.root)
-    extra = find_patients(settings.data.extra_root) if settings.data.extra_root else []
+    data, names = settings.data, settings.clinical.table_names
+    roots = [data.root, *([data.extra_root] if data.extra_root else [])]
+    patients, *others = (find_patients(root, names) for root in roots)
+    for found in (patients, *others):
+        rank_zero_only(print_lines)(found.summary())
+    extra = [patient for found in others for patient in found]
     if twice := {p.patient_id for p in patients} & {p.patient_id for p in extra}:
         raise ValueError(f"patient {min(twice)} is both in data.root and in data.extra_root")
     check_label_grids([*patients, *extra])
@@ -138,18 +143,20 @@ def train_segmentation_bundle(
     folds: Sequence[int] | None,
     stop: Callable[[int], bool] = lambda step: False,
     cache: Path | None = None,
+    plan: Sequence[Fold] | None = None,
 ) -> Path:
     """Train the folds asked for and write ``<run>/bundle``.
 
     Args:
         stop: asked after every step; true ends training with a checkpoint.
         cache: of preprocessed volumes; None: ``data.cache``, or a folder under ``run``.
+        plan: the folds asked for, where they are planned already.
 
     Raises:
         ValueError: as ``plan_folds``, or an unknown network.
         UnfinishedError: ``stop`` said so before the last step.
     """
-    plan = plan_folds(settings, folds)
+    plan = plan or plan_folds(settings, folds)
     check_network(settings)
     cache = cache or Path(settings.data.cache or run / "cache")
     networks, figures, minutes = {}, {}, 0.0
