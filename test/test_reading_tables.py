@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from hmvnet.case import Outcome
+from hmvnet.files import write_table
 from hmvnet.reading.names import LeftOut
 from hmvnet.reading.records import clean_scalar
 from hmvnet.reading.tables import (
@@ -344,6 +345,14 @@ def test_no_message_holds_a_patients_value(tmp_path: Path, text: str) -> None:
             messages.append(str(error))
     messages = [message.replace(str(tmp_path), "") for message in messages]
     assert messages and not any("71" in m or "812" in m for m in messages)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+A", "-1x", "@b", "'=1", "<script>", "a;b", 'c"d'])
+def test_a_table_that_we_wrote_is_read_as_it_was(tmp_path: Path, name: str) -> None:
+    table = pd.DataFrame({"PatientID": [name], "Site": ["=x()"], "RFS": [-0.0], "Relapse": [1]})
+    write_table(table, tmp_path / "a.csv")
+    known = read_tables(tmp_path, [name])[name]
+    assert dict(known.record.values) == {"Site": "=x()"} and known.outcome == Outcome(0.0, True)
 
 
 def test_a_table_of_nobody_is_said(tmp_path: Path) -> None:

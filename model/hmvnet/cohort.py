@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from hmvnet.exits import Exit, RefusedError
+from hmvnet.files import is_name
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.inputs import Source
 from hmvnet.writing.folder import LESIONS, MASK, PICTURE, REPORT, is_ours, write_folder
@@ -129,8 +131,9 @@ def is_whole(folder: Path, pipeline: Pipeline, picture: bool) -> bool:
 
 def _check_names(sources: Sequence[Source]) -> None:
     names = [source.patient_id for source in sources]
+    times = Counter(name.casefold() for name in names)
     for name in names:
-        if names.count(name) > 1:
-            raise RefusedError(f"patient {name} is there {names.count(name)} times, expected once")
-        if not name or Path(name).name != name or name in (".", ".."):
-            raise RefusedError(f"patient id {name!r} cannot be the name of a folder")
+        if (count := times[name.casefold()]) > 1:
+            raise RefusedError(f"patient {name} is there {count} times, expected once")
+        if not is_name(name):
+            raise RefusedError(f"patient id {name!a} cannot be the name of a folder")

@@ -22,12 +22,13 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
+from rich.markup import escape
 
 from hmvnet.bundle import MANIFEST, Bundle, load_bundle
 from hmvnet.config import InferenceSettings, NetworkSettings, Settings
 from hmvnet.experiments.bench import peak_memory, resident_mb
 from hmvnet.experiments.evaluate import score_patient
-from hmvnet.files import digest, write_text
+from hmvnet.files import digest, write_markdown, write_table, write_text
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.progress import print_lines, track
@@ -135,7 +136,7 @@ def compare_networks(
     deadline = time.monotonic() + 60 * minutes if minutes else np.inf
     scored: dict[str, Scored] = {}
     for contender in contenders:
-        console.rule(contender.label)
+        console.rule(escape(contender.label))
         own = settings.model_copy(update={"network": contender.network})
         folder = run / contender.folder
         if train_minutes:
@@ -147,13 +148,14 @@ def compare_networks(
             contender, load_bundle(bundle), plan, held_out, inference, folder
         )
     table = comparison(scored)
-    write_text(table.to_markdown(index=False) + "\n", run / "segmentation.md")
-    write_text(table.to_csv(index=False), run / "segmentation.csv")
+    write_markdown(table, run / "segmentation.md")
+    write_table(table, run / "segmentation.csv")
     from hmvnet.training.pictures import draw_comparison  # matplotlib only here
 
     draw_comparison({name: s.scores for name, s in scored.items()}, run / "segmentation.png")
-    console.print(table.to_string(index=False))
-    console.print(f"wrote segmentation.md, segmentation.csv and segmentation.png to {run}")
+    console.print(table.to_string(index=False), markup=False)
+    written = "segmentation.md, segmentation.csv and segmentation.png"
+    console.print(f"wrote {written} to {run}", markup=False)
     return table
 
 

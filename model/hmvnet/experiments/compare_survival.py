@@ -19,7 +19,7 @@ from rich.console import Console
 from hmvnet.bundle import load_bundle
 from hmvnet.case import DAYS_PER_YEAR, Outcomes
 from hmvnet.config import Settings
-from hmvnet.files import digest, write_arrays, write_text
+from hmvnet.files import digest, write_arrays, write_markdown, write_table
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import BRANCHES, IMAGE_CHANNELS
@@ -269,7 +269,7 @@ def compare_survival(
     _write_tables(table, risks, cohort, fold, run)
     _draw(predictions, scores, boot, outcomes, fold, run)
     console.print(table.round(3).to_string())
-    console.print(f"wrote survival.md, survival.csv, risks.csv and pictures to {run}")
+    console.print(f"wrote survival.md, survival.csv, risks.csv and pictures to {run}", markup=False)
     return table
 
 
@@ -326,8 +326,9 @@ def _write_tables(
     fold: np.ndarray,
     run: Path,
 ) -> None:
-    write_text(table.to_markdown(floatfmt=".3f") + "\n", run / "survival.md")
-    write_text(table.to_csv(index_label="model"), run / "survival.csv")
+    named = table.rename_axis("model").reset_index()
+    write_markdown(named, run / "survival.md", floatfmt=".3f")
+    write_table(named, run / "survival.csv")
     repeats, patients = fold.shape
     long = pd.DataFrame(
         {
@@ -337,7 +338,7 @@ def _write_tables(
             **{name: risk.ravel() for name, risk in risks.items()},
         }
     )
-    write_text(long.to_csv(index=False), run / "risks.csv")
+    write_table(long, run / "risks.csv")
 
 
 def _draw(

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from hmvnet.case import ClinicalRecord, Outcome
-from hmvnet.files import visible
+from hmvnet.files import text_of_cell, visible
 from hmvnet.reading.names import LeftOut, entries
 from hmvnet.reading.records import (
     NUMBER,
@@ -381,7 +381,7 @@ def _parsed(text: str, separator: str) -> Iterator[list[str]]:
     """Rows that hold something: cells without outer blanks, up to the last that is not empty."""
     lines = io.StringIO(text, newline="")
     for row in csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True):
-        cells = [cell.strip() for cell in row]
+        cells = [text_of_cell(cell.strip()) for cell in row]
         while cells and not cells[-1]:
             cells.pop()
         if cells:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -210,7 +209,7 @@ def train_segmentation_bundle(
         for folder, (result, validation) in results.items():  # what is optional comes last
             draw = partial(_draw, result, validation, settings, folder)
             for problem in write_optional({folder / CURVES: draw}).values():
-                print(f"warning: {problem}", file=sys.stderr)
+                print_lines([f"warning: {problem}"])
     fabric.barrier()
     return run / BUNDLE
 
