@@ -71,8 +71,8 @@ def plan_folds(settings: Settings, folds: Sequence[int] | None) -> list[Fold]:
     bad = [n for n in chosen if not 0 <= n < len(parts)]
     if bad:
         raise ValueError(f"fold {bad[0]} asked for, but there are folds 0 to {len(parts) - 1}")
-    pick = lambda indices: [patients[i] for i in indices]  # noqa: E731
-    plan = [Fold(n, pick(parts[n][0]), pick(parts[n][1]), extra) for n in chosen]
+    dealt = {n: [[patients[i] for i in part] for part in parts[n]] for n in chosen}
+    plan = [Fold(n, train, validation, extra) for n, (train, validation) in dealt.items()]
     if settings.data.fold_by == "leave-one-centre-out":
         for fold in plan:
             if shared := {p.centre for p in fold.validation} & {p.centre for p in extra}:
