@@ -7,6 +7,7 @@ import pytest
 
 from hmvnet.case import Outcome
 from hmvnet.files import write_table
+from hmvnet.reading import tables
 from hmvnet.reading.names import LeftOut
 from hmvnet.reading.records import clean_scalar
 from hmvnet.reading.tables import (
@@ -231,6 +232,15 @@ def test_a_table_that_cannot_be_trusted_is_refused(tmp_path: Path, text: str, me
     (tmp_path / "a.csv").write_text(text, newline="")
     with pytest.raises(ValueError, match=message):
         read_tables(tmp_path, ["A-1", "A-2"])
+
+
+def test_a_table_beyond_all_measure_is_refused_unread(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.csv").write_text(HEAD + ROWS)
+    monkeypatch.setattr(tables, "MOST_BYTES", len(HEAD + ROWS))
+    assert len(read_tables(tmp_path)) == 2
+    monkeypatch.setattr(tables, "MOST_BYTES", len(HEAD + ROWS) - 1)
+    with pytest.raises(ValueError, match=r"a\.csv: .* bytes, expected at most"):
+        read_tables(tmp_path)
 
 
 def test_companions_of_a_mac_are_no_tables(tmp_path: Path) -> None:

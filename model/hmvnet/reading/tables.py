@@ -37,6 +37,7 @@ ID_COLUMN, EVENT_COLUMN, TIME_COLUMN = "PatientID", "Relapse", "RFS"
 # Names of the column of patients, as ``plain_name`` has them; the first that is there is it.
 ID_NAMES = ("patientid", "patient", "patientname", "subjectid", "subject", "caseid", "case", "id")
 OTHER_TABLES = (".tsv", ".xls", ".xlsx", ".ods")  # not read, and said
+MOST_BYTES = 1 << 27  # of a table
 SEPARATORS = ",;\t|"
 # What drew a phantom's outcome. No health record: a model that saw it would know the answer.
 TRUTH_TABLE = "truth.csv"
@@ -330,6 +331,8 @@ def _read_csv(path: Path, patient: Sequence[str]) -> pd.DataFrame:
         patient: names that the column of patients may have; its cells stay texts.
     """
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"{size} bytes, expected at most {MOST_BYTES}")
         text, _ = decode(path.read_bytes())
         rows, separator = _rows(text, patient)
         header, *body = rows
