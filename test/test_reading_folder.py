@@ -306,7 +306,7 @@ def test_a_summary_counts_and_says_what_is_left_out(tmp_path):
         scan(tmp_path / f"x{number}")
     assert find_patients(tmp_path, need_labels=False).summary() == [
         f"{tmp_path}: 3 patients, 2 with a health record, 2 with a label, 1 with an outcome",
-        "centres: B 2, C 1",
+        "2 centres: B (2), C (1)",
         "left out: Thumbs.db: a backup or temporary file",
         "left out: x0, x1, x2, x3, x4 and 2 more: no images",
         "left out: notes.csv: a table without a column PatientID",
@@ -323,5 +323,5 @@ def test_a_summary_stays_short(tmp_path):
     patients = find_patients(tmp_path, need_labels=False).patients
     left_out = tuple(LeftOut(tmp_path / str(n), f"reason {n}") for n in range(30))
     _, centres, *lines = Found(tmp_path, patients, left_out).summary()
-    assert centres.startswith("centres: a 1, b 1") and centres.endswith("t 1, 6 more")
+    assert centres.startswith("26 centres: a (1), b (1)") and centres.endswith("t (1), 6 more")
     assert len(lines) == 11 and lines[-1] == "left out: 20 more"

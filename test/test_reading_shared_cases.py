@@ -115,6 +115,15 @@ def test_case_08_a_copied_folder_is_no_patient(tmp_path, name):
     assert any(line.startswith(f"left out: {name}:") for line in found.summary())
 
 
+def test_case_08_a_copy_of_a_tables_folder_is_not_read(tmp_path):
+    write_patient(tmp_path, "P-0")
+    (tmp_path / "Task 1" / "t.csv").write_text("PatientID,Age\nP-0,61\n")
+    shutil.copytree(tmp_path / "Task 1", tmp_path / "Task 1 copy")
+    (tmp_path / "Task 1 copy" / "u.csv").write_text("PatientID,Age\nP-0,16\n")
+    (patient,) = find_patients(tmp_path)
+    assert patient.record.values["Age"] == 61
+
+
 def test_case_08_a_number_in_brackets_is_a_name_where_nothing_is_without_it(tmp_path):
     """Windows numbers renamed files so: they are patients, and a table's only download is it."""
     for name in ("P (1)", "P (2)"):

@@ -129,12 +129,12 @@ class Found(Sequence[Patient]):
             counts["an outcome"] = sum(p.outcome is not None for p in self)
         having = [f"{count} with {what}" for what, count in counts.items()]
         centres = Counter(p.centre for p in self).most_common()
-        shown = [f"{name} {count}" for name, count in centres[:MOST_CENTRES]]
+        shown = [f"{name} ({count})" for name, count in centres[:MOST_CENTRES]]
         if len(centres) > MOST_CENTRES:
             shown.append(f"{len(centres) - MOST_CENTRES} more")
         return [
             f"{self.root}: {', '.join([f'{len(self)} patients', *having])}",
-            f"centres: {', '.join(shown)}",
+            f"{len(centres)} centres: {', '.join(shown)}",
             *(f"left out: {line}" for line in _told(self.left_out, self.root)),
         ]
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from hmvnet.case import ClinicalRecord, Outcome
-from hmvnet.files import text_of_cell, visible
+from hmvnet.files import text_of_cell
 from hmvnet.reading.names import LeftOut, entries
 from hmvnet.reading.records import (
     NUMBER,
@@ -275,11 +275,10 @@ def _tables_under(
     root: Path, names: TableNames, left_out: list[LeftOut]
 ) -> Iterator[tuple[Path, _Table]]:
     """The tables of patients under a data folder, those of a lower task number first."""
-    tasks = [path for path in visible(root.glob("Task*")) if path.is_dir()]
-    for path in sorted(
-        (path for folder in (root, *tasks) for path in entries(folder, left_out)),
-        key=lambda path: path.name,
-    ):
+    paths = entries(root, left_out)
+    tasks = [path for path in paths if path.is_dir() and path.name.startswith("Task")]
+    paths += [path for folder in tasks for path in entries(folder, left_out)]
+    for path in sorted(paths, key=lambda path: path.name):
         if path.suffix.lower() in OTHER_TABLES:
             left_out.append(LeftOut(path, "a table, but not CSV"))
         if path.suffix.lower() != ".csv" or path.name == TRUTH_TABLE:
