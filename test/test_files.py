@@ -72,12 +72,20 @@ def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
     assert names(path) == ["old"] and names(tmp_path) == ["data"]
 
 
+def test_a_folder_never_takes_the_place_of_a_file(tmp_path):
+    path = tmp_path / "data"
+    path.write_text("old")
+    with pytest.raises(NotADirectoryError), replacing(path) as temporary:
+        temporary.mkdir()
+    assert path.read_text() == "old" and names(tmp_path) == ["data"]
+
+
 def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "a"):
         pass
 
 
-@pytest.mark.parametrize("target", ["file", "folder", "nothing"])
+@pytest.mark.parametrize("target", ["file", "folder", "nothing", "no folder"])
 def test_a_link_is_replaced_and_never_followed(tmp_path, target):
     there, path = tmp_path / "there", tmp_path / "new" / "a"
     path.parent.mkdir()
@@ -88,13 +96,13 @@ def test_a_link_is_replaced_and_never_followed(tmp_path, target):
         (there / "b").write_text("mine")
     path.symlink_to(there)
     with replacing(path) as temporary:
-        if target == "folder":
+        if "folder" in target:
             temporary.mkdir()
             (temporary / "b").write_text("ours")
         else:
             temporary.write_text("ours")
     assert not path.is_symlink() and names(path.parent) == ["a"]
-    if target != "nothing":
+    if target in ("file", "folder"):
         assert (there / "b" if target == "folder" else there).read_text() == "mine"
 
 

@@ -309,6 +309,14 @@ def test_columns_by_other_names_beside_images(tmp_path: Path) -> None:
     assert [dict(k.record.values) for k in found.values()] == [{"id": "x"}, {"id": "y"}]
 
 
+@pytest.mark.parametrize(
+    "codes", [{"1": "0", "yes": "1"}, {"1": "0", "01": "1"}, {"d": "0", "D": "1"}]
+)
+def test_codes_of_an_event_that_contradict_each_other_are_refused(codes: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="two of them mean the same"):
+        TableNames(event_codes=codes)
+
+
 def test_a_column_named_in_the_settings_that_no_table_has_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("PatientID,RFS,Relapse\nA-1,300,1\n")
     (tmp_path / "b.csv").write_text("PatientID,Dead At\nA-1,300\n")

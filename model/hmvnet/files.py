@@ -36,8 +36,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, a file or a folder, that takes the place of ``path`` at the end.
 
     It lies in the same folder and ends like ``path``, so that writers which look at the suffix see
-    the right one. Missing parents are made. When the block raises, what it wrote is removed and
-    ``path`` is as it was.
+    the right one. Missing parents are made. A link is replaced and never followed. When the block
+    raises, what it wrote is removed and ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = f"{os.getpid()}-{threading.get_ident()}"
@@ -47,7 +47,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         if path.is_dir() and not temporary.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder is there, expected a file", str(path))
-        if path.is_dir():  # a folder cannot be renamed over one that holds something
+        # A folder cannot be renamed over a link, nor over a folder that holds something.
+        if path.is_dir() or (path.is_symlink() and temporary.is_dir()):
             old = path.with_name(f".old-{mark}.{path.name}")
             os.replace(path, old)
             try:

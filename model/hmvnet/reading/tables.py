@@ -59,6 +59,9 @@ class TableNames:
         patient, time, event, follow_up: as ``read_outcome_table`` has them. A patient's column of
             another name than PatientID goes before the usual ones.
         event_codes: as ``read_outcome_table`` has them.
+
+    Raises:
+        ValueError: two codes are one when read, as "1" and "yes" are.
     """
 
     patient: str = ID_COLUMN
@@ -66,6 +69,16 @@ class TableNames:
     event: str = EVENT_COLUMN
     follow_up: str = ""
     event_codes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.codes) < len(self.event_codes):
+            raise ValueError(f"event codes {list(self.event_codes)}: two of them mean the same")
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """The event's codes as cells have them: 1 for "01" and, by ``clean_scalar``, for "true"."""
+        codes = {code.lower(): said for code, said in self.event_codes.items()}
+        return {YES_NO.get(code, plain_code(code)): said for code, said in codes.items()}
 
     @property
     def outcome(self) -> tuple[str, ...]:
@@ -435,7 +448,8 @@ def _check_outcomes(table: _Table, path: Path, names: TableNames, least: float =
     """
     rows = table.rows.values()
     events = [row[names.event] for row in rows if row.get(names.event) is not None]
-    if other := sum(_event(code, names.event_codes) is None for code in events):
+    codes = names.codes
+    if other := sum(_event(code, codes) is None for code in events):
         known = ", ".join(names.event_codes) or "0/1, yes/no, true/false and dead/alive"
         raise ValueError(
             f"{path}: column {names.event!r} holds {count_values(other)} other than {known}; "
@@ -452,7 +466,7 @@ def _check_outcomes(table: _Table, path: Path, names: TableNames, least: float =
 def _split(row: Row, names: TableNames) -> tuple[ClinicalRecord, Outcome | None]:
     """A patient's row as the record and, where it is known, the outcome."""
     record = ClinicalRecord({k: v for k, v in row.items() if k not in names.outcome})
-    event = _event(row.get(names.event), names.event_codes)
+    event = _event(row.get(names.event), names.codes)
     days = _days(row.get(names.time if event == "1" else names.follow_up or names.time))
     if event is None or days is None:
         return record, None
@@ -463,10 +477,8 @@ def _event(value: float | str | None, codes: Mapping[str, str]) -> str | None:
     """Whether there was one, "0" or "1"; None: the value does not say."""
     if not codes:
         return _EVENT.interpret(value)[0]  # type: ignore[return-value]
-    # As a cell has them: 1 for "01" and, by pandas and ``clean_scalar``, for "true".
-    plain = {YES_NO.get(code.lower(), plain_code(code)): said for code, said in codes.items()}
-    code, _ = Column("event", "categorical", codes=tuple(plain)).interpret(value)
-    return plain.get(code)  # type: ignore[arg-type]
+    code, _ = Column("event", "categorical", codes=tuple(codes)).interpret(value)
+    return codes.get(code)  # type: ignore[arg-type]
 
 
 def _days(value: float | str | None, least: float = 0) -> float | None:
