@@ -262,6 +262,12 @@ def test_a_misnamed_file_is_said(tmp_path, layout, name, why):
     assert left in (name, name.split("/")[0]) and why in said
 
 
+def test_patients_one_folder_deeper_are_said(tmp_path):
+    write_patient(tmp_path / "centre 1", "A-1", "plain")
+    with pytest.raises(ValueError, match="left out: centre 1: no images, but folders in it"):
+        find_patients(tmp_path)
+
+
 def test_a_link_to_nothing_is_said(tmp_path):
     write_patient(tmp_path, "A-1", "plain")
     (tmp_path / "A-2").symlink_to(tmp_path / "gone")
@@ -306,7 +312,7 @@ def test_a_summary_counts_and_says_what_is_left_out(tmp_path):
         scan(tmp_path / f"x{number}")
     assert find_patients(tmp_path, need_labels=False).summary() == [
         f"{tmp_path}: 3 patients, 2 with a health record, 2 with a label, 1 with an outcome",
-        "2 centres: B (2), C (1)",
+        "centres: B (2), C (1)",
         "left out: Thumbs.db: a backup or temporary file",
         "left out: x0, x1, x2, x3, x4 and 2 more: no images",
         "left out: notes.csv: a table without a column PatientID",
@@ -323,5 +329,5 @@ def test_a_summary_stays_short(tmp_path):
     patients = find_patients(tmp_path, need_labels=False).patients
     left_out = tuple(LeftOut(tmp_path / str(n), f"reason {n}") for n in range(30))
     _, centres, *lines = Found(tmp_path, patients, left_out).summary()
-    assert centres.startswith("26 centres: a (1), b (1)") and centres.endswith("t (1), 6 more")
+    assert centres.startswith("centres: a (1), b (1)") and centres.endswith("t (1), 6 more")
     assert len(lines) == 11 and lines[-1] == "left out: 20 more"

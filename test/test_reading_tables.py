@@ -324,6 +324,8 @@ def test_a_column_named_in_the_settings_that_no_table_has_is_an_error(tmp_path: 
     for name in ("patient", "time", "event", "follow_up"):
         with pytest.raises(ValueError, match=r"no table with a column \['wrong'\]"):
             read_tables(tmp_path, ["A-1"], TableNames(**{name: "wrong"}))
+    (tmp_path / "empty").mkdir()
+    assert read_tables(tmp_path / "empty", ["A-1"], TableNames(event="wrong")) == {}
 
 
 @pytest.mark.parametrize("codes", [{"1": "0", "2": "1"}, {"01": "0", "02": "1"}])

@@ -127,14 +127,15 @@ class Found(Sequence[Patient]):
         if not self.scans:
             counts["a label"] = sum(p.label is not None for p in self)
             counts["an outcome"] = sum(p.outcome is not None for p in self)
+        patients = "1 patient" if len(self) == 1 else f"{len(self)} patients"
         having = [f"{count} with {what}" for what, count in counts.items()]
         centres = Counter(p.centre for p in self).most_common()
         shown = [f"{name} ({count})" for name, count in centres[:MOST_CENTRES]]
         if len(centres) > MOST_CENTRES:
             shown.append(f"{len(centres) - MOST_CENTRES} more")
         return [
-            f"{self.root}: {', '.join([f'{len(self)} patients', *having])}",
-            f"{len(centres)} centres: {', '.join(shown)}",
+            f"{self.root}: {', '.join([patients, *having])}",
+            f"centres: {', '.join(shown)}",
             *(f"left out: {line}" for line in _told(self.left_out, self.root)),
         ]
 
@@ -260,7 +261,9 @@ def _from_folders(base: Path, left_out: list[LeftOut], scans: bool) -> list[Pati
         others = [path for stem, paths in images.items() if stem not in ours for path in paths]
         if not any(pair.values()):
             names = [path.name for paths in images.values() for path in paths]
-            why = f"no {name}__CT and {name}__PT; found {first(names)}" if names else "no images"
+            deeper = not names and any(path.is_dir() for path in folder.iterdir())
+            none = "no images, but folders in it" if deeper else "no images"
+            why = f"no {name}__CT and {name}__PT; found {first(names)}" if names else none
             left_out.append(LeftOut(folder, why))
             continue
         if not scans:

@@ -205,8 +205,8 @@ def read_tables(
     Raises:
         ValueError: a table is unreadable, holds an outcome and nobody's name, none of ``patients``
             or one of them twice, the event has another code than are known, a time is no number of
-            days, or no table has a column that ``names`` gives another name than HECKTOR's; names
-            it.
+            days, or there are tables and none has a column that ``names`` gives another name than
+            HECKTOR's; names it.
     """
     return _read_all(root, patients, left_out, names or TableNames(), outcomes=True)
 
@@ -245,7 +245,7 @@ def _read_all(
             for name, other in by_zeros.items():
                 notes.setdefault(name, []).append(f"{path.name}: the row of '{other}' is used")
         tables.append(table)
-    if missing:
+    if missing and tables:
         raise ValueError(f"{root}: no table with a column {sorted(missing)}, as settings name them")
     known = {}
     for name, row in _merged(tables).items():
