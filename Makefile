@@ -11,7 +11,7 @@ OUTPUT ?= output
 TORCH  ?= torch==2.13.0
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow lint docs tutorial wheel resolve constraints setup clean
+.PHONY: run test test-slow lint docs tutorial wheel resolve constraints audit setup clean
 
 setup: $(VENV)/.ready
 
@@ -60,6 +60,11 @@ resolve: setup
 # The exact versions of this environment, names and versions only.
 constraints: setup
 	@$(PY) .ci/constraints.py > constraints.txt
+
+# Known vulnerabilities of these versions; says "not run" where their list cannot be had.
+audit: setup
+	@if $(PIP) pip-audit; then $(PY) .ci/audit.py constraints.txt "$(TORCH)"; \
+		else echo "not run: pip-audit cannot be installed"; fi
 
 clean:
 	rm -rf $(VENV) $(OUTPUT)

@@ -12,7 +12,7 @@ MODEL = Path(__file__).resolve().parent / "model"
 if str(MODEL) not in sys.path:  # a checkout or the container, with nothing installed
     sys.path.insert(0, str(MODEL))
 
-from hmvnet.container import main  # noqa: E402
+from hmvnet.container import main  # noqa: E402  the package's folder is known by now
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,9 +17,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hmvnet.bundle import Bundle, Manifest, PrognosisPart, SegmentationPart, write_bundle  # noqa: E402
-from hmvnet.case import ClinicalRecord, Grid, Outcome, Outcomes  # noqa: E402
-from hmvnet.config import (  # noqa: E402
+from hmvnet.bundle import Bundle, Manifest, PrognosisPart, SegmentationPart, write_bundle
+from hmvnet.case import ClinicalRecord, Grid, Outcome, Outcomes
+from hmvnet.config import (
     NetworkSettings,
     PostprocessingSettings,
     PreprocessingSettings,
@@ -27,17 +27,17 @@ from hmvnet.config import (  # noqa: E402
     Settings,
     TrainingSettings,
 )
-from hmvnet.imaging.roi import Region  # noqa: E402
-from hmvnet.lesions.features import LesionFeatures  # noqa: E402
-from hmvnet.networks.registry import build_network  # noqa: E402
-from hmvnet.prognosis.risk import LesionDescription, describe  # noqa: E402
-from hmvnet.reading.folder import find_patients  # noqa: E402
-from hmvnet.segmentation.metrics import CaseScore, LabelScore, LesionCount  # noqa: E402
-from hmvnet.segmentation.segmenter import Segmentation, Volume  # noqa: E402
-from hmvnet.training.cache import Cache, Prepared  # noqa: E402
-from hmvnet.training.descriptions import Described  # noqa: E402
-from hmvnet.training.engine import make_fabric  # noqa: E402
-from hmvnet.training.prognosis import fit_members  # noqa: E402
+from hmvnet.imaging.roi import Region
+from hmvnet.lesions.features import LesionFeatures
+from hmvnet.networks.registry import build_network
+from hmvnet.prognosis.risk import LesionDescription, describe
+from hmvnet.reading.folder import find_patients
+from hmvnet.segmentation.metrics import CaseScore, LabelScore, LesionCount
+from hmvnet.segmentation.segmenter import Segmentation, Volume
+from hmvnet.training.cache import Cache, Prepared
+from hmvnet.training.descriptions import Described
+from hmvnet.training.engine import make_fabric
+from hmvnet.training.prognosis import fit_members
 
 if find_spec("sksurv") is None:  # the extra 'baselines'; no wheels for the newest Pythons
     collect_ignore_glob = [

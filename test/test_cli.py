@@ -153,6 +153,7 @@ def test_predict_many_names_the_broken_one(tiny_bundle, tmp_path, capfd):
     said = capfd.readouterr()
     assert "error: a: a_0001.nii.gz: image file is empty" in said.err
     assert "2 patients: 1 predicted, 0 there already, 1 refused" in said.out
+    assert f"{tmp_path}: 2 patients, 0 with a health record\ncentres: a (1), b (1)\n" in said.err
     assert (tmp_path / "out" / "b" / "mask.nii.gz").is_file()
 
 

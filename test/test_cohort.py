@@ -127,13 +127,53 @@ def test_a_picture_that_fails_costs_only_itself(pipeline, tmp_path, monkeypatch)
     assert (tmp_path / "a" / "mask.nii.gz").is_file()
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc"])
+PATHS = [
+    "",
+    ".",
+    "..",
+    "a/b",
+    "/etc",
+    "../x",
+    "..\\x",
+    "C:x",
+    "C:\\x",
+    "\\\\host\\x",
+    "NUL",
+    "com1.x",
+]
+UNPRINTABLE = ["a\0b", "a\nb", "a\x1b[2Jb", "a\u202eb", "a\udcffb"]
+
+
+@pytest.mark.parametrize("name", [*PATHS, *UNPRINTABLE])
 def test_ids_that_leave_the_folder_are_refused(pipeline, tmp_path, name):
     with pytest.raises(RefusedError, match="cannot be the name of a folder"):
         predict_cohort([Given(name)], pipeline, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)", "=1+1", "a b", "P01:1", "κ-1"])
+def test_strange_names_are_names(pipeline, tmp_path, name):
+    assert predict_cohort([Given(name)], pipeline, tmp_path, picture=False).done == [name]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("files", [[], ["mask.nii.gz"]])
+def test_a_link_in_a_patients_place_is_replaced_and_never_followed(pipeline, tmp_path, files):
+    (tmp_path / "elsewhere").mkdir()
+    for file in files:
+        (tmp_path / "elsewhere" / file).write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").symlink_to(tmp_path / "elsewhere")
+    result = predict_cohort([Given("a")], pipeline, tmp_path / "out", existing="replace")
+    assert result.done == ["a"] and not (tmp_path / "out" / "a").is_symlink()
+    assert (tmp_path / "out" / "a" / "mask.nii.gz").stat().st_size > 100
+    assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == files
+    assert all((tmp_path / "elsewhere" / file).read_text() == "mine" for file in files)
 
 
 def test_two_patients_of_one_id_are_refused(pipeline, tmp_path):
+    with pytest.raises(RefusedError, match="A is there 2 times"):
+        predict_cohort([Given("A"), Given("a")], pipeline, tmp_path / "out")
     with pytest.raises(RefusedError, match="a is there 2 times"):
         predict_cohort([Given("a"), Given("a")], pipeline, tmp_path)
 

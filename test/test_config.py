@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from hmvnet.cli import app
 from hmvnet.config import PostprocessingSettings, PreprocessingSettings, Settings
+from hmvnet.exits import RefusedError
 from hmvnet.networks.registry import NETWORKS
 from hmvnet.settings_file import SECTIONS, load_settings, settings_markdown, settings_xml
 
@@ -147,6 +148,9 @@ def arbitrary_value(annotation, metadata, rng: np.random.Generator):
             parts = parts[:1] * int(rng.integers(1, 20))
         values = [arbitrary_value(part, [], rng) for part in parts]
         return tuple(sorted(values) if parts == (float, float) else values)
+    if annotation == dict[str, str]:
+        codes = ["1", "-9", "no <evidence>", "d'é日\"&"]
+        return {code: str(rng.integers(2)) for code in rng.permutation(codes)[: rng.integers(5)]}
     if annotation is bool:
         return bool(rng.integers(2))
     if annotation is int:
@@ -176,6 +180,26 @@ def test_rendered_settings_are_read_back_the_same(seed, load):
     assert again == settings
     assert again.model_dump_json() == settings.model_dump_json()
     assert settings_xml(again) == settings_xml(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [
+        ("", {}),
+        ("1=0,2=1", {"1": "0", "2": "1"}),
+        (" 1 = 0 , 2 = 1 ", {"1": "0", "2": "1"}),
+        ("1=0 2=1", {"1": "0", "2": "1"}),
+        ("no evidence=0, with=1", {"no evidence": "0", "with": "1"}),
+    ],
+)
+def test_event_codes(text, codes):
+    assert load_settings(None, [f"clinical.event_codes={text}"]).clinical.event_codes == codes
+
+
+@pytest.mark.parametrize("text", ["1", "1=2", "1=0,2", "=1", "1=0 1=1", "1=0;2=1", "1:0,2:1"])
+def test_wrong_event_codes_are_refused(text):
+    with pytest.raises(RefusedError, match=r"clinical\.event_codes"):
+        load_settings(None, [f"clinical.event_codes={text}"])
 
 
 OPTIONS = {

@@ -48,6 +48,12 @@ def test_what_counts_as_refused_can_be_widened(capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_name_cannot_break_a_line_or_command_a_terminal(capfd):
+    ending(raising(RefusedError("a\nb\r\x1b[2J\u202ec\udcff\0: κ is no image")))
+    said = capfd.readouterr().err
+    assert said == "error: a b \\x1b[2J\\u202ec\\udcff\\x00: κ is no image\n"
+
+
 @pytest.mark.parametrize(("given", "code"), [(None, 0), (Exit.INCOMPLETE, 3), (0, 0)])
 def test_the_works_own_code_is_passed_on(given, code):
     assert ending(lambda: given) == code

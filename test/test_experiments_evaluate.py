@@ -41,3 +41,16 @@ def test_what_is_given_takes_the_bundles_place_and_is_said(tiny_bundle, tmp_path
     assert len(found["given"]["notes"]) == 2
     said = capsys.readouterr().out
     assert "postprocessing.threshold_gtvp=0.05" in said and "data.region=centre" in said
+
+
+def test_names_are_shown_and_never_obeyed(tiny_bundle, tmp_path, capsys):
+    names = ["=1+1", "<b>-1", "[red]-1", "a\n\x1b[J-1"]
+    for name in names:
+        write_patient(tmp_path / "data", name, "plain")
+    wanted = Settings(data=DataSettings(root=str(tmp_path / "data")))
+    evaluate_segmentation(wanted, tiny_bundle, tmp_path, 0, Console(width=200))
+    said = capsys.readouterr()
+    assert "[red]" in said.out and "\x1b[J" not in said.out + said.err
+    assert r"a \x1b[J (1)" in said.err.splitlines()[1] and "[red] (1)" in said.err
+    written = pd.read_csv(tmp_path / "scores.csv")["patient_id"].tolist()
+    assert written == sorted([*names[1:], "'=1+1"], key=lambda name: name.removeprefix("'"))

@@ -1,20 +1,27 @@
 """Files are whole or absent; digests tell states apart."""
 
+import csv
 import errno
 import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hmvnet.exits import RefusedError
 from hmvnet.files import (
     digest,
+    is_name,
+    leaves,
     make_folder,
     name_for_libraries,
     replacing,
     sha256,
+    text_of_cell,
     write_arrays,
+    write_markdown,
+    write_table,
     write_text,
 )
 
@@ -71,9 +78,87 @@ def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
     assert names(path) == ["old"] and names(tmp_path) == ["data"]
 
 
+def test_a_folder_never_takes_the_place_of_a_file(tmp_path):
+    path = tmp_path / "data"
+    path.write_text("old")
+    with pytest.raises(NotADirectoryError), replacing(path) as temporary:
+        temporary.mkdir()
+    assert path.read_text() == "old" and names(tmp_path) == ["data"]
+
+
 def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "a"):
         pass
+
+
+@pytest.mark.parametrize("target", ["file", "folder", "nothing", "no folder"])
+def test_a_link_is_replaced_and_never_followed(tmp_path, target):
+    there, path = tmp_path / "there", tmp_path / "new" / "a"
+    path.parent.mkdir()
+    if target == "file":
+        there.write_text("mine")
+    elif target == "folder":
+        there.mkdir()
+        (there / "b").write_text("mine")
+    path.symlink_to(there)
+    with replacing(path) as temporary:
+        if "folder" in target:
+            temporary.mkdir()
+            (temporary / "b").write_text("ours")
+        else:
+            temporary.write_text("ours")
+    assert not path.is_symlink() and names(path.parent) == ["a"]
+    if target in ("file", "folder"):
+        assert (there / "b" if target == "folder" else there).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("relative", "expected"),
+    [("a/b", False), ("b", False), ("../b", True), ("link/b", True), ("inner/b", False)],
+)
+def test_what_leaves_a_folder(tmp_path, relative, expected):
+    folder = tmp_path / "folder"
+    (folder / "a").mkdir(parents=True)
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "inner").symlink_to(folder / "a")
+    assert leaves(folder / relative, folder) == expected
+    (tmp_path / "alias").symlink_to(folder)
+    assert leaves(tmp_path / "alias" / relative, tmp_path / "alias") == expected
+
+
+FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3+A1", "@SUM(A1)", "\t=1", "=x,y", "\n=", "\uff1d1"]
+TEXTS = ["A-1", "a=b", "", "1-2", "'quoted'", "<script>", 'say "x"', "a,b", "two\nlines", "κ"]
+NUMBERS = ["-5", "+0.5", "-1e-05", "+0.012 (-0.010 to +0.030)", "nan", "-inf"]
+
+
+def test_no_cell_of_a_table_is_a_formula(tmp_path):
+    cells = [*FORMULAS, *["'" + f for f in FORMULAS], *TEXTS, *NUMBERS]
+    table = pd.DataFrame({"=id": cells, "x": np.linspace(-1, 1, len(cells)), "event": True})
+    write_table(table, tmp_path / "a.csv")
+    rows = list(csv.reader((tmp_path / "a.csv").open(newline="", encoding="utf-8")))
+    assert rows[0] == ["'=id", "x", "event"]
+    assert [text_of_cell(row[0]) for row in rows[1:]] == cells
+    assert [float(row[1]) for row in rows[1:]] == list(table["x"])
+    written = dict(zip(cells, (row[0] for row in rows[1:])))
+    assert all(written[cell] == cell for cell in [*TEXTS, *NUMBERS])
+    write_table(pd.DataFrame({"id": ["\r=1"], "x": [1]}), tmp_path / "b.csv")
+    assert (tmp_path / "b.csv").read_text(encoding="utf-8") == "id,x\n' =1,1\n"
+    assert not any(written[cell].startswith(tuple("=+-@\t\r\uff1d")) for cell in FORMULAS)
+
+
+def test_no_cell_of_a_markdown_table_is_markup(tmp_path):
+    table = pd.DataFrame({"<b>": ["<script>alert(1)</script>", "a|b\nc", "&"], "x": [1.5, -2, 3]})
+    write_markdown(table, tmp_path / "a.md", floatfmt=".1f")
+    text = (tmp_path / "a.md").read_text(encoding="utf-8")
+    assert "<" not in text and "&lt;script&gt;" in text and r"a\|b c" in text and "-2.0" in text
+    assert len(text.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "A-1 (2)", "P01:1", "=1", "<b>", "nullify", "com", "console"]
+)
+def test_what_is_a_name(text):
+    assert is_name(text)
 
 
 def test_text_and_arrays_come_back(tmp_path):

@@ -103,7 +103,7 @@ def test_the_example_of_the_how_to_is_a_network(monkeypatch):
     block = re.search(r"^ *```python\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
     assert block
     names: dict = {}
-    exec(textwrap.dedent(block[1]), names)
+    exec(textwrap.dedent(block[1]), names)  # noqa: S102  a page of ours
     monkeypatch.setattr(registry, "NETWORKS", {**registry.NETWORKS, "mine": names["Mine"]})
     network = registry.build_network("mine", {"width": 4})
     volume = torch.rand(1, 2, 9, 10, 11)

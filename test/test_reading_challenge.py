@@ -142,3 +142,20 @@ def test_a_risk_that_is_not_finite_is_never_written(tmp_path, value):
     with pytest.raises(ValueError), OutputFolder(tmp_path) as output:
         output.write_json(value)
     assert not (tmp_path / RISK_PATH).exists()
+
+
+def test_outputs_never_go_through_a_link_out_of_the_folder(tmp_path):
+    theirs = tmp_path / "elsewhere" / MASK_PATH.relative_to("images")
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "images").symlink_to(tmp_path / "elsewhere")
+    output = OutputFolder(tmp_path / "out")
+    with pytest.raises(CaseError, match="a link leads out of the output folder"), output:
+        output.write_mask(tiny_ct())
+    assert theirs.read_text() == "mine"
+    (tmp_path / "alias").symlink_to(tmp_path / "real")
+    (tmp_path / "real").mkdir()
+    with OutputFolder(tmp_path / "alias") as output:  # the folder itself may be one
+        output.write_json(1.0)
+    assert (tmp_path / "real" / RISK_PATH).is_file()

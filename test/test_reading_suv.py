@@ -2,7 +2,7 @@
 
 import json
 import re
-import tarfile
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -36,11 +36,7 @@ EXPECTED_FACTORS = json.loads((DATA / "suv/vendor_headers/expected.json").read_t
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
-    with tarfile.open(archive) as files:
-        if hasattr(tarfile, "data_filter"):
-            files.extractall(folder, filter="data")
-        else:
-            files.extractall(folder)
+    shutil.unpack_archive(archive, folder)
     return folder
 
 

@@ -6,8 +6,17 @@ import pandas as pd
 import pytest
 
 from hmvnet.case import Outcome
+from hmvnet.files import write_table
+from hmvnet.reading import tables
+from hmvnet.reading.names import LeftOut
 from hmvnet.reading.records import clean_scalar
-from hmvnet.reading.tables import match_names, read_outcome_table, read_records, read_tables
+from hmvnet.reading.tables import (
+    TableNames,
+    match_names,
+    read_outcome_table,
+    read_records,
+    read_tables,
+)
 
 NAMES = {"patient": "id", "time": "RFS", "event": "Relapse"}
 
@@ -225,6 +234,15 @@ def test_a_table_that_cannot_be_trusted_is_refused(tmp_path: Path, text: str, me
         read_tables(tmp_path, ["A-1", "A-2"])
 
 
+def test_a_table_beyond_all_measure_is_refused_unread(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.csv").write_text(HEAD + ROWS)
+    monkeypatch.setattr(tables, "MOST_BYTES", len(HEAD + ROWS))
+    assert len(read_tables(tmp_path)) == 2
+    monkeypatch.setattr(tables, "MOST_BYTES", len(HEAD + ROWS) - 1)
+    with pytest.raises(ValueError, match=r"a\.csv: .* bytes, expected at most"):
+        read_tables(tmp_path)
+
+
 def test_companions_of_a_mac_are_no_tables(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(HEAD + ROWS)
     (tmp_path / "._a.csv").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X\xff\xfe")
@@ -279,3 +297,86 @@ def test_a_date_for_a_time_is_refused_and_a_negative_time_is_noted(tmp_path: Pat
         path.write_text("id,RFS,Relapse,last\n" + rows)
         with pytest.raises(ValueError, match=r"a.csv: column '\w+' holds 1 value other than"):
             read_outcome_table([path], **NAMES, follow_up="last")
+
+
+def test_columns_by_other_names_beside_images(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        "Fall,id,days,died,last seen\nA-1,x,300,2,310\nA-2,y,,1,900\n", encoding="utf-8"
+    )
+    names = TableNames("Fall", "days", "died", "last seen", {"1": "0", "2": "1"})
+    found = read_tables(tmp_path, ["A-1", "A-2"], names)
+    assert [k.outcome for k in found.values()] == [Outcome(300.0, True), Outcome(900.0, False)]
+    assert [dict(k.record.values) for k in found.values()] == [{"id": "x"}, {"id": "y"}]
+
+
+@pytest.mark.parametrize(
+    "codes", [{"1": "0", "yes": "1"}, {"1": "0", "01": "1"}, {"d": "0", "D": "1"}]
+)
+def test_codes_of_an_event_that_contradict_each_other_are_refused(codes: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="two of them mean the same"):
+        TableNames(event_codes=codes)
+
+
+def test_a_column_named_in_the_settings_that_no_table_has_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("PatientID,RFS,Relapse\nA-1,300,1\n")
+    (tmp_path / "b.csv").write_text("PatientID,Dead At\nA-1,300\n")
+    assert read_tables(tmp_path, ["A-1"], TableNames(time="dead_at"))["A-1"].outcome
+    for name in ("patient", "time", "event", "follow_up"):
+        with pytest.raises(ValueError, match=r"no table with a column \['wrong'\]"):
+            read_tables(tmp_path, ["A-1"], TableNames(**{name: "wrong"}))
+    (tmp_path / "empty").mkdir()
+    assert read_tables(tmp_path / "empty", ["A-1"], TableNames(event="wrong")) == {}
+
+
+@pytest.mark.parametrize("codes", [{"1": "0", "2": "1"}, {"01": "0", "02": "1"}])
+def test_codes_of_an_event_in_tables_alone(tmp_path: Path, codes: dict[str, str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,RFS,Relapse\n1,10,1\n2,20,2\n3,30,\n")
+    found = read_outcome_table([path], **NAMES, event_codes=codes)
+    assert found.outcomes == (Outcome(10.0, False), Outcome(20.0, True))
+    path.write_text("id,RFS,Relapse\n1,10,1\n2,20,0\n")
+    with pytest.raises(ValueError, match=r"column 'Relapse' holds 1 value other than 0?1, 0?2"):
+        read_outcome_table([path], **NAMES, event_codes=codes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A-1,71,812,1\nA-2,64,300,0\n",  # no header
+        "A-1,71,812,71\nA-2,64,300,0\n",
+        "PatientID,Relapse,RFS\nA-1,7181,812\n",
+        "PatientID,Relapse,RFS\nA-1,1,7181 d\n",
+        "PatientID,Relapse,RFS\nA-1,1,812,7181\n",
+        'PatientID,Relapse,RFS\nA-1,1,"7181\n',
+        "PatientID,Relapse,RFS\nA-1,1,7181\nA-1,1,812\n",
+        "PatientID,Relapse,RFS\n,7181,812\n",
+        "Relapse,RFS,71\n1,812,7181\n",
+    ],
+)
+def test_no_message_holds_a_patients_value(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    messages = []
+    names = NAMES | {"patient": "PatientID"}
+    for read in (lambda: read_tables(tmp_path), lambda: read_outcome_table([path], **names)):
+        try:
+            read()
+        except ValueError as error:
+            messages.append(str(error))
+    messages = [message.replace(str(tmp_path), "") for message in messages]
+    assert messages and not any("71" in m or "812" in m for m in messages)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+A", "-1x", "@b", "'=1", "<script>", "a;b", 'c"d'])
+def test_a_table_that_we_wrote_is_read_as_it_was(tmp_path: Path, name: str) -> None:
+    table = pd.DataFrame({"PatientID": [name], "Site": ["=x()"], "RFS": [-0.0], "Relapse": [1]})
+    write_table(table, tmp_path / "a.csv")
+    known = read_tables(tmp_path, [name])[name]
+    assert dict(known.record.values) == {"Site": "=x()"} and known.outcome == Outcome(0.0, True)
+
+
+def test_a_table_of_nobody_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("A-1,71,812,1\nA-2,64,300,0\n")  # no header
+    left_out: list[LeftOut] = []
+    assert read_tables(tmp_path, ["A-1"], left_out=left_out) == {}
+    assert left_out == [(tmp_path / "a.csv", "a table without a column PatientID")]

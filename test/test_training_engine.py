@@ -126,7 +126,9 @@ def test_checkpoint_of_the_first_version_resumes(tmp_path):
 
 
 def test_tables_of_the_history_go_on_over_a_resume(tmp_path):
-    validate = lambda network, step: {"figure": step / 10}  # noqa: E731
+    def validate(network, step):
+        return {"figure": step / 10}
+
     fit(tmp_path, validate=validate, stop=lambda done: done == 5)
     fit(tmp_path, validate=validate)
     assert (tmp_path / "validations.csv").read_text() == "step,figure\n4,0.4\n8,0.8\n"

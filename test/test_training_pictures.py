@@ -170,7 +170,8 @@ def test_examples_are_marked_and_leave_pyplot_alone(tmp_path) -> None:
     volume = np.zeros((2, 6, 30, 30), np.float32)
     labels = np.zeros((6, 30, 30), np.uint8)
     labels[3, 10:20, 10:20] = GTVP
-    path = draw_examples({"P1": (volume, labels, labels)}, tmp_path / "examples.png")
+    # A name that is no formula: "$\\" would be a mistake in one.
+    path = draw_examples({"$P1\\$": (volume, labels, labels)}, tmp_path / "examples.png")
     assert 1000 < path.stat().st_size < 1_000_000
     assert plt.get_fignums() == before
 

@@ -140,6 +140,8 @@ def predict(
     """Segment GTVp and GTVn, measure the lesions, predict the RFS risk."""
     from hmvnet.cohort import predict_cohort
     from hmvnet.pipeline import load_pipeline
+    from hmvnet.progress import print_lines
+    from hmvnet.reading.folder import Found
     from hmvnet.reading.inputs import find_sources
     from hmvnet.writing.summary import Narrator
 
@@ -147,6 +149,7 @@ def predict(
         raise RefusedError("--force and --continue exclude each other")
     given = [*(set_ or []), *([f"data.region={region}"] if region else [])]
     sources = find_sources(inputs, record)  # refuses before the weights are loaded
+    print_lines(sources.summary() if isinstance(sources, Found) else ())
     pipeline = load_pipeline(weights or None, device, given)
     if pipeline.prognosis is None:
         sources = find_sources(inputs, record, needs_record=False)

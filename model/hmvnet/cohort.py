@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 from hmvnet.case import Verdict
 from hmvnet.exits import Exit, RefusedError, fault
-from hmvnet.files import make_folder
+from hmvnet.files import is_name, make_folder
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.inputs import Source
 from hmvnet.writing.folder import LESIONS, MASK, PICTURE, REPORT, is_ours, write_folder
@@ -165,8 +166,9 @@ def _note_verdict(result: CohortResult, name: str, verdict: Verdict) -> None:
 
 def _check_names(sources: Sequence[Source]) -> None:
     names = [source.patient_id for source in sources]
+    times = Counter(name.casefold() for name in names)
     for name in names:
-        if names.count(name) > 1:
-            raise RefusedError(f"patient {name} is there {names.count(name)} times, expected once")
-        if not name or Path(name).name != name or name in (".", ".."):
-            raise RefusedError(f"patient id {name!r} cannot be the name of a folder")
+        if (count := times[name.casefold()]) > 1:
+            raise RefusedError(f"patient {name} is there {count} times, expected once")
+        if not is_name(name):
+            raise RefusedError(f"patient id {name!a} cannot be the name of a folder")

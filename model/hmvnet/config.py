@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,6 +16,7 @@ from pydantic import (
 )
 
 from hmvnet.reading.records import HECKTOR, ClinicalSchema
+from hmvnet.reading.tables import EVENT_COLUMN, ID_COLUMN, TIME_COLUMN, TableNames
 
 
 def _split(value: Any) -> Any:
@@ -44,6 +46,19 @@ def _parse_option(text: str) -> Any:
     return text
 
 
+def _event_codes(value: Any) -> Any:
+    """``"1=0, 2=1"`` to what each code of an event stands for, "0" or "1"."""
+    if not isinstance(value, str):
+        return value
+    codes: dict[str, str] = {}
+    for pair in re.split(r"(?<==[01])[,\s]+", re.sub(r"\s*=\s*", "=", value.strip())):
+        code, equals, stands_for = pair.partition("=")
+        if pair and (not code or code in codes or stands_for not in ("0", "1")):
+            raise ValueError(f"'{pair}': expected code=0 (none) or code=1 (an event), a code once")
+        codes |= {code: stands_for} if equals else {}
+    return codes
+
+
 def _rising(window: tuple[float, float]) -> tuple[float, float]:
     if window[0] >= window[1]:
         raise ValueError(f"{window[0]:g} is not below {window[1]:g}")
@@ -58,6 +73,7 @@ Window = Annotated[tuple[float, float], BeforeValidator(_split), AfterValidator(
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Branches = Annotated[tuple[Literal["image", "table", "lesions"], ...], BeforeValidator(_split)]
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
+EventCodes = Annotated[dict[str, str], BeforeValidator(_event_codes)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 RegionName = Literal["head-neck", "centre"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -282,21 +298,24 @@ class PostprocessingSettings(_Section):
 
 
 class ClinicalSettings(_Section):
-    """The health records; the tables are for a cohort that has no images."""
+    """The health records and outcomes; tables are named for a cohort that has no images."""
 
     tables: Words = Field(
         (),
         description="CSV files under data.root, the outcome among them, joined by patient; empty: "
-        "a cohort with images, whose outcome is in RFS (days) and Relapse.",
+        "a cohort with images, and all tables beside them.",
     )
     patient: str = Field(
-        "PatientID", min_length=1, description="Column of the tables with the patient's name."
+        ID_COLUMN,
+        min_length=1,
+        description="Column of the tables with the patient's name; beside images its usual other "
+        "names are known too.",
     )
     time: str = Field(
-        "RFS", min_length=1, description="Column of the tables with the days to the event."
+        TIME_COLUMN, min_length=1, description="Column of the tables with the days to the event."
     )
     event: str = Field(
-        "Relapse",
+        EVENT_COLUMN,
         min_length=1,
         description="Column of the tables that says whether there was one: 0/1, yes/no, "
         "true/false or dead/alive.",
@@ -305,6 +324,11 @@ class ClinicalSettings(_Section):
         "",
         description="Column of the tables with the days to the last follow-up, where time is given "
         "for events only; empty: time has both.",
+    )
+    event_codes: EventCodes = Field(
+        {},
+        description="What other codes of the event stand for, 0 (none) or 1 (an event), e.g. 1=0, "
+        "2=1; then no other code is known; empty: those above.",
     )
     columns: dict[str, dict[str, Any]] = Field(
         {},
@@ -328,6 +352,13 @@ class ClinicalSettings(_Section):
         if columns:
             ClinicalSchema.from_dict(columns)
         return columns
+
+    @property
+    def table_names(self) -> TableNames:
+        """The columns of tables beside images."""
+        return TableNames(
+            self.patient, self.time, self.event, self.follow_up, dict(self.event_codes)
+        )
 
     @property
     def record_schema(self) -> ClinicalSchema:

@@ -176,5 +176,14 @@ def _terminate(signum: int, frame: object) -> None:
 
 def _say(message: str, code: Exit) -> Exit:
     sys.stdout.flush()
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    print(one_line(message), file=sys.stderr, flush=True)
     return code
+
+
+def one_line(text: str) -> str:
+    """Text as one line of a log, whatever names are in it: what cannot be printed is escaped.
+
+    A file's name may hold line ends and a terminal's commands.
+    """
+    words = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)

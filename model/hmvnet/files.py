@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and digests. The only home of either."""
+"""Files that are written whole or not at all, tables among them, and digests; their only home."""
 
 from __future__ import annotations
 
@@ -6,20 +6,32 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hmvnet.exits import RefusedError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CHUNK_BYTES = 1 << 20
 SHORT = 16  # hexadecimal digits of a digest: 64 bits, enough to tell states apart
+
+
+# A text that a spreadsheet would run as a formula (OWASP, "CSV injection"), perhaps made harmless
+# before; but not a number, nor an interval such as "+0.01 (-0.02 to +0.04)".
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = r"[-+]?(\d+\.?\d*(e[-+]?\d+)?|nan|inf)"
+_NUMBERS = re.compile(rf"{_NUMBER}( \({_NUMBER} to {_NUMBER}\))?")
 
 
 @contextmanager
@@ -27,8 +39,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, a file or a folder, that takes the place of ``path`` at the end.
 
     It lies in the same folder and ends like ``path``, so that writers which look at the suffix see
-    the right one. Missing parents are made. When the block raises, what it wrote is removed and
-    ``path`` is as it was. A file is on the disk before it takes the place.
+    the right one. Missing parents are made. A link is replaced and never followed. When the block
+    raises, what it wrote is removed and ``path`` is as it was. A file is on the disk before it
+    takes the place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = f"{os.getpid()}-{threading.get_ident()}"
@@ -41,7 +54,8 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
         if path.is_dir() and not temporary.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder is there, expected a file", str(path))
-        if path.is_dir():  # a folder cannot be renamed over one that holds something
+        # A folder cannot be renamed over a link, nor over a folder that holds something.
+        if path.is_dir() or (path.is_symlink() and temporary.is_dir()):
             old = path.with_name(f".old-{mark}.{path.name}")
             os.replace(path, old)
             try:
@@ -67,6 +81,17 @@ def make_folder(path: Path) -> None:
         pass
 
 
+def is_name(text: str) -> bool:
+    """Whether a text is the name of one file or folder, on any system, and of a line in a log."""
+    path = re.search(r"[/\\]|^[a-z]:|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", text, re.IGNORECASE)
+    return text.isprintable() and text not in ("", ".", "..") and not path
+
+
+def leaves(path: Path, folder: Path) -> bool:
+    """Whether a path in a folder lies outside it, by ``..`` or by a link on the way to it."""
+    return not path.parent.resolve().is_relative_to(folder.resolve())
+
+
 def visible(paths: Iterable[Path]) -> list[Path]:
     """Sorted, without names that start with a dot: a Mac's companions, half-written files."""
     return sorted(path for path in paths if not path.name.startswith("."))
@@ -90,6 +115,44 @@ def write_text(text: str, path: Path) -> None:
     """UTF-8 text, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """A table without its index as CSV, in which no text is a spreadsheet's formula."""
+    write_text(_with_texts(table, _no_formula).to_csv(index=False), path)
+
+
+def write_markdown(table: pd.DataFrame, path: Path, floatfmt: str = "g") -> None:
+    """A table without its index as Markdown, in which no text is markup."""
+    shown = _with_texts(table, _no_markup)
+    write_text(shown.to_markdown(index=False, floatfmt=floatfmt) + "\n", path)
+
+
+def text_of_cell(cell: str) -> str:
+    """What a cell said before ``write_table`` made it harmless."""
+    return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
+
+
+def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """Texts and names of columns changed; numbers stay numbers."""
+    changed = table.rename(columns=lambda name: change(str(name)))
+    for name in changed.select_dtypes(exclude=["number", "bool"]):
+        column = changed[name]
+        changed[name] = column.map(lambda cell: change(cell) if isinstance(cell, str) else cell)
+    return changed
+
+
+def _is_formula(cell: str) -> bool:
+    return bool(_FORMULA.match(cell)) and not _NUMBERS.fullmatch(cell)
+
+
+def _no_formula(cell: str) -> str:
+    cell = f"'{cell}" if _is_formula(cell) else cell
+    return cell.replace("\r", " ")  # which pandas does not quote, and readers take for a row's end
+
+
+def _no_markup(cell: str) -> str:
+    return escape(" ".join(cell.split()), quote=False).replace("|", "\\|")
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:

@@ -24,6 +24,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+from hmvnet.exits import one_line
+
 T = TypeVar("T")
 
 # A line every 5% of the work, but not sooner than 5 s and no later than 30 s after the last one.
@@ -179,7 +181,13 @@ def track(
             progress.advance()
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Lines on stderr, without markup."""
+    for line in lines:
+        print(one_line(line), file=sys.stderr, flush=True)
+
+
 def print_notes(console: Console, notes: Iterable[str]) -> None:
     """What a person should know before reading the figures, a line each."""
     for note in notes:
-        console.print(f"[yellow]note[/] {escape(note)}")
+        console.print(f"[yellow]note[/] {escape(one_line(note))}")

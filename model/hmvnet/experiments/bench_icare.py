@@ -82,7 +82,7 @@ def reference_fit(
             event=outcomes.event,
             settings=np.array([RHO, CMIN, SEED, repeats]),
         )
-        run = subprocess.run(
+        run = subprocess.run(  # noqa: S603  the Python that the user named, without a shell
             [str(python.absolute()), "-c", REFERENCE],
             cwd=scratch,
             check=True,

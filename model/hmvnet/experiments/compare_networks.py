@@ -22,15 +22,16 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
+from rich.markup import escape
 
 from hmvnet.bundle import MANIFEST, Bundle, load_bundle
 from hmvnet.config import InferenceSettings, NetworkSettings, Settings
 from hmvnet.experiments.bench import peak_memory, resident_mb
 from hmvnet.experiments.evaluate import score_patient
-from hmvnet.files import digest, write_text
+from hmvnet.files import digest, write_markdown, write_table, write_text
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
-from hmvnet.progress import track
+from hmvnet.progress import print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
@@ -129,30 +130,32 @@ def compare_networks(
     """
     cache = Path(settings.data.cache or run / "cache")  # one for all
     plan = plan_folds(settings, folds)
-    held_out = find_patients(test) if test else None
+    held_out = find_patients(test, settings.clinical.table_names) if test else None
+    print_lines(held_out.summary() if held_out else ())
     inference = settings.inference.without_budget()
     deadline = time.monotonic() + 60 * minutes if minutes else np.inf
     scored: dict[str, Scored] = {}
     for contender in contenders:
-        console.rule(contender.label)
+        console.rule(escape(contender.label))
         own = settings.model_copy(update={"network": contender.network})
         folder = run / contender.folder
         if train_minutes:
             own = timed_budget(own, plan[0], folder, train_minutes, cache)
         bundle = _trained(own, folder, plan) or train_segmentation_bundle(
-            own, folder, folds, lambda step: time.monotonic() > deadline, cache
+            own, folder, None, lambda step: time.monotonic() > deadline, cache, plan
         )
         scored[contender.label] = _score(
             contender, load_bundle(bundle), plan, held_out, inference, folder
         )
     table = comparison(scored)
-    write_text(table.to_markdown(index=False) + "\n", run / "segmentation.md")
-    write_text(table.to_csv(index=False), run / "segmentation.csv")
+    write_markdown(table, run / "segmentation.md")
+    write_table(table, run / "segmentation.csv")
     from hmvnet.training.pictures import draw_comparison  # matplotlib only here
 
     draw_comparison({name: s.scores for name, s in scored.items()}, run / "segmentation.png")
-    console.print(table.to_string(index=False))
-    console.print(f"wrote segmentation.md, segmentation.csv and segmentation.png to {run}")
+    console.print(table.to_string(index=False), markup=False)
+    written = "segmentation.md, segmentation.csv and segmentation.png"
+    console.print(f"wrote {written} to {run}", markup=False)
     return table
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from hmvnet.bundle import load_bundle
 from hmvnet.case import DAYS_PER_YEAR, Outcomes
 from hmvnet.config import Settings
-from hmvnet.files import digest, write_arrays, write_text
+from hmvnet.files import digest, write_arrays, write_markdown, write_table
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import BRANCHES, IMAGE_CHANNELS
@@ -96,7 +96,7 @@ def load_cohort(settings: Settings, weights: Path | None, run: Path) -> Cohort:
     assert weights is not None
     bundle, notes = load_bundle(weights).adjusted(settings)
     spacing = settings.prognosis.image_spacing_mm
-    patients = load_described(bundle, settings.data, spacing, settings.inference, run)
+    patients = load_described(bundle, settings, spacing, run)
     truth_file, truth = Path(settings.data.root) / TRUTH_TABLE, None
     if truth_file.is_file():
         known = pd.read_csv(truth_file, index_col="PatientID")["linear_predictor"]
@@ -111,7 +111,8 @@ def _load_tables(settings: Settings) -> Cohort:
         patient=clinical.patient,
         time=clinical.time,
         event=clinical.event,
-        follow_up=clinical.follow_up or None,
+        follow_up=clinical.follow_up,
+        event_codes=clinical.event_codes,
     )
     if absent := [c.name for c in clinical.record_schema.columns if c.name not in found.columns]:
         raise ValueError(f"{', '.join(clinical.tables)}: no column {absent[:5]} (clinical schema)")
@@ -268,7 +269,7 @@ def compare_survival(
     _write_tables(table, risks, cohort, fold, run)
     _draw(predictions, scores, boot, outcomes, fold, run)
     console.print(table.round(3).to_string())
-    console.print(f"wrote survival.md, survival.csv, risks.csv and pictures to {run}")
+    console.print(f"wrote survival.md, survival.csv, risks.csv and pictures to {run}", markup=False)
     return table
 
 
@@ -325,8 +326,9 @@ def _write_tables(
     fold: np.ndarray,
     run: Path,
 ) -> None:
-    write_text(table.to_markdown(floatfmt=".3f") + "\n", run / "survival.md")
-    write_text(table.to_csv(index_label="model"), run / "survival.csv")
+    named = table.rename_axis("model").reset_index()
+    write_markdown(named, run / "survival.md", floatfmt=".3f")
+    write_table(named, run / "survival.csv")
     repeats, patients = fold.shape
     long = pd.DataFrame(
         {
@@ -336,7 +338,7 @@ def _write_tables(
             **{name: risk.ravel() for name, risk in risks.items()},
         }
     )
-    write_text(long.to_csv(index=False), run / "risks.csv")
+    write_table(long, run / "risks.csv")
 
 
 def _draw(

@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from hmvnet.bundle import load_bundle
 from hmvnet.case import Grid
 from hmvnet.config import Settings
-from hmvnet.files import write_text
+from hmvnet.exits import one_line
+from hmvnet.files import write_table, write_text
 from hmvnet.pipeline import Pipeline, Prediction
-from hmvnet.progress import print_notes, track
+from hmvnet.progress import print_lines, print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
@@ -31,7 +33,9 @@ def evaluate_segmentation(
     Writes ``scores.csv`` (a row a patient: our scores, then the platform's own,
     ``hmvnet.segmentation.metrics.platform_scores``) and ``scores.json`` under ``run``.
     """
-    patients = find_patients(settings.data.root)[: limit or None]
+    found = find_patients(settings.data.root, settings.clinical.table_names)
+    print_lines(found.summary())
+    patients = found[: limit or None]
     bundle, notes = load_bundle(weights).adjusted(settings)
     print_notes(console, notes)
     if known := bundle.seen_among(p.patient_id for p in patients):
@@ -47,11 +51,11 @@ def evaluate_segmentation(
         platform.append(metrics.platform_scores(mask, truth))
     table = metrics.aggregate(scores, [p.centre for p in patients])
     rows = metrics.to_frame(scores).join(pd.DataFrame(platform))
-    write_text(rows.to_csv(index=False), run / "scores.csv")
+    write_table(rows, run / "scores.csv")
     summary = {"bundle": bundle.manifest.name, "notes": notes, **table.to_dict()}
     write_text(json.dumps(summary, indent=2), run / "scores.json")
     console.print(score_table({bundle.manifest.name: table}))
-    console.print(f"wrote {run / 'scores.csv'} and {run / 'scores.json'}")
+    console.print(f"wrote {run / 'scores.csv'} and {run / 'scores.json'}", markup=False)
     return table
 
 
@@ -82,7 +86,7 @@ def score_table(rows: dict[str, metrics.Table1Scores]) -> Table:
     for name, scores in rows.items():
         for label, one in ((name, scores), *((f"  {c}", s) for c, s in scores.per_centre.items())):
             table.add_row(
-                label,
+                escape(one_line(label)),
                 str(one.patients),
                 f"{one.gtvp_mean_dice:.4f}",
                 f"{one.gtvn_aggregated_dice:.4f}",

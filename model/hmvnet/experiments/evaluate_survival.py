@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
 from hmvnet.bundle import load_bundle
 from hmvnet.case import harrell_c
 from hmvnet.config import Settings
-from hmvnet.files import write_text
+from hmvnet.files import write_table
 from hmvnet.prognosis.risk import Prognosis
 from hmvnet.progress import print_notes
 from hmvnet.reading.folder import find_patients
@@ -29,7 +30,8 @@ def evaluate_survival(
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
     prognosis = Prognosis(bundle)
-    patients = find_patients(settings.data.root, need_labels=False)
+    names = settings.clinical.table_names
+    patients = find_patients(settings.data.root, names, need_labels=False)
     if not prognosis.part.seen:
         raise ValueError(
             f"bundle '{bundle.manifest.name}' does not say whom its survival model was fitted to; "
@@ -42,7 +44,7 @@ def evaluate_survival(
         )
     print_notes(console, notes)
     spacing = prognosis.image_spacing_mm  # as the model was fitted, whatever the settings say
-    found = load_described(bundle, settings.data, spacing, settings.inference, run)
+    found = load_described(bundle, settings, spacing, run)
     described = [
         replace(p, description=prognosis.own_features(p.description))
         for p in found[: limit or None]
@@ -51,10 +53,15 @@ def evaluate_survival(
     outcomes = outcomes_of(described)
     concordance = harrell_c(outcomes, risk)
     rows = [
-        f"{p.patient_id},{r:.6f},{p.outcome.days:g},{int(p.outcome.event)}"
+        {
+            "PatientID": p.patient_id,
+            "risk": f"{r:.6f}",
+            "RFS": f"{p.outcome.days:g}",
+            "Relapse": int(p.outcome.event),
+        }
         for p, r in zip(described, risk)
     ]
-    write_text("\n".join(["PatientID,risk,RFS,Relapse", *rows]) + "\n", run / "risks.csv")
+    write_table(pd.DataFrame(rows), run / "risks.csv")
     console.print(
         f"C-index {concordance:.4f} on {len(outcomes)} patients, "
         f"{int(outcomes.event.sum())} relapses"

@@ -22,7 +22,7 @@ from hmvnet.bundle import check_other, load_bundle, write_bundle
 from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
 from hmvnet.imaging.resample import labels_onto
-from hmvnet.progress import print_notes, track
+from hmvnet.progress import print_lines, print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
@@ -58,7 +58,9 @@ def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Cons
     bundle, notes = load_bundle(weights).adjusted(settings)
     print_notes(console, notes)
     check_other(run / BUNDLE, weights)
-    patients = find_patients(settings.data.root)[: limit or None]
+    found = find_patients(settings.data.root, settings.clinical.table_names)
+    print_lines(found.summary())
+    patients = found[: limit or None]
     if known := bundle.seen_among(p.patient_id for p in patients):
         raise ValueError(
             f"the bundle was trained on {', '.join(known[:5])}: tune on other patients"

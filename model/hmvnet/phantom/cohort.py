@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
-from hmvnet.files import replacing, write_text
+from hmvnet.files import replacing, write_table, write_text
 from hmvnet.reading.images import write_image
 from hmvnet.reading.tables import TRUTH_TABLE
 
@@ -190,10 +190,10 @@ def _write_tables(root: Path, plans: list[PatientPlan]) -> None:
     table = pd.DataFrame(rows, columns=["PatientID", *COLUMNS])
     whole = [name for name in COLUMNS if name != "M-stage"]
     table[whole] = table[whole].astype("Int64")
-    write_text(table.to_csv(index=False), root / "Task 1" / TABLE.format("Task_1"))
+    write_table(table, root / "Task 1" / TABLE.format("Task_1"))
     table["Relapse"] = [plan.relapse for plan in plans]
     table["RFS"] = [int(plan.rfs_days) for plan in plans]
-    write_text(table.to_csv(index=False), root / "Task 2" / TABLE.format("Task_2"))
+    write_table(table, root / "Task 2" / TABLE.format("Task_2"))
     truth = {plan.patient_id: plan_truth(plan) for plan in plans}
     write_text(json.dumps(truth, indent=1) + "\n", root / "truth.json")
     flat = [
@@ -206,7 +206,7 @@ def _write_tables(root: Path, plans: list[PatientPlan]) -> None:
         }
         for plan in plans
     ]
-    write_text(pd.DataFrame(flat).to_csv(index=False), root / TRUTH_TABLE)
+    write_table(pd.DataFrame(flat), root / TRUTH_TABLE)
 
 
 def _readme(summary: CohortSummary, seed: int, settings: PhantomSettings) -> str:

@@ -1,29 +1,35 @@
 """A folder of many patients to cases.
 
 Layouts read: HECKTOR 2025 (``Task 1/<ID>/<ID>__CT.nii.gz``), any folder of such patient folders,
-HECKTOR 2022 and nnU-Net (``imagesTr``/``labelsTr``), with or without the outcome table.
+HECKTOR 2022 and nnU-Net (``imagesTr``/``labelsTr``), with or without the outcome table. What is
+there and is not read is told, with why.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import numpy as np
 import SimpleITK as sitk
 
 from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Outcome
-from hmvnet.files import visible
 from hmvnet.reading.checks import checked_case
 from hmvnet.reading.images import read_image
+from hmvnet.reading.names import LeftOut, entries, first
 from hmvnet.reading.records import read_json
-from hmvnet.reading.tables import Known, read_records, read_tables
+from hmvnet.reading.tables import Known, TableNames, read_records, read_tables
 
+TASK_FOLDERS = ("Task 1", "Task_1", "Task1")
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")  # with labelsTr, labelsTs beside them
+PATIENT_SUFFIXES = (".nii.gz", ".nii", ".mha")  # of images in a data folder
+OTHER_IMAGES = ("__CTPlanning", "__RTDOSE")  # HECKTOR's, known and not needed
+MOST_LINES = 10  # on what is left out, in a summary
+MOST_CENTRES = 20
 
 
 @dataclass(frozen=True)
@@ -92,25 +98,97 @@ def _checked_labels(image: sitk.Image, name: str, classes: Mapping[int, int]) ->
     return sitk.ChangeLabel(image, dict(classes)) if classes else image
 
 
-def find_patients(root: Path | str, *, need_labels: bool = True) -> list[Patient]:
-    """All patients of a data folder, sorted by id, joined with the tables found beside them.
+@dataclass(frozen=True)
+class Found(Sequence[Patient]):
+    """The patients of a data folder, sorted by id, and what of it is not read.
+
+    Attributes:
+        root: the folder.
+        scans: whether labels and outcomes were not looked at.
+    """
+
+    root: Path
+    patients: tuple[Patient, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    scans: bool = False
+
+    @overload
+    def __getitem__(self, index: int) -> Patient: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Patient, ...]: ...
+    def __getitem__(self, index):
+        return self.patients[index]
+
+    def __len__(self) -> int:
+        return len(self.patients)
+
+    def summary(self) -> list[str]:
+        """What a person checks before the work starts, in lines: counts, and what is left out."""
+        counts = {"a health record": sum(bool(p.record.values) for p in self)}
+        if not self.scans:
+            counts["a label"] = sum(p.label is not None for p in self)
+            counts["an outcome"] = sum(p.outcome is not None for p in self)
+        patients = "1 patient" if len(self) == 1 else f"{len(self)} patients"
+        having = [f"{count} with {what}" for what, count in counts.items()]
+        centres = Counter(p.centre for p in self).most_common()
+        shown = [f"{name} ({count})" for name, count in centres[:MOST_CENTRES]]
+        if len(centres) > MOST_CENTRES:
+            shown.append(f"{len(centres) - MOST_CENTRES} more")
+        return [
+            f"{self.root}: {', '.join([patients, *having])}",
+            f"centres: {', '.join(shown)}",
+            *(f"left out: {line}" for line in _told(self.left_out, self.root)),
+        ]
+
+
+def _told(left_out: Sequence[LeftOut], root: Path) -> Iterator[str]:
+    """A line a reason."""
+    names: dict[str, list[str]] = {}
+    for path, why in left_out:
+        name = path.relative_to(root) if path.is_relative_to(root) else path.name
+        names.setdefault(why, []).append(str(name))
+    for why in list(names)[:MOST_LINES]:
+        yield f"{first(names[why])}: {why}"
+    if rest := sum(map(len, list(names.values())[MOST_LINES:])):
+        yield f"{rest} more"
+
+
+def _besides(left_out: Sequence[LeftOut], root: Path) -> str:
+    """The end of a message on what is missing: what was found instead."""
+    told = "; ".join(_told(left_out, root))
+    return f"; left out: {told}" if told else ""
+
+
+def find_patients(
+    root: Path | str, names: TableNames | None = None, *, need_labels: bool = True
+) -> Found:
+    """All patients of a data folder, joined with the tables found beside them.
+
+    Args:
+        names: of the tables' columns; None: HECKTOR's.
 
     Raises:
-        ValueError: no folder is given, it is missing, holds no patients in a known layout, or (with
-            ``need_labels``) patients without a label; the message names them. As ``read_tables``.
+        ValueError: no folder is given, it is missing, holds no patients in a known layout, one of
+            them twice, or (with ``need_labels``) patients without a label; the message names them.
+            As ``read_tables``.
     """
     if not str(root):
         raise ValueError("no data folder: say data.root=DIR, or in a settings file (--config)")
     root = Path(root)
-    patients = _find(root)
+    left_out: list[LeftOut] = []
+    patients = _find(root, left_out)
     unlabelled = [p.patient_id for p in patients if p.label is None]
     if need_labels and unlabelled:
-        raise ValueError(f"{len(unlabelled)} patients without a label: {', '.join(unlabelled[:5])}")
-    known = read_tables(root, [patient.patient_id for patient in patients])
-    return [_joined(patient, known) for patient in patients]
+        raise ValueError(
+            f"{len(unlabelled)} patients without a label: {first(unlabelled)}"
+            + _besides(left_out, root)
+        )
+    ids = [patient.patient_id for patient in patients]
+    known = read_tables(root, ids, names, left_out)
+    return _found(root, patients, known, left_out)
 
 
-def find_scans(root: Path) -> list[Patient]:
+def find_scans(root: Path) -> Found:
     """All patients of a folder to be predicted: their images and records, and nothing else.
 
     Labels and outcomes that may lie beside them are not looked at.
@@ -121,73 +199,167 @@ def find_scans(root: Path) -> list[Patient]:
     both = [name for name in IMAGE_FOLDERS if (root / name).is_dir()]
     if len(both) > 1:
         raise ValueError(f"'{root}' holds {' and '.join(both)}: name one of them")
-    patients = _find(root, whole=False)
-    known = read_records(root, [patient.patient_id for patient in patients])
-    return [replace(_joined(patient, known), label=None) for patient in patients]
+    left_out: list[LeftOut] = []
+    patients = _find(root, left_out, scans=True)
+    known = read_records(root, [patient.patient_id for patient in patients], left_out)
+    return _found(root, patients, known, left_out, scans=True)
 
 
-def _joined(patient: Patient, known: Mapping[str, Known]) -> Patient:
-    """A patient with what the tables say of it."""
-    found = known.get(patient.patient_id, Known())
-    return replace(patient, record=found.record, outcome=found.outcome, notes=found.notes)
+def _found(
+    root: Path,
+    patients: Sequence[Patient],
+    known: Mapping[str, Known],
+    left_out: Sequence[LeftOut],
+    scans: bool = False,
+) -> Found:
+    """The patients with what the tables say of them."""
+    joined = []
+    for patient in patients:
+        said = known.get(patient.patient_id, Known())
+        joined.append(replace(patient, record=said.record, outcome=said.outcome, notes=said.notes))
+    return Found(root, tuple(joined), tuple(dict.fromkeys(left_out)), scans)
 
 
-def _find(root: Path, whole: bool = True) -> list[Patient]:
+def _find(root: Path, left_out: list[LeftOut], scans: bool = False) -> list[Patient]:
     """The patients of a folder in any layout, sorted by id, without what tables say of them.
 
     Args:
-        whole: whether a patient with only one of CT and PET is an error here; it is when read.
+        left_out: what is not read is added to it.
+        scans: labels are not looked at, and a patient with only one of CT and PET is an error when
+            read rather than here.
     """
     if not root.is_dir():
         raise ValueError(f"data folder '{root}' does not exist")
-    base = next((root / n for n in ("Task 1", "Task_1", "Task1") if (root / n).is_dir()), root)
-    folders = [base / name for name in IMAGE_FOLDERS if (base / name).is_dir()]
-    if root.name in IMAGE_FOLDERS:
-        folders.insert(0, root)
-    find = partial(_from_image_folder, folders[0]) if folders else partial(_from_folders, base)
-    patients = find(whole)
+    base = next((root / n for n in TASK_FOLDERS if (root / n).is_dir()), root)
+    inner = [base / name for name in IMAGE_FOLDERS if (base / name).is_dir()]
+    images = root if root.name in IMAGE_FOLDERS else next(iter(inner), None)
+    if images:
+        patients = _from_image_folder(images, left_out, scans)
+    else:
+        patients = _from_folders(base, left_out, scans)
+    for folder in {root, base} - {images or base}:
+        _leave_strays(folder, images or base, left_out)
     if not patients:
         raise ValueError(
             f"data folder '{root}' holds no patients: expected <ID>/<ID>__CT.nii.gz with __PT, or "
-            "imagesTr (or imagesTs) with __CT/__PT or _0000/_0001"
+            "imagesTr (or imagesTs) with __CT/__PT or _0000/_0001" + _besides(left_out, root)
         )
+    _check_once(patients)
     return sorted(patients, key=lambda p: p.patient_id)
 
 
-def _from_folders(base: Path, whole: bool) -> list[Patient]:
+def _from_folders(base: Path, left_out: list[LeftOut], scans: bool) -> list[Patient]:
     patients = []
-    for folder in visible(p for p in base.iterdir() if p.is_dir()):
-        name = folder.name
-        ct = _image(folder, f"{name}__CT")
-        pet = _image(folder, f"{name}__PT")
-        if ct is None and pet is None:
+    for folder in entries(base, left_out):
+        if not folder.is_dir():
+            if image_stem(folder):
+                left_out.append(LeftOut(folder, "an image outside a patient's folder"))
             continue
-        if whole and (ct is None or pet is None):
-            raise ValueError(f"patient {name}: {'CT' if ct is None else 'PET'} image is missing")
-        ct, pet = ct or folder / f"{name}__CT.nii.gz", pet or folder / f"{name}__PT.nii.gz"
-        patients.append(Patient(name, ct, pet, _image(folder, name)))
+        name = folder.name
+        images = _images(folder, left_out)
+        pair = {end: _only(images.get(f"{name}{end}")) for end in ("__CT", "__PT")}
+        ours = (name, *(name + end for end in (*pair, *OTHER_IMAGES)))
+        others = [path for stem, paths in images.items() if stem not in ours for path in paths]
+        if not any(pair.values()):
+            names = [path.name for paths in images.values() for path in paths]
+            deeper = not names and any(path.is_dir() for path in folder.iterdir())
+            none = "no images, but folders in it" if deeper else "no images"
+            why = f"no {name}__CT and {name}__PT; found {first(names)}" if names else none
+            left_out.append(LeftOut(folder, why))
+            continue
+        if not scans:
+            _check_whole(name, pair["__CT"], pair["__PT"], others)
+        left_out += [LeftOut(path, "none of <ID>__CT, <ID>__PT and <ID>") for path in others]
+        ct, pet = (path or folder / f"{name}{end}.nii.gz" for end, path in pair.items())
+        patients.append(Patient(name, ct, pet, None if scans else _only(images.get(name))))
     return patients
 
 
-def _from_image_folder(images: Path, whole: bool) -> list[Patient]:
-    labels = images.with_name(images.name.replace("images", "labels"))
+def _from_image_folder(folder: Path, left_out: list[LeftOut], scans: bool) -> list[Patient]:
+    label_folder = folder.with_name(folder.name.replace("images", "labels"))
+    ct_channel, pet_channel, classes = read_dataset_json(
+        folder.with_name("dataset.json"), labels=not scans
+    )
+    images = _images(folder, left_out)
+    labels = _images(label_folder, left_out) if label_folder.is_dir() and not scans else {}
+    forms = (("__CT", "__PT"), (f"_{ct_channel:04d}", f"_{pet_channel:04d}"))
     patients = []
-    ct_channel, pet_channel, classes = read_dataset_json(images.with_name("dataset.json"))
-    for ending, pet_ending in (("__CT", "__PT"), (f"_{ct_channel:04d}", f"_{pet_channel:04d}")):
-        for ct in visible(images.glob(f"*{ending}.nii*")):
-            name = ct.name.split(".nii")[0].removesuffix(ending)
-            pet = _image(images, name + pet_ending)
-            if whole and pet is None:
-                raise ValueError(f"patient {name}: PET image is missing")
-            pet = pet or images / f"{name}{pet_ending}.nii.gz"
-            patients.append(Patient(name, ct, pet, _image(labels, name), classes))
+    for form in forms:
+        names = [s.removesuffix(end) for end in form for s in images if s.endswith(end)]
+        for name in dict.fromkeys(filter(None, names)):
+            ct, pet = (_only(images.pop(name + end, None)) for end in form)
+            if not scans:
+                _check_whole(name, ct, pet)
+            ct, pet = (path or folder / f"{name}{end}.nii.gz" for path, end in zip((ct, pet), form))
+            label = _only(labels.pop(name, None))
+            patients.append(Patient(name, ct, pet, label, classes))
+    why = f"none of {', '.join(f'<ID>{end}' for form in forms for end in form)}"
+    left_out += [LeftOut(path, why) for paths in images.values() for path in paths]
+    why = "a label without images"
+    left_out += [LeftOut(path, why) for paths in labels.values() for path in paths]
     return patients
 
 
-def read_dataset_json(path: Path) -> tuple[int, int, tuple[tuple[int, int], ...]]:
+def image_stem(path: Path, suffixes: Sequence[str] = PATIENT_SUFFIXES) -> str:
+    """The name of an image file without its suffix, whatever its case; empty: no such image."""
+    suffix = next((s for s in suffixes if path.name.lower().endswith(s)), None)
+    return path.name[: -len(suffix)] if suffix else ""
+
+
+def _images(folder: Path, left_out: list[LeftOut]) -> dict[str, list[Path]]:
+    """The images of a folder by their names without suffix."""
+    images: dict[str, list[Path]] = {}
+    for path in entries(folder, left_out):
+        if stem := image_stem(path):
+            images.setdefault(stem, []).append(path)
+        elif path.is_file() and set(PATIENT_SUFFIXES) & {s.lower() for s in path.suffixes}:
+            left_out.append(LeftOut(path, f"ends in none of {', '.join(PATIENT_SUFFIXES)}"))
+    return images
+
+
+def _only(paths: Sequence[Path] | None) -> Path | None:
+    """One image's only file."""
+    if paths and len(paths) > 1:
+        raise ValueError(f"{paths[0]}: {paths[1].name} is there too, expected one of them")
+    return paths[0] if paths else None
+
+
+def _check_whole(name: str, ct: Path | None, pet: Path | None, others: Sequence[Path] = ()) -> None:
+    if ct is None or pet is None:
+        found = f"; found {first([path.name for path in others])}" if others else ""
+        raise ValueError(f"patient {name}: {'CT' if ct is None else 'PET'} image is missing{found}")
+
+
+def _check_once(patients: Sequence[Patient]) -> None:
+    """Ids that differ in case alone would be one file or folder on many a disk."""
+    known: dict[str, Patient] = {}
+    for patient in patients:
+        other = known.setdefault(patient.patient_id.casefold(), patient)
+        if other is not patient:
+            paths = [p.ct if p.ct.exists() else p.pet for p in (other, patient)]
+            raise ValueError(
+                f"{paths[0]} and {paths[1]}: one patient twice, or ids that differ only in upper "
+                "and lower case"
+            )
+
+
+def _leave_strays(folder: Path, read: Path, left_out: list[LeftOut]) -> None:
+    """What looks like patients beside the folder that is read."""
+    for path in entries(folder, left_out):
+        known = path == read or path.name.startswith(("Task", "labels"))
+        if not known and (_images(path, []) if path.is_dir() else image_stem(path)):
+            left_out.append(LeftOut(path, f"images beside {read.name}, which is read"))
+
+
+def read_dataset_json(
+    path: Path, *, labels: bool = True
+) -> tuple[int, int, tuple[tuple[int, int], ...]]:
     """What nnU-Net's ``dataset.json`` says: the channels of CT and PET, and labels to exchange.
 
     Names count, not their order: nnU-Net's names of normalisations ("CT", "noNorm") too.
+
+    Args:
+        labels: whether labels are looked at.
 
     Returns:
         The channels of CT and PET, 0 and 1 where there is no such file, and pairs of a label's
@@ -204,7 +376,7 @@ def read_dataset_json(path: Path) -> tuple[int, int, tuple[tuple[int, int], ...]
         channels = raw.get("channel_names", raw.get("modality", {}))
         named = {int(number): str(name).strip().lower() for number, name in channels.items()}
         values = {}
-        for key, value in raw.get("labels", {}).items():
+        for key, value in raw.get("labels", {}).items() if labels else ():
             number, name = (key, value) if str(key).isdigit() else (value, key)
             values[str(name).strip().lower()] = int(number)
     except (AttributeError, TypeError, ValueError) as error:
@@ -224,9 +396,3 @@ def read_dataset_json(path: Path) -> tuple[int, int, tuple[tuple[int, int], ...]
         raise ValueError(f"{path}: classes {others}, expected GTVp and GTVn, or one class alone")
     moved = tuple(sorted((a, b) for a, b in classes.items() if a != b))
     return (ct[0], pet[0], moved) if named else (0, 1, moved)
-
-
-def _image(folder: Path, stem: str) -> Path | None:
-    return next(
-        (p for s in (".nii.gz", ".nii", ".mha") if (p := folder / (stem + s)).is_file()), None
-    )

@@ -11,7 +11,7 @@ from hmvnet.case import Case, ClinicalRecord
 from hmvnet.exits import RefusedError
 from hmvnet.reading.challenge import is_challenge_folder, read_case
 from hmvnet.reading.checks import checked_case
-from hmvnet.reading.folder import find_scans
+from hmvnet.reading.folder import find_scans, image_stem
 from hmvnet.reading.images import SUFFIXES, read_image
 from hmvnet.reading.records import read_health_record
 
@@ -56,9 +56,7 @@ class Pair:
 
     @property
     def patient_id(self) -> str:
-        name = self.ct.name
-        suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), self.ct.suffix)
-        name = name[: len(name) - len(suffix)]
+        name = image_stem(self.ct, SUFFIXES) or self.ct.stem
         for ending in CT_ENDINGS:
             name = name.removesuffix(ending)
         if name.lower() in ("", "ct"):  # the folder is what tells such files apart
@@ -77,7 +75,7 @@ class Pair:
 
 def find_sources(
     inputs: Sequence[Path], record: Path | None = None, *, needs_record: bool = True
-) -> list[Source]:
+) -> Sequence[Source]:
     """The patients in what was given.
 
     Args:
@@ -107,4 +105,4 @@ def find_sources(
     (folder,) = inputs
     if is_challenge_folder(folder):
         return [ChallengeFolder(folder, needs_record)]
-    return list(find_scans(folder))
+    return find_scans(folder)

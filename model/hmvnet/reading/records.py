@@ -168,7 +168,7 @@ def _code_of(number: float) -> str:
     return str(int(number)) if number.is_integer() else str(number)
 
 
-def _plain_code(text: str) -> str:
+def plain_code(text: str) -> str:
     """A number's usual text, "1" for "01" and "1e0"; any other text as it is."""
     try:
         return _code_of(float(text))
@@ -296,7 +296,7 @@ class Column:
         spelling = text.lower()
         if spelling not in known and set(self.codes) >= {"0", "1"}:
             spelling = YES_NO.get(spelling, spelling)
-        return known.get(spelling) or known.get(_plain_code(spelling))
+        return known.get(spelling) or known.get(plain_code(spelling))
 
 
 @dataclass(frozen=True)
@@ -326,8 +326,7 @@ class ClinicalSchema:
         """What the records say in each of the schema's columns, and notes on what was repaired.
 
         Numbers are floats, categories are texts, None is missing. A column is found, for all
-        records at once, by its name or another of its names, whatever the case, spaces, - and _
-        in it.
+        records at once, by its name or another of its names, as ``plain_name`` has them.
 
         Returns:
             ``n`` values by column name, and the notes, in counts.
@@ -363,13 +362,14 @@ def _number_in(text: str) -> float | None:
 def _find_label(column: Column, labels: Sequence[str]) -> str | None:
     if column.name in labels:
         return column.name
-    by_name = {_plain_name(label): label for label in reversed(labels)}
-    names = (_plain_name(name) for name in (column.name, *column.other_names))
+    by_name = {plain_name(label): label for label in reversed(labels)}
+    names = (plain_name(name) for name in (column.name, *column.other_names))
     return next((by_name[name] for name in names if name in by_name), None)
 
 
-def _plain_name(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().lower()
+def plain_name(name: str) -> str:
+    """A column's name without case, blanks, -, _ and points ("Patient.ID"), but decimal ones."""
+    return re.sub(r"[\s_-]+|(?<!\d)\.|\.(?!\d)", "", name).lower()
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -13,20 +13,31 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from hmvnet.case import ClinicalRecord, Outcome
-from hmvnet.files import visible
-from hmvnet.reading.records import Column, count_values, parse_record
+from hmvnet.files import text_of_cell
+from hmvnet.reading.names import LeftOut, entries
+from hmvnet.reading.records import (
+    NUMBER,
+    YES_NO,
+    Column,
+    count_values,
+    parse_record,
+    plain_code,
+    plain_name,
+)
 from hmvnet.reading.text import decode
 
 ID_COLUMN, EVENT_COLUMN, TIME_COLUMN = "PatientID", "Relapse", "RFS"
-# Other names of the column of patients, letters and digits only; the first that is there is it.
+# Names of the column of patients, as ``plain_name`` has them; the first that is there is it.
 ID_NAMES = ("patientid", "patient", "patientname", "subjectid", "subject", "caseid", "case", "id")
+OTHER_TABLES = (".tsv", ".xls", ".xlsx", ".ods")  # not read, and said
+MOST_BYTES = 1 << 27  # of a table
 SEPARATORS = ",;\t|"
 # What drew a phantom's outcome. No health record: a model that saw it would know the answer.
 TRUTH_TABLE = "truth.csv"
@@ -38,6 +49,41 @@ _EVENT = Column(
 )
 
 Row = Mapping[str, float | str | None]
+
+
+@dataclass(frozen=True)
+class TableNames:
+    """What the columns of tables beside images are called, and how events are coded in them.
+
+    Attributes:
+        patient, time, event, follow_up: as ``read_outcome_table`` has them. A patient's column of
+            another name than PatientID goes before the usual ones.
+        event_codes: as ``read_outcome_table`` has them.
+
+    Raises:
+        ValueError: two codes are one when read, as "1" and "yes" are.
+    """
+
+    patient: str = ID_COLUMN
+    time: str = TIME_COLUMN
+    event: str = EVENT_COLUMN
+    follow_up: str = ""
+    event_codes: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.codes) < len(self.event_codes):
+            raise ValueError(f"event codes {list(self.event_codes)}: two of them mean the same")
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """The event's codes as cells have them: 1 for "01" and, by ``clean_scalar``, for "true"."""
+        codes = {code.lower(): said for code, said in self.event_codes.items()}
+        return {YES_NO.get(code, plain_code(code)): said for code, said in codes.items()}
+
+    @property
+    def outcome(self) -> tuple[str, ...]:
+        """The columns that an outcome is made of."""
+        return tuple(name for name in (self.time, self.event, self.follow_up) if name)
 
 
 @dataclass(frozen=True)
@@ -65,7 +111,8 @@ def read_outcome_table(
     patient: str,
     time: str,
     event: str,
-    follow_up: str | None = None,
+    follow_up: str = "",
+    event_codes: Mapping[str, str] | None = None,
 ) -> OutcomeTable:
     """CSV files joined by patient, with the outcome taken out of them.
 
@@ -76,6 +123,8 @@ def read_outcome_table(
             and whether there was one (0/1, yes/no, true/false, dead/alive).
         follow_up: the column with the time of the last follow-up, where ``time`` is only given for
             patients with an event.
+        event_codes: what the event's codes stand for, "0" or "1", where they are others; then no
+            code but these is known.
 
     Patients without a known event, or with a time that is missing or negative, are left out, and
     noted.
@@ -84,13 +133,12 @@ def read_outcome_table(
         ValueError: a file or column is missing, a patient occurs twice, tables have no patient in
             common, or event or time cannot be used; names it.
     """
+    given = TableNames(patient, time, event, follow_up, event_codes or {})
     tables = [_table(_read_csv(path, [patient]), path, patient) for path in paths]
     columns: list[str] = []
     notes: list[str] = []
     for number, (path, table) in enumerate(zip(paths, tables, strict=True)):
-        _check_events(table, path, event)
-        for column in (time, follow_up):
-            _check_times(table, path, column, least=-math.inf)  # negative ones are noted
+        _check_outcomes(table, path, given, least=-math.inf)  # negative times are noted
         if number:
             table, by_zeros = _renamed(table, path, tables[0].rows)
             tables[number] = table
@@ -106,15 +154,14 @@ def read_outcome_table(
         if common := sorted(set(columns) & set(table.columns)):
             raise ValueError(f"{path}: columns {common} are in an earlier table too")
         columns += table.columns
-    outcome_columns = [c for c in (time, event, follow_up) if c]
-    if absent := [c for c in outcome_columns if c not in columns]:
+    if absent := [c for c in given.outcome if c not in columns]:
         raise ValueError(f"{', '.join(p.name for p in paths)}: no column {absent}")
     ids, records, outcomes = [], [], []
     for name in tables[0].rows:
         joined: dict[str, float | str | None] = dict.fromkeys(columns)
         for table in tables:
             joined |= table.rows.get(name, {})
-        record, outcome = _split(joined, time, event, follow_up)
+        record, outcome = _split(joined, given)
         if outcome:
             ids.append(name)
             records.append(record)
@@ -123,7 +170,7 @@ def read_outcome_table(
     notes += [f"{count_values(left_out)} without an outcome, left out"] if left_out else []
     return OutcomeTable(
         tuple(ids),
-        tuple(c for c in columns if c not in outcome_columns),
+        tuple(c for c in columns if c not in given.outcome),
         tuple(records),
         tuple(outcomes),
         (*notes, *(note for table in tables for note in table.notes)),
@@ -138,7 +185,12 @@ class Known(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def read_tables(root: Path, patients: Collection[str] | None = None) -> dict[str, Known]:
+def read_tables(
+    root: Path,
+    patients: Collection[str] | None = None,
+    names: TableNames | None = None,
+    left_out: list[LeftOut] | None = None,
+) -> dict[str, Known]:
     """What the tables under ``root`` say about each patient, by name.
 
     A table is one with a column PatientID, or one of its other usual names. Where several tables
@@ -147,39 +199,57 @@ def read_tables(root: Path, patients: Collection[str] | None = None) -> dict[str
     Args:
         patients: those that have images. A number as a name may then differ from the table's in
             leading zeros where that is unambiguous, with a note. None: all that the tables name.
+        names: of the columns; None: HECKTOR's.
+        left_out: tables that are not read are added to it.
 
     Raises:
         ValueError: a table is unreadable, holds an outcome and nobody's name, none of ``patients``
-            or one of them twice, the event has another code than those above, or a time
-            is no number of days; names it.
+            or one of them twice, the event has another code than are known, a time is no number of
+            days, or there are tables and none has a column that ``names`` gives another name than
+            HECKTOR's; names it.
     """
-    return _read_all(root, patients, outcomes=True)
+    return _read_all(root, patients, left_out, names or TableNames(), outcomes=True)
 
 
-def read_records(root: Path, patients: Collection[str] | None = None) -> dict[str, Known]:
+def read_records(
+    root: Path,
+    patients: Collection[str] | None = None,
+    left_out: list[LeftOut] | None = None,
+) -> dict[str, Known]:
     """The health records of ``read_tables``, whatever the tables hold as outcomes.
 
     Raises:
         ValueError: as ``read_tables``, but for what concerns outcomes.
     """
-    return _read_all(root, patients, outcomes=False)
+    return _read_all(root, patients, left_out, TableNames(), outcomes=False)
 
 
-def _read_all(root: Path, patients: Collection[str] | None, *, outcomes: bool) -> dict[str, Known]:
+def _read_all(
+    root: Path,
+    patients: Collection[str] | None,
+    left_out: list[LeftOut] | None,
+    names: TableNames,
+    *,
+    outcomes: bool,
+) -> dict[str, Known]:
     tables: list[_Table] = []
     notes: dict[str, list[str]] = {}
-    for path, table in _tables_under(root):
+    usual = TableNames()
+    missing = {names.patient, *names.outcome} - {usual.patient, *usual.outcome}
+    for path, table in _tables_under(root, names, [] if left_out is None else left_out):
+        missing -= {table.patient, *table.columns}
         if outcomes:
-            _check_events(table, path, EVENT_COLUMN)
-            _check_times(table, path, TIME_COLUMN)
+            _check_outcomes(table, path, names)
         if patients is not None:
             table, by_zeros = _renamed(table, path, patients)
             for name, other in by_zeros.items():
                 notes.setdefault(name, []).append(f"{path.name}: the row of '{other}' is used")
         tables.append(table)
+    if missing and tables:
+        raise ValueError(f"{root}: no table with a column {sorted(missing)}, as settings name them")
     known = {}
     for name, row in _merged(tables).items():
-        record, outcome = _split(row, TIME_COLUMN, EVENT_COLUMN)
+        record, outcome = _split(row, names)
         known[name] = Known(record, outcome if outcomes else None, tuple(notes.get(name, ())))
     return known
 
@@ -214,30 +284,36 @@ def match_names(wanted: Collection[str], found: Collection[str]) -> dict[str, st
     return {name: pairs[name] for name in wanted if name in pairs}
 
 
-def _tables_under(root: Path) -> Iterator[tuple[Path, _Table]]:
+def _tables_under(
+    root: Path, names: TableNames, left_out: list[LeftOut]
+) -> Iterator[tuple[Path, _Table]]:
     """The tables of patients under a data folder, those of a lower task number first."""
-    paths = visible([*root.glob("*.csv"), *root.glob("Task*/*.csv")])
-    for path in sorted((p for p in paths if p.name != TRUTH_TABLE), key=lambda p: p.name):
-        frame = _read_csv(path, ID_NAMES)
-        usual = {_letters(name): name for name in (ID_COLUMN, EVENT_COLUMN, TIME_COLUMN)}
-        label = next((c for n in ID_NAMES for c in frame.columns if _letters(c) == n), None)
+    paths = entries(root, left_out)
+    tasks = [path for path in paths if path.is_dir() and path.name.startswith("Task")]
+    paths += [path for folder in tasks for path in entries(folder, left_out)]
+    for path in sorted(paths, key=lambda path: path.name):
+        if path.suffix.lower() in OTHER_TABLES:
+            left_out.append(LeftOut(path, "a table, but not CSV"))
+        if path.suffix.lower() != ".csv" or path.name == TRUTH_TABLE:
+            continue
+        ids = (plain_name(names.patient), *ID_NAMES)
+        frame = _read_csv(path, ids)
+        label = next((c for n in ids for c in frame.columns if plain_name(c) == n), None)
+        usual = {plain_name(name): name for name in (names.patient, *names.outcome)}
         if label is not None:
-            usual[_letters(label)] = ID_COLUMN
-        frame.columns = [usual.get(_letters(name), name) for name in frame.columns]
+            label = usual.setdefault(plain_name(label), label)
+        frame.columns = [usual.get(plain_name(name), name) for name in frame.columns]
         if twice := sorted(set(frame.columns[frame.columns.duplicated()])):
             raise ValueError(f"{path}: columns {twice} more than once")
         if label is not None:
-            yield path, _table(frame, path, ID_COLUMN)
-        elif {EVENT_COLUMN, TIME_COLUMN} & set(frame.columns):
+            yield path, _table(frame, path, label)
+        elif {*names.outcome} & {*frame.columns}:
             raise ValueError(
-                f"{path}: outcomes without a column of patients, found {list(frame.columns)}, "
-                f"expected {ID_COLUMN!r}"
+                f"{path}: outcomes without a column of patients, found {_listed(frame.columns)}, "
+                f"expected {names.patient!r}"
             )
-
-
-def _letters(name: str) -> str:
-    """A column's name without case, blanks and punctuation."""
-    return re.sub(r"[\W_]+", "", name).lower()
+        else:
+            left_out.append(LeftOut(path, f"a table without a column {names.patient}"))
 
 
 def _merged(tables: Iterable[_Table]) -> dict[str, dict[str, float | str | None]]:
@@ -252,8 +328,9 @@ def _merged(tables: Iterable[_Table]) -> dict[str, dict[str, float | str | None]
 
 @dataclass(frozen=True)
 class _Table:
-    """A file's columns but the patient's name, its clean rows by name, and what was repaired."""
+    """A file's columns but the patient's, its clean rows by name, and what was repaired."""
 
+    patient: str
     columns: tuple[str, ...]
     rows: Mapping[str, Row]
     notes: tuple[str, ...]
@@ -266,6 +343,8 @@ def _read_csv(path: Path, patient: Sequence[str]) -> pd.DataFrame:
         patient: names that the column of patients may have; its cells stay texts.
     """
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"{size} bytes, expected at most {MOST_BYTES}")
         text, _ = decode(path.read_bytes())
         rows, separator = _rows(text, patient)
         header, *body = rows
@@ -276,7 +355,7 @@ def _read_csv(path: Path, patient: Sequence[str]) -> pd.DataFrame:
         names = [header[i] for i in keep]
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(f"columns {twice} more than once")
+            raise ValueError(f"{_listed(twice)} more than once")
         body = [[row[i] if i < len(row) else "" for i in keep] for row in body]
         buffer = io.StringIO()
         csv.writer(buffer).writerows([names, *body])
@@ -285,9 +364,9 @@ def _read_csv(path: Path, patient: Sequence[str]) -> pd.DataFrame:
         frame = pd.read_csv(buffer, decimal=decimal, skip_blank_lines=False)
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{path}: not readable as a CSV table: {error}") from error
-    known = {_letters(name) for name in patient}
+    known = {plain_name(name) for name in patient}
     for index, name in enumerate(names):
-        if _letters(name) in known:  # as written: "001" and "NA" may be names
+        if plain_name(name) in known:  # as written: "001" and "NA" may be names
             frame[name] = pd.Series([row[index] for row in body], index=frame.index, dtype=object)
     return frame
 
@@ -303,11 +382,11 @@ def _rows(text: str, patient: Sequence[str]) -> tuple[list[list[str]], str]:
         separators, text = said[1], text[said.end() :]
     if not re.search(r"\w", text):
         raise ValueError("it holds no rows")
-    known = {_letters(name) for name in patient}
+    known = {plain_name(name) for name in patient}
 
     def worth(separator: str) -> tuple[bool, int]:
         header = next(_parsed(text, separator), [])
-        return any(_letters(cell) in known for cell in header), len(header)
+        return any(plain_name(cell) in known for cell in header), len(header)
 
     separator = max(separators, key=worth)
     return list(_parsed(text, separator)), separator
@@ -317,7 +396,7 @@ def _parsed(text: str, separator: str) -> Iterator[list[str]]:
     """Rows that hold something: cells without outer blanks, up to the last that is not empty."""
     lines = io.StringIO(text, newline="")
     for row in csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True):
-        cells = [cell.strip() for cell in row]
+        cells = [text_of_cell(cell.strip()) for cell in row]
         while cells and not cells[-1]:
             cells.pop()
         if cells:
@@ -334,7 +413,7 @@ def _has_decimal_commas(body: Iterable[Sequence[str]]) -> bool:
 
 def _table(frame: pd.DataFrame, path: Path, patient: str) -> _Table:
     if patient not in frame.columns:
-        raise ValueError(f"{path}: no column {patient!r}, found {list(frame.columns)}")
+        raise ValueError(f"{path}: no column {patient!r}, found {_listed(frame.columns)}")
     if nameless := sum(not name for name in frame[patient]):
         raise ValueError(f"{path}: {nameless} rows without a name in column {patient!r}")
     rows, repaired = {}, Counter[str]()
@@ -347,41 +426,59 @@ def _table(frame: pd.DataFrame, path: Path, patient: str) -> _Table:
         rows[name] = record.values
         repaired.update(notes)
     return _Table(
+        patient,
         tuple(c for c in frame.columns if c != patient),
         rows,
         tuple(f"{note} ({count_values(n)})" for note, n in repaired.items()),
     )
 
 
-def _check_events(table: _Table, path: Path, event: str) -> None:
-    """Codes such as 1 = censored, 2 = event would be read as another outcome."""
-    codes = [row[event] for row in table.rows.values() if row.get(event) is not None]
-    if other := sum(_EVENT.interpret(code)[0] is None for code in codes):
+def _listed(columns: Iterable[str]) -> str:
+    """Names of columns; but not a patient's values where the first row is no header."""
+    names = list(columns)
+    if any(NUMBER.fullmatch(name) for name in names):
+        return f"{len(names)} columns, numbers among their names (is the first row a header?)"
+    return f"columns {names}"
+
+
+def _check_outcomes(table: _Table, path: Path, names: TableNames, least: float = 0) -> None:
+    """Refuse what would be read as another outcome, or quietly cost its patient.
+
+    Codes such as 1 = censored, 2 = event; a time that is there and cannot be used.
+    """
+    rows = table.rows.values()
+    events = [row[names.event] for row in rows if row.get(names.event) is not None]
+    codes = names.codes
+    if other := sum(_event(code, codes) is None for code in events):
+        known = ", ".join(names.event_codes) or "0/1, yes/no, true/false and dead/alive"
         raise ValueError(
-            f"{path}: column {event!r} holds {count_values(other)} other than 0/1, yes/no, "
-            "true/false and dead/alive"
+            f"{path}: column {names.event!r} holds {count_values(other)} other than {known}; "
+            "clinical.event_codes says what codes stand for"
         )
+    for time in {*names.outcome} - {names.event}:
+        times = [row[time] for row in rows if row.get(time) is not None]
+        if other := sum(_days(value, least) is None for value in times):
+            raise ValueError(
+                f"{path}: column {time!r} holds {count_values(other)} other than a number of days"
+            )
 
 
-def _check_times(table: _Table, path: Path, time: str | None, least: float = 0) -> None:
-    """A time that is there and cannot be used would quietly cost its patient."""
-    values = [row[time] for row in table.rows.values() if time and row.get(time) is not None]
-    if other := sum(_days(value, least) is None for value in values):
-        raise ValueError(
-            f"{path}: column {time!r} holds {count_values(other)} other than a number of days"
-        )
-
-
-def _split(
-    row: Row, time: str, event: str, follow_up: str | None = None
-) -> tuple[ClinicalRecord, Outcome | None]:
+def _split(row: Row, names: TableNames) -> tuple[ClinicalRecord, Outcome | None]:
     """A patient's row as the record and, where it is known, the outcome."""
-    record = ClinicalRecord({k: v for k, v in row.items() if k not in (time, event, follow_up)})
-    happened, _ = _EVENT.interpret(row.get(event))
-    days = _days(row.get(time if happened == "1" or not follow_up else follow_up))
-    if happened is None or days is None:
+    record = ClinicalRecord({k: v for k, v in row.items() if k not in names.outcome})
+    event = _event(row.get(names.event), names.codes)
+    days = _days(row.get(names.time if event == "1" else names.follow_up or names.time))
+    if event is None or days is None:
         return record, None
-    return record, Outcome(days, happened == "1")
+    return record, Outcome(days, event == "1")
+
+
+def _event(value: float | str | None, codes: Mapping[str, str]) -> str | None:
+    """Whether there was one, "0" or "1"; None: the value does not say."""
+    if not codes:
+        return _EVENT.interpret(value)[0]  # type: ignore[return-value]
+    code, _ = Column("event", "categorical", codes=tuple(codes)).interpret(value)
+    return codes.get(code)  # type: ignore[arg-type]
 
 
 def _days(value: float | str | None, least: float = 0) -> float | None:

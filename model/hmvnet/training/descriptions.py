@@ -11,12 +11,12 @@ import torch
 
 from hmvnet.bundle import Bundle, fingerprint
 from hmvnet.case import ClinicalRecord, Outcome, Outcomes
-from hmvnet.config import DataSettings, InferenceSettings
+from hmvnet.config import InferenceSettings, Settings
 from hmvnet.files import digest, write_arrays
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.fusion import signed_log
 from hmvnet.prognosis.risk import LesionDescription, describe
-from hmvnet.progress import track
+from hmvnet.progress import print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import Segmenter
@@ -156,24 +156,27 @@ def handcrafted_count(patients: Sequence[Described]) -> int:
 
 def load_described(
     bundle: Bundle,
-    data: DataSettings,
+    settings: Settings,
     image_spacing_mm: float,
-    inference: InferenceSettings,
     run: Path,
 ) -> list[Described]:
     """Every patient with an outcome, described by networks that did not see them.
 
     Args:
+        settings: where the data is, what its tables are called, how networks run.
         image_spacing_mm: of the images that the fusion network sees.
         run: where the descriptions are kept, unless ``data.cache`` says another place.
 
     Raises:
         ValueError: no data, no outcomes, or (LeakError) a patient that every network saw.
     """
-    patients = find_patients(data.root, need_labels=False)
+    data, names = settings.data, settings.clinical.table_names
+    patients = find_patients(data.root, names, need_labels=False)
+    print_lines(patients.summary())
     cache = Path(data.cache or run / "cache")
-    describer = LesionDescriber(bundle, pick_device(), image_spacing_mm, cache, inference)
+    describer = LesionDescriber(bundle, pick_device(), image_spacing_mm, cache, settings.inference)
     described = describe_all(describer, patients, lambda some: track(some, "segment and describe"))
     if not described:
-        raise ValueError(f"no patient in '{data.root}' has an outcome (RFS, Relapse)")
+        wanted = ", ".join(names.outcome)
+        raise ValueError(f"no patient in '{data.root}' has an outcome ({wanted})")
     return described

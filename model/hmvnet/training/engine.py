@@ -25,7 +25,7 @@ from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hmvnet.files import replacing, write_text
+from hmvnet.files import replacing, write_table
 from hmvnet.progress import show_progress
 
 CHECKPOINT = "checkpoint.pt"
@@ -102,7 +102,7 @@ class State:
         tables = {"losses": self.history.losses, "validations": self.history.validations}
         for name, rows in tables.items():
             if rows:
-                write_text(pd.DataFrame(rows).to_csv(index=False), run / f"{name}.csv")
+                write_table(pd.DataFrame(rows), run / f"{name}.csv")
 
     def resume(self, run: Path) -> None:
         """Become what the checkpoint under ``run`` holds; nothing happens where there is none.

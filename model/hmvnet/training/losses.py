@@ -58,8 +58,8 @@ class SegmentationLoss(nn.Module):
         losses = self.dice(logits, target).flatten(1)  # (b, c)
         classes = torch.arange(1, losses.shape[1] + 1, device=target.device)
         held = (target.flatten(2) == classes[:, None]).any(-1).float()  # (b, c)
-        mean = lambda share: (losses * share).sum(1) / share.sum(1).clamp(min=1)  # noqa: E731
-        return (mean(held) + self.absent_weight * mean(1 - held)).mean()
+        means = [(losses * share).sum(1) / share.sum(1).clamp(min=1) for share in (held, 1 - held)]
+        return (means[0] + self.absent_weight * means[1]).mean()
 
 
 def shrink_label(label: Tensor, size: Sequence[int]) -> Tensor:

@@ -106,7 +106,7 @@ def draw_examples(
             draw_contours(axis, predicted[z])
             mark_ends(axis, "RL", color=ink)
             axis.set(xticks=[], yticks=[])
-        column[0].set_title(name)
+        column[0].set_title(name, parse_math=False)
     axes[0, 0].set_ylabel("CT")
     axes[1, 0].set_ylabel("PET")
     lines = [Line2D([], [], color=colour) for _, _, colour in LABELS]

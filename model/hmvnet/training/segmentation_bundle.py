@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from hmvnet.bundle import Manifest, SegmentationPart, fingerprint, load_bundle, write_bundle
 from hmvnet.case import CaseError
@@ -18,7 +18,7 @@ from hmvnet.config import Settings
 from hmvnet.exits import UnfinishedError
 from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
-from hmvnet.progress import track
+from hmvnet.progress import print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.reading.images import read_geometry
 from hmvnet.training.cache import Cache, Prepared
@@ -57,8 +57,12 @@ def plan_folds(settings: Settings, folds: Sequence[int] | None) -> list[Fold]:
     Raises:
         ValueError: the data folder, a label, or a fold number is wrong.
     """
-    patients = find_patients(settings.data.root)
-    extra = find_patients(settings.data.extra_root) if settings.data.extra_root else []
+    data, names = settings.data, settings.clinical.table_names
+    roots = [data.root, *([data.extra_root] if data.extra_root else [])]
+    patients, *others = (find_patients(root, names) for root in roots)
+    for found in (patients, *others):
+        rank_zero_only(print_lines)(found.summary())
+    extra = [patient for found in others for patient in found]
     if twice := {p.patient_id for p in patients} & {p.patient_id for p in extra}:
         raise ValueError(f"patient {min(twice)} is both in data.root and in data.extra_root")
     check_label_grids([*patients, *extra])
@@ -67,8 +71,8 @@ def plan_folds(settings: Settings, folds: Sequence[int] | None) -> list[Fold]:
     bad = [n for n in chosen if not 0 <= n < len(parts)]
     if bad:
         raise ValueError(f"fold {bad[0]} asked for, but there are folds 0 to {len(parts) - 1}")
-    pick = lambda indices: [patients[i] for i in indices]  # noqa: E731
-    plan = [Fold(n, pick(parts[n][0]), pick(parts[n][1]), extra) for n in chosen]
+    dealt = {n: [[patients[i] for i in part] for part in parts[n]] for n in chosen}
+    plan = [Fold(n, train, validation, extra) for n, (train, validation) in dealt.items()]
     if settings.data.fold_by == "leave-one-centre-out":
         for fold in plan:
             if shared := {p.centre for p in fold.validation} & {p.centre for p in extra}:
@@ -138,18 +142,20 @@ def train_segmentation_bundle(
     folds: Sequence[int] | None,
     stop: Callable[[int], bool] = lambda step: False,
     cache: Path | None = None,
+    plan: Sequence[Fold] | None = None,
 ) -> Path:
     """Train the folds asked for and write ``<run>/bundle``.
 
     Args:
         stop: asked after every step; true ends training with a checkpoint.
         cache: of preprocessed volumes; None: ``data.cache``, or a folder under ``run``.
+        plan: the folds asked for, where they are planned already.
 
     Raises:
         ValueError: as ``plan_folds``, or an unknown network.
         UnfinishedError: ``stop`` said so before the last step.
     """
-    plan = plan_folds(settings, folds)
+    plan = plan or plan_folds(settings, folds)
     check_network(settings)
     cache = cache or Path(settings.data.cache or run / "cache")
     networks, figures, minutes = {}, {}, 0.0
@@ -203,7 +209,7 @@ def train_segmentation_bundle(
         for folder, (result, validation) in results.items():  # what is optional comes last
             draw = partial(_draw, result, validation, settings, folder)
             for problem in write_optional({folder / CURVES: draw}).values():
-                print(f"warning: {problem}", file=sys.stderr)
+                print_lines([f"warning: {problem}"])
     fabric.barrier()
     return run / BUNDLE
 

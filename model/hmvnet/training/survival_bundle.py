@@ -30,7 +30,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     print_notes(Console(stderr=True), notes)
     options = settings.prognosis
     spacing, schema = options.image_spacing_mm, settings.clinical.record_schema
-    described = load_described(bundle, settings.data, spacing, settings.inference, run)
+    described = load_described(bundle, settings, spacing, run)
     outcomes = outcomes_of(described)
     out_of_fold, concordance = cross_validate(described, settings.data, options, schema, run)
     members = fit(described, options, schema, run / "all")

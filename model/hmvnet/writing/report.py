@@ -14,7 +14,7 @@ import pandas as pd
 from hmvnet import __version__
 from hmvnet.bundle import Manifest
 from hmvnet.case import CLASSES, Grid
-from hmvnet.files import write_text
+from hmvnet.files import write_table, write_text
 from hmvnet.lesions.table import Lesion
 from hmvnet.pipeline import Prediction
 
@@ -81,5 +81,5 @@ def write_lesions(prediction: Prediction, path: Path) -> Path:
         rows.append({"lesion": number, "x_lps_mm": x, "y_lps_mm": y, "z_lps_mm": z, **row})
     measured = [f.name for f in fields(Lesion) if f.name not in ("label", "centroid_mm")]
     columns = ["lesion", "class", "label", "x_lps_mm", "y_lps_mm", "z_lps_mm", *measured]
-    write_text(pd.DataFrame(rows, columns=columns).to_csv(index=False), path)
+    write_table(pd.DataFrame(rows, columns=columns), path)
     return path

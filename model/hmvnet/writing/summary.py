@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hmvnet.case import CLASSES
+from hmvnet.exits import one_line
 from hmvnet.lesions.table import Lesion
 from hmvnet.pipeline import Prediction
 
@@ -28,11 +29,11 @@ class Narrator:
         self.start = time.monotonic()
 
     def __call__(self, stage: str) -> None:
-        self._print(f"[dim]{time.monotonic() - self.start:6.1f} s[/]  {escape(stage)}")
+        self._print(f"[dim]{time.monotonic() - self.start:6.1f} s[/]  {escape(one_line(stage))}")
 
     def problem(self, text: str) -> None:
         """Why there is no result, or not all of it; on standard error: results go the other way."""
-        print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+        print(f"error: {one_line(text)}", file=sys.stderr, flush=True)
 
     def summary(
         self, prediction: Prediction, bundle: str, device: str, written: Iterable[Path]
@@ -50,13 +51,13 @@ class Narrator:
                 moved = ", ".join(f"{c.name} {c.value:+.3f}" for c in strongest)
                 self._print(f"moved most by: {moved}")
         for note in prediction.notes:
-            self._print(f"[yellow]note[/] {escape(note)}")
+            self._print(f"[yellow]note[/] {escape(one_line(note))}")
         colour = "green" if prediction.verdict.status == "ok" else "bold yellow"
         self._print(f"[{colour}]verdict[/] {escape(str(prediction.verdict))}")
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in prediction.timings.items())
-        self._print(f"[dim]bundle {escape(bundle)} on {device}; seconds: {stages}[/]")
+        self._print(f"[dim]bundle {escape(one_line(bundle))} on {device}; seconds: {stages}[/]")
         for path in written:
-            self._print(f"wrote {escape(str(path))}", soft_wrap=True)
+            self._print(f"wrote {escape(one_line(str(path)))}", soft_wrap=True)
         self._print("[dim]Research software, not for clinical use.[/]")
 
 
