@@ -1,15 +1,17 @@
 """What is given to ``hmvnet predict`` is told apart."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
-from conftest import tiny_ct, tiny_label, tiny_pet, write_patient
+from conftest import HEAD_GRID, head, tiny_ct, tiny_label, tiny_pet, write_patient
 
 from hmvnet.case import CaseError
 from hmvnet.exits import RefusedError
-from hmvnet.reading.inputs import ChallengeFolder, find_sources
+from hmvnet.phantom.dicom import write_dicom
+from hmvnet.reading.inputs import Asked, ChallengeFolder, find_sources
 
 
 def write(path, image):
@@ -47,7 +49,7 @@ def test_a_ct_and_a_pet(tmp_path, ct, pet, name):
 def test_a_ct_and_a_pet_with_a_record(tmp_path):
     files = [write(tmp_path / "c.mha", tiny_ct()), write(tmp_path / "p.mha", tiny_pet())]
     (tmp_path / "ehr.json").write_text(json.dumps({"Age": 70}))
-    (source,) = find_sources(files, tmp_path / "ehr.json")
+    (source,) = find_sources(files, Asked(tmp_path / "ehr.json"))
     assert source.read().record.values == {"Age": 70.0}
 
 
@@ -77,8 +79,8 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path, write_case):
     with pytest.raises(RefusedError, match="expected one folder, or a CT file and a PET file"):
         find_sources([ct, ct, ct])
     (tmp_path / "ehr.json").write_text("{}")
-    with pytest.raises(RefusedError, match="--record goes with a CT and a PET"):
-        find_sources([write_case()], tmp_path / "ehr.json")
+    with pytest.raises(RefusedError, match="--record and --suv-factor do not go"):
+        find_sources([write_case()], Asked(tmp_path / "ehr.json"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no patients"):
         find_sources([tmp_path / "empty"])
@@ -115,7 +117,7 @@ def test_a_damaged_record_is_refused_where_a_risk_is_wanted(write_case):
     folder = write_case(ehr="nonsense")
     with pytest.raises(CaseError, match=r"ehr\.json: not valid JSON"):
         find_sources([folder])[0].read()
-    (source,) = find_sources([folder], needs_record=False)
+    (source,) = find_sources([folder], Asked(needs_record=False))
     assert any("not needed" in note for note in source.read().notes)
 
 
@@ -148,3 +150,84 @@ def test_a_patient_without_pet_is_refused_alone(tmp_path, layout, pet):
     with pytest.raises(CaseError, match="image file not found"):
         first.read()
     assert second.read().patient_id == "A-2"
+
+
+# --- lists, BIDS, DICOM --------------------------------------------------------------------------
+
+
+def test_a_csv_lists_patients_with_paths_relative_to_it(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / "in" / f"{name}.nii.gz", tiny_ct())
+        write(tmp_path / "in" / f"{name}_pt.nii.gz", tiny_pet())
+    (tmp_path / "in" / "a.json").write_text(json.dumps({"Age": 70}))
+    rows = ["Patient;CT;PET;record", "007;a.nii.gz;a_pt.nii.gz;a.json", "b;b.nii.gz;b_pt.nii.gz;"]
+    (tmp_path / "in" / "list.csv").write_text("\n".join(rows))
+    found = find_sources([tmp_path / "in" / "list.csv"])
+    assert [source.patient_id for source in found] == ["007", "b"]
+    assert found[0].read().record.values == {"Age": 70.0} and not found[1].read().record.values
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("patient,ct\na,a.mha", "no column pet"),
+        ("patient,ct,pet\na,a.mha,", "row 2 lacks a patient, ct or pet"),
+    ],
+)
+def test_a_csv_that_lacks_something(tmp_path, rows, said):
+    (tmp_path / "list.csv").write_text(rows)
+    with pytest.raises(RefusedError, match=said):
+        find_sources([tmp_path / "list.csv"])
+
+
+def test_bids(tmp_path):
+    for subject, session in (("01", "1"), ("01", "2"), ("02", "")):
+        folder, name = tmp_path / f"sub-{subject}", f"sub-{subject}"
+        if session:
+            folder, name = folder / f"ses-{session}", f"{name}_ses-{session}"
+        write(folder / "ct" / f"{name}_ct.nii.gz", tiny_ct())
+        write(folder / "pet" / f"{name}_trc-FDG_rec-nac_pet.nii.gz", tiny_pet() * 2)
+        write(folder / "pet" / f"{name}_trc-FDG_rec-acdyn_pet.nii.gz", tiny_pet())
+    (tmp_path / "participants.tsv").write_text("participant_id\tAge\nsub-02\t55\n")
+    found = find_sources([tmp_path], Asked(tmp_path / "participants.tsv"))
+    assert found.kind == "BIDS"
+    names = ["sub-01_ses-1", "sub-01_ses-2", "sub-02"]
+    assert [source.patient_id for source in found] == names
+    assert found[0].read().pet.GetPixel(20, 20, 17) == tiny_pet().GetPixel(20, 20, 17)
+    assert found[2].read().record.values == {"Age": 55.0}
+
+
+def test_dicom_folders_and_zips(tmp_path):
+    ct, pet = head()
+    write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), tmp_path / "in" / "x", "DOE-JOHN")
+    (tmp_path / "records.csv").write_text("PatientID;Age\npatient-001;61\n")
+    found = find_sources([tmp_path / "in"], Asked(tmp_path / "records.csv"))
+    assert found.kind == "DICOM" and found[0].read().record.values == {"Age": 61.0}
+    listing = list(found.listing())
+    assert listing[-1] == "patient-001: CT series 2 (64 slices), PET series 3 (64 slices)"
+    assert "DOE" not in " ".join(listing)
+    zipped = Path(shutil.make_archive(str(tmp_path / "scan"), "zip", tmp_path / "in"))
+    assert find_sources([zipped])[0].read().ct.GetSize() == HEAD_GRID.size
+    assert find_sources([zipped], Asked(keep_names=True))[0].patient_id == "DOE-JOHN"
+    shutil.rmtree(tmp_path / "in" / "x" / "PT")
+    with pytest.raises(RefusedError, match="no PET series; found 1 CT series without a PET"):
+        find_sources([tmp_path / "in"])
+
+
+@pytest.mark.parametrize("layout", ["plain", "2025", "nnunet"])
+def test_hecktors_factors_of_pets_in_bq_per_ml(tmp_path, layout):
+    write_patient(tmp_path, "A-1", layout)
+    write_patient(tmp_path, "A-2", layout)
+    (tmp_path / "suv_conversion_tags.csv").write_text("pid,weight,dose,factor\nA-2,70,3e8,0.25\n")
+    first, second = (source.read() for source in find_sources([tmp_path]))
+    peaks = [sitk.GetArrayViewFromImage(case.pet).max() for case in (first, second)]
+    assert peaks == [8.0, 2.0] and any("multiplied by 0.25" in note for note in second.notes)
+    third = find_sources([tmp_path], Asked(suv_factor=0.5))[1].read()
+    assert sitk.GetArrayViewFromImage(third.pet).max() == 4.0
+
+
+def test_factors_that_are_none_are_refused(tmp_path):
+    write_patient(tmp_path, "A-1", "plain")
+    (tmp_path / "suv_conversion_tags.csv").write_text("pid,factor\nA-1,0\n")
+    with pytest.raises(ValueError, match="no number above 0"):
+        find_sources([tmp_path])

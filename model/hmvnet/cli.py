@@ -6,6 +6,7 @@ Every command imports what it needs when it runs, so that ``--help`` answers at 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,7 @@ EXTRAS = {
     "onnxscript": "train",
     "einops": "train",
     "tabulate": "train",
+    "highdicom": "dicom",
 }
 
 
@@ -116,12 +118,32 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="INPUT...",
-            help="a CT file and a PET file; or a folder: grand-challenge input, HECKTOR, nnU-Net",
+            help="a CT file and a PET file; a folder: DICOM, HECKTOR, nnU-Net, BIDS, "
+            "grand-challenge input; a zip of DICOM; a CSV of patient, ct, pet, record",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="a folder a patient is made here")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="a folder a patient is made here")
+    ] = None,
     weights: WeightsOption = "",
-    record: Annotated[Path | None, typer.Option(help="ehr.json of a CT and a PET")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="ehr.json of a CT and a PET, or a CSV of many patients")
+    ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="say what is recognised, and do no more")
+    ] = False,
+    suv_factor: Annotated[
+        float | None, typer.Option(min=0, help="PET values times this are SUV")
+    ] = None,
+    series: Annotated[
+        list[str] | None, typer.Option(help="UID of a DICOM series to use; repeatable")
+    ] = None,
+    keep_names: Annotated[
+        bool, typer.Option("--keep-names", help="DICOM patients under their own ids")
+    ] = False,
+    dicom: Annotated[
+        bool, typer.Option("--dicom", help="of DICOM: also SEG, report and RTSTRUCT")
+    ] = False,
     region: Annotated[
         str, typer.Option(help="head-neck, or centre for scans that hold no head")
     ] = "",
@@ -141,18 +163,24 @@ def predict(
     from hmvnet.cohort import predict_cohort
     from hmvnet.pipeline import load_pipeline
     from hmvnet.progress import print_lines
-    from hmvnet.reading.folder import Found
-    from hmvnet.reading.inputs import find_sources
+    from hmvnet.reading.inputs import Asked, find_sources
     from hmvnet.writing.summary import Narrator
 
     if force and go_on:
         raise RefusedError("--force and --continue exclude each other")
     given = [*(set_ or []), *([f"data.region={region}"] if region else [])]
-    sources = find_sources(inputs, record)  # refuses before the weights are loaded
-    print_lines(sources.summary() if isinstance(sources, Found) else ())
+    asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor)
+    sources = find_sources(inputs, asked)  # refuses before the weights are loaded
+    if list_:
+        for line in sources.listing():
+            print(line)
+        return Exit.OK
+    if output is None:
+        raise RefusedError("--output is missing: a folder in which a folder a patient is made")
+    print_lines(sources.told)
     pipeline = load_pipeline(weights or None, device, given)
     if pipeline.prognosis is None:
-        sources = find_sources(inputs, record, needs_record=False)
+        sources = find_sources(inputs, replace(asked, needs_record=False))
     narrator, alone, manifest = Narrator(), len(sources) == 1, pipeline.manifest
 
     def tell(name: str, folder: Path, found: Prediction) -> None:
@@ -171,6 +199,7 @@ def predict(
         output,
         existing="replace" if force else "skip" if go_on else "refuse",
         picture=picture,
+        dicom=dicom,
         strict=strict,
         on_read=tell_notes,
         on_stage=narrator if alone else None,

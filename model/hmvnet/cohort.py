@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,19 @@ from hmvnet.case import Verdict
 from hmvnet.exits import Exit, RefusedError, fault
 from hmvnet.files import is_name, make_folder
 from hmvnet.pipeline import Pipeline, Prediction
+from hmvnet.reading.dicom import Scan
 from hmvnet.reading.inputs import Source
-from hmvnet.writing.folder import LESIONS, MASK, PICTURE, REPORT, is_ours, write_folder
+from hmvnet.writing.folder import (
+    LESIONS,
+    MASK,
+    PICTURE,
+    REPORT,
+    RTSTRUCT,
+    SEG,
+    SR,
+    is_ours,
+    write_folder,
+)
 
 Existing = Literal["refuse", "replace", "skip"]
 OnRead = Callable[[str, tuple[str, ...]], None]
@@ -62,6 +74,7 @@ def predict_cohort(
     *,
     existing: Existing = "refuse",
     picture: bool = True,
+    dicom: bool = False,
     strict: bool = False,
     on_stage: Callable[[str], None] | None = None,
     on_read: OnRead | None = None,
@@ -74,6 +87,7 @@ def predict_cohort(
         existing: what to do where a patient's folder is there already; ``skip`` leaves what is
             whole and of the same bundle, and makes the rest anew.
         picture: also draw slices and projections.
+        dicom: also write DICOM objects, of patients that were read from DICOM.
         strict: a verdict of ``review`` counts in the result's code.
         on_stage: told the stage that runs.
         on_read: told each patient's id and what reading it had to say.
@@ -81,11 +95,16 @@ def predict_cohort(
         on_failure: told each patient's id and why there is no result, or not all of it.
 
     Raises:
+        ModuleNotFoundError: with ``dicom``, highdicom is not installed.
         RefusedError: an output folder that cannot be written, two patients of one id, an id that is
             no file name, something in a folder's place that is not of an earlier call, or with
             ``refuse`` a folder that is there already; before any work.
     """
     _check_names(sources)
+    if dicom:
+        import_module("highdicom")
+        if not any(isinstance(source, Scan) for source in sources):
+            raise RefusedError("DICOM objects are asked for, and no patient is read from DICOM")
     names = [source.patient_id for source in sources]
     try:
         make_folder(output)
@@ -93,7 +112,7 @@ def predict_cohort(
         raise RefusedError(
             f"output folder {output} cannot be made or written: {error.strerror}"
         ) from error
-    whole = {name for name in names if is_whole(output / name, pipeline, picture)}
+    whole = {name for name in names if is_whole(output / name, pipeline, picture, dicom)}
     done = whole if existing == "skip" else set()
     there = [name for name in names if (output / name).exists() and name not in done]
     if strange := [name for name in there if not is_ours(output / name)]:
@@ -117,7 +136,12 @@ def predict_cohort(
                 on_read(name, case.notes)
             prediction = pipeline(case, on_stage)
             problems = write_folder(
-                prediction, pipeline.manifest, folder, device=str(pipeline.device), picture=picture
+                prediction,
+                pipeline.manifest,
+                folder,
+                device=str(pipeline.device),
+                picture=picture,
+                ct=source.ct if dicom and isinstance(source, Scan) else None,
             )
         except RefusedError as error:
             result.refused[name] = why = str(error).removeprefix(f"patient {name}: ")
@@ -138,10 +162,13 @@ def predict_cohort(
     return result
 
 
-def is_whole(folder: Path, pipeline: Pipeline, picture: bool) -> bool:
+def is_whole(folder: Path, pipeline: Pipeline, picture: bool, dicom: bool = False) -> bool:
     """Whether an earlier call with the same bundle left all that this one would."""
-    needed = (MASK, LESIONS, PICTURE) if picture else (MASK, LESIONS)
-    same = _report_before(folder).get("bundle") == pipeline.manifest.name
+    report = _report_before(folder)
+    needed = [MASK, LESIONS, *([PICTURE] if picture else [])]
+    if dicom and report.get("lesions"):
+        needed += [SEG, SR, RTSTRUCT]
+    same = report.get("bundle") == pipeline.manifest.name
     return same and all((folder / name).is_file() for name in needed)
 
 

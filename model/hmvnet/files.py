@@ -84,7 +84,8 @@ def make_folder(path: Path) -> None:
 def is_name(text: str) -> bool:
     """Whether a text is the name of one file or folder, on any system, and of a line in a log."""
     path = re.search(r"[/\\]|^[a-z]:|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", text, re.IGNORECASE)
-    return text.isprintable() and text not in ("", ".", "..") and not path
+    shown = os.fsencode(text).decode("utf-8", "replace")  # whatever the locale made of it
+    return shown.isprintable() and text not in ("", ".", "..") and not path
 
 
 def leaves(path: Path, folder: Path) -> bool:

@@ -150,7 +150,7 @@ def _notes(
     region = segmentation.volume.region
     if region.note and not region.code:
         notes.append(region.note)
-    if region.confidence < LOW_CONFIDENCE:
+    if region.confidence < LOW_CONFIDENCE and region.landmark != "centre":
         notes.append(f"low confidence in the head-and-neck region ({region.confidence:.2f})")
     if risk:
         notes.extend(risk.notes)

@@ -71,7 +71,8 @@ def find_region(coarse: Coarse, settings: PreprocessingSettings) -> Region:
         anchor = coarse.point(top + 0.5, *centre_yx)
         grid = _hang(anchor, settings, up=1.0)
         return Region(grid, "neck", confidence, "scan starts below the brain")
-    return replace(centre_region(coarse, settings), code="no-head")
+    note = "no head or neck found, region centred on the body"
+    return replace(centre_region(coarse, settings), note=note, code="no-head")
 
 
 def centre_region(coarse: Coarse, settings: PreprocessingSettings) -> Region:
@@ -82,8 +83,7 @@ def centre_region(coarse: Coarse, settings: PreprocessingSettings) -> Region:
     low, high = np.percentile(index, 1, axis=0), np.percentile(index, 99, axis=0)
     centre = coarse.point(*((low + high) / 2))
     top = centre + [0, 0, settings.size_mm[2] / 2]
-    note = "no head or neck found, region centred on the body"
-    return Region(_hang(top, settings, up=1.0), "centre", 0.1, note)
+    return Region(_hang(top, settings, up=1.0), "centre", 0.1)
 
 
 def _hang(top_centre: np.ndarray, settings: PreprocessingSettings, up: float) -> Grid:

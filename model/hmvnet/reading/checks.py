@@ -41,8 +41,13 @@ def checked_case(
     outcome: Outcome | None = None,
     notes: tuple[str, ...] = (),
     findings: tuple[Finding, ...] = (),
+    suv_factor: float | None = None,
 ) -> Case:
     """A case of finite voxels, a CT in HU, a PET that overlaps it, truth on the CT grid.
+
+    Args:
+        findings: what makes the case doubtful already.
+        suv_factor: what the PET's values are to be multiplied by to be SUV; None: they are.
 
     Raises:
         CaseError: the images cannot belong to one PET/CT examination, are not HU and SUV, hold too
@@ -51,6 +56,9 @@ def checked_case(
     found, doubts = list(notes), list(findings)
     ct = _finite(ct, "CT", HU_OF_AIR, found)
     pet = _finite(pet, "PET", 0.0, found)
+    if suv_factor is not None:
+        pet = sitk.Cast(pet, sitk.sitkFloat32) * suv_factor
+        found.append(f"PET image: multiplied by {suv_factor:g}, as given, to be SUV")
     _check_overlap(Grid.of(ct), Grid.of(pet))
     ct = _hounsfield(ct, found, doubts)
     _check_uptake(pet, found)

@@ -22,6 +22,7 @@ from hmvnet.reading.checks import checked_case
 from hmvnet.reading.headers import remarked
 from hmvnet.reading.series import Series, Slice, read_header, read_series, slices_of
 from hmvnet.reading.suv import suv_scale
+from hmvnet.reading.tables import Known
 
 FEWEST_SLICES = 5  # of a scan; localisers and screen shots have fewer
 F18_S = 6586.2
@@ -34,6 +35,7 @@ class Scan:
 
     Attributes:
         notes: which series were chosen among several.
+        known: what a table says of the patient.
         suv_factor: what PET values are multiplied by; None: as the headers say.
         keeps: what must not go away before the files are read.
     """
@@ -42,8 +44,12 @@ class Scan:
     ct: Series
     pet: Series
     notes: tuple[str, ...] = ()
+    known: Known | None = None
     suv_factor: float | None = None
     keeps: object = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.ct}, {self.pet}"
 
     def read(self) -> Case:
         """The images, CT in HU and PET in SUV.
@@ -58,7 +64,15 @@ class Scan:
         findings = tuple(_tracer(self.pet))
         comments = str(self.ct.header.get("ImageComments") or "")
         notes = (*self.notes, *remarked(comments, self.ct.name), *notes, *notes2, *scale.notes)
-        return checked_case(self.patient_id, ct, pet, notes=(*notes, NO_RECORD), findings=findings)
+        said = self.known or Known(notes=(NO_RECORD,))
+        return checked_case(
+            self.patient_id,
+            ct,
+            pet,
+            record=said.record,
+            notes=(*notes, *said.notes),
+            findings=findings,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,9 @@ class Unpaired:
 
     patient_id: str
     why: str
+
+    def __str__(self) -> str:
+        return self.why
 
     def read(self) -> Case:
         """Raises: CaseError, always."""

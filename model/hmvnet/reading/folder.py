@@ -22,7 +22,7 @@ from hmvnet.reading.checks import checked_case
 from hmvnet.reading.images import read_image
 from hmvnet.reading.names import LeftOut, entries, first
 from hmvnet.reading.records import read_json
-from hmvnet.reading.tables import Known, TableNames, read_records, read_tables
+from hmvnet.reading.tables import Known, TableNames, read_records, read_suv_factors, read_tables
 
 TASK_FOLDERS = ("Task 1", "Task_1", "Task1")
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")  # with labelsTr, labelsTs beside them
@@ -43,6 +43,7 @@ class Patient:
     classes: tuple[tuple[int, int], ...] = ()  # values in the label file that stand for others
     record: ClinicalRecord = field(default_factory=ClinicalRecord)
     outcome: Outcome | None = None
+    suv_factor: float | None = None  # of a PET in Bq/mL
     notes: tuple[str, ...] = ()
 
     @property
@@ -59,6 +60,7 @@ class Patient:
         return [
             self.patient_id,
             self.classes,
+            self.suv_factor,
             *((f.stat().st_size, f.stat().st_mtime_ns) for f in files),
         ]
 
@@ -83,6 +85,7 @@ class Patient:
                 record=self.record,
                 truth=truth,
                 outcome=self.outcome,
+                suv_factor=self.suv_factor,
                 notes=(*self.notes, *notes, *notes2),
             )
         except CaseError as error:
@@ -96,6 +99,10 @@ def _checked_labels(image: sitk.Image, name: str, classes: Mapping[int, int]) ->
         raise CaseError(f"{name}: label values {values[:6].tolist()}, expected 0, 1 and 2")
     image = sitk.Cast(image, sitk.sitkUInt8)
     return sitk.ChangeLabel(image, dict(classes)) if classes else image
+
+
+class NoPatientsError(ValueError):
+    """A folder that is none of the layouts."""
 
 
 @dataclass(frozen=True)
@@ -214,9 +221,18 @@ def _found(
 ) -> Found:
     """The patients with what the tables say of them."""
     joined = []
+    factors = read_suv_factors(root, [patient.patient_id for patient in patients])
     for patient in patients:
         said = known.get(patient.patient_id, Known())
-        joined.append(replace(patient, record=said.record, outcome=said.outcome, notes=said.notes))
+        joined.append(
+            replace(
+                patient,
+                record=said.record,
+                outcome=said.outcome,
+                suv_factor=factors.get(patient.patient_id),
+                notes=said.notes,
+            )
+        )
     return Found(root, tuple(joined), tuple(dict.fromkeys(left_out)), scans)
 
 
@@ -240,7 +256,7 @@ def _find(root: Path, left_out: list[LeftOut], scans: bool = False) -> list[Pati
     for folder in {root, base} - {images or base}:
         _leave_strays(folder, images or base, left_out)
     if not patients:
-        raise ValueError(
+        raise NoPatientsError(
             f"data folder '{root}' holds no patients: expected <ID>/<ID>__CT.nii.gz with __PT, or "
             "imagesTr (or imagesTs) with __CT/__PT or _0000/_0001" + _besides(left_out, root)
         )

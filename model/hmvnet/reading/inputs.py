@@ -1,22 +1,25 @@
-"""What ``hmvnet predict`` is given: a challenge's folder, a data folder, or a CT and a PET."""
+"""What ``hmvnet predict`` is given, told apart by what it holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, overload
 
 from hmvnet.case import Case, ClinicalRecord
 from hmvnet.exits import RefusedError
 from hmvnet.reading.challenge import is_challenge_folder, read_case
 from hmvnet.reading.checks import checked_case
-from hmvnet.reading.folder import find_scans, image_stem
+from hmvnet.reading.dicom import NO_RECORD, DicomFolder, Unpaired, find_dicom
+from hmvnet.reading.folder import NoPatientsError, Patient, find_scans, image_stem
 from hmvnet.reading.images import SUFFIXES, read_image
 from hmvnet.reading.records import read_health_record
+from hmvnet.reading.tables import Known, read_csv, read_records
 
-NO_RECORD: tuple[str, ...] = ("no health record: every field treated as missing",)
 CT_ENDINGS = ("__CT", "_0000", "_CT", "_ct")
+LIST_COLUMNS = ("patient", "ct", "pet", "record")  # of a CSV that lists patients
 
 
 class Source(Protocol):
@@ -42,20 +45,34 @@ class ChallengeFolder:
         named = folder.parent if folder.name == "input" and folder.parent.name else folder
         return named.name
 
+    def __str__(self) -> str:
+        return "images/ct, images/pet, ehr.json"
+
     def read(self) -> Case:
         return read_case(self.folder, needs_record=self.needs_record)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A CT and a PET file, and perhaps a health record."""
+    """A CT and a PET file, and perhaps a health record.
+
+    Attributes:
+        name: of the patient; empty: as the CT's file.
+        known: what a table says of the patient; before ``record``.
+        suv_factor: as for ``hmvnet.reading.checks.checked_case``.
+    """
 
     ct: Path
     pet: Path
     record: Path | None = None
+    name: str = ""
+    known: Known | None = None
+    suv_factor: float | None = None
 
     @property
     def patient_id(self) -> str:
+        if self.name:
+            return self.name
         name = image_stem(self.ct, SUFFIXES) or self.ct.stem
         for ending in CT_ENDINGS:
             name = name.removesuffix(ending)
@@ -63,46 +80,233 @@ class Pair:
             name = self.ct.resolve().parent.name
         return name or "patient"
 
+    def __str__(self) -> str:
+        return f"{self.ct.name}, {self.pet.name}"
+
     def read(self) -> Case:
         ct, ct_notes = read_image(self.ct)
         pet, pet_notes = read_image(self.pet)
-        record, notes = ClinicalRecord(), NO_RECORD
-        if self.record:
+        record = ClinicalRecord()
+        notes: tuple[str, ...] = (NO_RECORD,)
+        if self.known:
+            record, notes = self.known.record, self.known.notes
+        elif self.record:
             record, notes = read_health_record(self.record)
         notes = (*ct_notes, *pet_notes, *notes)
-        return checked_case(self.patient_id, ct, pet, record=record, notes=notes)
+        return checked_case(
+            self.patient_id, ct, pet, record=record, notes=notes, suv_factor=self.suv_factor
+        )
 
 
-def find_sources(
-    inputs: Sequence[Path], record: Path | None = None, *, needs_record: bool = True
-) -> Sequence[Source]:
+@dataclass(frozen=True)
+class Asked:
+    """How inputs are to be read.
+
+    Attributes:
+        record: a health record (JSON) of a CT and a PET, or a table of many patients (CSV).
+        needs_record: whether a damaged health record is refused: where a risk is wanted.
+        keep_names: patients of DICOM are named as in the files.
+        series: UIDs of DICOM series to be used rather than others of their modality.
+        suv_factor: what PET values are multiplied by to be SUV.
+    """
+
+    record: Path | None = None
+    needs_record: bool = True
+    keep_names: bool = False
+    series: tuple[str, ...] = ()
+    suv_factor: float | None = None
+
+
+@dataclass(frozen=True)
+class Inputs(Sequence[Source]):
+    """The patients in what was given.
+
+    Attributes:
+        kind: what it was taken for.
+        told: what a person checks before the work starts, in lines.
+    """
+
+    kind: str
+    sources: tuple[Source, ...]
+    told: tuple[str, ...] = ()
+
+    @overload
+    def __getitem__(self, index: int) -> Source: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Source, ...]: ...
+    def __getitem__(self, index):
+        return self.sources[index]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def listing(self) -> Iterator[str]:
+        """What was recognised: a line a patient."""
+        yield f"{self.kind}: {len(self)} patients"
+        yield from self.told
+        for source in self:
+            yield f"{source.patient_id}: {source}"
+
+
+def find_sources(inputs: Sequence[Path], asked: Asked | None = None) -> Inputs:
     """The patients in what was given.
 
     Args:
-        inputs: a CT and a PET file, in this order; or one folder: a grand-challenge input folder
+        inputs: a CT and a PET file, in this order; a CSV with the columns patient, ct, pet and
+            perhaps record; a zip of DICOM files; or a folder: a grand-challenge input folder
             (``images/ct``, ``images/pet``, ``ehr.json``), a HECKTOR folder, an nnU-Net folder
-            (``imagesTs`` or ``imagesTr``).
-        record: the health record of a CT and a PET.
-        needs_record: whether a damaged health record is to be refused: where a risk is wanted.
+            (``imagesTs`` or ``imagesTr``), BIDS (``sub-*``), or any with DICOM files in it.
 
     Raises:
         RefusedError: it is none of these; says what was found and what was expected.
     """
-    given = [*inputs, *([record] if record else [])]
+    asked = asked or Asked()
+    given = [*inputs, *([asked.record] if asked.record else [])]
     if absent := [str(path) for path in given if not path.exists()]:
         raise RefusedError(f"{absent[0]}: no such file or folder")
     if len(inputs) == 2 and all(path.is_file() for path in inputs):
         if inputs[0].samefile(inputs[1]):
             raise RefusedError(f"{inputs[0]} is given as CT and as PET, expected two files")
-        return [Pair(inputs[0], inputs[1], record)]
-    if len(inputs) != 1 or not inputs[0].is_dir():
+        ct, pet = inputs
+        pair = Pair(ct, pet, None if _is_table(asked.record) else asked.record)
+        return _with_records(Inputs("a CT and a PET", _scaled([pair], asked)), asked)
+    (path,) = inputs if len(inputs) == 1 else (Path(),)
+    if len(inputs) == 1 and path.is_file() and path.suffix.lower() == ".zip":
+        return _with_records(_dicom(path, asked, f"{path} holds no DICOM files"), asked)
+    if len(inputs) == 1 and path.is_file() and _is_table(path):
+        return _with_records(Inputs(f"{path.name}", _scaled(_listed(path), asked)), asked)
+    if len(inputs) != 1 or not path.is_dir():
         raise RefusedError(
             f"found {', '.join(map(str, inputs)) or 'no input'}; expected one folder, or a CT file "
-            "and a PET file"
+            "and a PET file, a zip of DICOM or a CSV of patient, ct, pet"
         )
-    if record:
-        raise RefusedError("--record goes with a CT and a PET file; a folder holds its own records")
-    (folder,) = inputs
+    return _with_records(_folder(path, asked), asked)
+
+
+def _folder(folder: Path, asked: Asked) -> Inputs:
     if is_challenge_folder(folder):
-        return [ChallengeFolder(folder, needs_record)]
-    return find_scans(folder)
+        if asked.record or asked.suv_factor is not None:
+            raise RefusedError(
+                "--record and --suv-factor do not go with a challenge's folder: it holds its own "
+                "record, and its PET is in SUV"
+            )
+        return Inputs("grand-challenge input", (ChallengeFolder(folder, asked.needs_record),))
+    if bids := list(_bids(folder)):
+        return Inputs("BIDS", _scaled(bids, asked))
+    try:
+        found = find_scans(folder)
+    except NoPatientsError as error:
+        return _dicom(folder, asked, str(error))
+    return Inputs("data folder", _scaled(found, asked), tuple(found.summary()))
+
+
+def _dicom(path: Path, asked: Asked, otherwise: str) -> Inputs:
+    """The scans of DICOM files. Raises: RefusedError, where there are none: ``otherwise``."""
+    found = find_dicom(
+        path, keep_names=asked.keep_names, series=asked.series, suv_factor=asked.suv_factor
+    )
+    if found is None:
+        raise RefusedError(f"{otherwise}, and there are no DICOM files")
+    if not found.scans:
+        raise RefusedError(f"{path}: no PET series; found {_told(found) or 'nothing'}")
+    told = [f"{path.name}: {len(found.scans)} PET/CT examinations in DICOM"]
+    for scan in found.scans:
+        told += [f"{scan.patient_id}: {note}" for note in getattr(scan, "notes", ())]
+    if found.left_out:
+        told.append(f"left out: {_told(found)}")
+    return Inputs("DICOM", found.scans, tuple(told))
+
+
+def _told(found: DicomFolder) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(found.left_out.items()))
+
+
+def _scaled(sources: Sequence[Pair | Patient], asked: Asked) -> tuple[Source, ...]:
+    if asked.suv_factor is None:
+        return tuple(sources)
+    return tuple(replace(source, suv_factor=asked.suv_factor) for source in sources)
+
+
+# --- lists and BIDS ------------------------------------------------------------------------------
+
+
+def _is_table(path: Path | None) -> bool:
+    return path is not None and path.suffix.lower() in (".csv", ".tsv")
+
+
+def _listed(path: Path) -> list[Pair]:
+    """The patients of a CSV; paths in it are relative to it."""
+    frame = read_csv(path, LIST_COLUMNS)
+    columns = {str(name).strip().lower(): name for name in frame.columns}
+    if missing := [name for name in LIST_COLUMNS[:3] if name not in columns]:
+        raise RefusedError(
+            f"{path}: no column {', '.join(missing)}; expected patient, ct, pet and perhaps record"
+        )
+    pairs = []
+    for number, row in enumerate(frame.to_dict("records"), start=2):
+        cells = {name: str(row.get(columns.get(name)) or "") for name in LIST_COLUMNS}
+        if not all(cells[name] for name in LIST_COLUMNS[:3]):
+            raise RefusedError(f"{path}: row {number} lacks a patient, ct or pet")
+        ct, pet, record = (path.parent / cells[name] for name in LIST_COLUMNS[1:])
+        pairs.append(Pair(ct, pet, record if cells["record"] else None, cells["patient"]))
+    return pairs
+
+
+def _bids(root: Path) -> Iterator[Pair]:
+    """The scans of a BIDS data set: PET with the CT of the same subject and session.
+
+    The CT is in ``ct`` or ``anat`` and ends in ``_ct``. Where there are several PETs, those of FDG
+    that are corrected for attenuation are meant.
+    """
+    for subject in sorted(path for path in root.glob("sub-*") if path.is_dir()):
+        sessions = sorted(path for path in subject.glob("ses-*") if path.is_dir()) or [subject]
+        for session in sessions:
+            pets, cts = _ending(session / "pet", "_pet"), []
+            for name in ("ct", "anat", "pet"):
+                cts += _ending(session / name, "_ct")
+            if not pets:
+                continue
+            name = subject.name if session is subject else f"{subject.name}_{session.name}"
+            pet = max(pets, key=_worth)
+            ct = cts[0] if cts else session / "ct" / f"{name}_ct.nii.gz"
+            yield Pair(ct, pet, name=name)
+
+
+def _ending(folder: Path, ending: str) -> list[Path]:
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in paths if image_stem(path).lower().endswith(ending)]
+
+
+def _worth(pet: Path) -> tuple[bool, bool]:
+    entities = dict(re.findall(r"(trc|rec)-([A-Za-z0-9]+)", pet.name))
+    is_fdg = "fdg" in entities.get("trc", "fdg").lower()
+    return is_fdg, "nac" not in entities.get("rec", "").lower()
+
+
+# --- health records ------------------------------------------------------------------------------
+
+
+def _with_records(found: Inputs, asked: Asked) -> Inputs:
+    """The patients with what a table says of them, or as they are where none is given."""
+    if asked.record is None:
+        return found
+    if not _is_table(asked.record):
+        if found.kind != "a CT and a PET":
+            raise RefusedError(
+                "--record with a JSON file goes with a CT and a PET file; many patients take a CSV "
+                "with a column of their names"
+            )
+        return found
+    known = read_records(asked.record, [source.patient_id for source in found])
+    sources = tuple(_knowing(source, known) for source in found)
+    told = f"{asked.record.name}: health records of {len(known)} of {len(found)} patients"
+    return replace(found, sources=sources, told=(*found.told, told))
+
+
+def _knowing(source: Source, known: Mapping[str, Known]) -> Source:
+    said = known.get(source.patient_id)
+    if said is None or isinstance(source, (ChallengeFolder, Unpaired)):
+        return source
+    if isinstance(source, Patient):
+        return replace(source, record=said.record, notes=said.notes)
+    return replace(source, known=said)  # type: ignore[type-var]

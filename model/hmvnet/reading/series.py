@@ -135,6 +135,9 @@ class Series:
         """From its first slice to its last."""
         return float(np.linalg.norm(self.slices[-1].position - self.slices[0].position))
 
+    def __str__(self) -> str:
+        return f"{self.name} ({len(self.slices)} slices)"
+
     @cached_property
     def extent(self) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper bound in LPS mm, of voxel centres."""

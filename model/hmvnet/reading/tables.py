@@ -35,12 +35,16 @@ from hmvnet.reading.text import decode
 
 ID_COLUMN, EVENT_COLUMN, TIME_COLUMN = "PatientID", "Relapse", "RFS"
 # Names of the column of patients, as ``plain_name`` has them; the first that is there is it.
-ID_NAMES = ("patientid", "patient", "patientname", "subjectid", "subject", "caseid", "case", "id")
+ID_NAMES = (
+    *("patientid", "patient", "patientname", "pid", "subjectid", "subject"),
+    *("participantid", "caseid", "case", "id"),
+)
 OTHER_TABLES = (".tsv", ".xls", ".xlsx", ".ods")  # not read, and said
 MOST_BYTES = 1 << 27  # of a table
 SEPARATORS = ",;\t|"
 # What drew a phantom's outcome. No health record: a model that saw it would know the answer.
 TRUTH_TABLE = "truth.csv"
+SUV_TABLE = "suv_conversion_tags.csv"  # HECKTOR 2026's, of PETs that are in Bq/mL
 _EVENT = Column(
     "event",
     "categorical",
@@ -134,7 +138,7 @@ def read_outcome_table(
             common, or event or time cannot be used; names it.
     """
     given = TableNames(patient, time, event, follow_up, event_codes or {})
-    tables = [_table(_read_csv(path, [patient]), path, patient) for path in paths]
+    tables = [_table(read_csv(path, [patient]), path, patient) for path in paths]
     columns: list[str] = []
     notes: list[str] = []
     for number, (path, table) in enumerate(zip(paths, tables, strict=True)):
@@ -211,12 +215,36 @@ def read_tables(
     return _read_all(root, patients, left_out, names or TableNames(), outcomes=True)
 
 
+def read_suv_factors(root: Path, patients: Collection[str]) -> dict[str, float]:
+    """What PETs in Bq/mL are multiplied by to be SUV, by patient: HECKTOR 2026's table.
+
+    Raises:
+        ValueError: it is unreadable, names none of ``patients``, or a factor is no number above 0.
+    """
+    path = root / SUV_TABLE
+    if not path.is_file():
+        return {}
+    frame = read_csv(path, ID_NAMES)
+    label = next((c for n in ID_NAMES for c in frame.columns if plain_name(c) == n), None)
+    factor = next((c for c in frame.columns if "factor" in plain_name(c)), None)
+    if label is None or factor is None:
+        raise ValueError(f"{path}: found {_listed(frame.columns)}, expected a pid and a factor")
+    given = pd.to_numeric(frame[factor], errors="coerce")
+    if not ((given > 0) & (given < float("inf"))).all():
+        raise ValueError(f"{path}: column {factor!r} holds what is no number above 0")
+    factors = dict(zip(frame[label], given.tolist(), strict=True))
+    return {name: factors[other] for name, other in match_names(patients, factors).items()}
+
+
 def read_records(
     root: Path,
     patients: Collection[str] | None = None,
     left_out: list[LeftOut] | None = None,
 ) -> dict[str, Known]:
     """The health records of ``read_tables``, whatever the tables hold as outcomes.
+
+    Args:
+        root: a folder, or one table.
 
     Raises:
         ValueError: as ``read_tables``, but for what concerns outcomes.
@@ -288,16 +316,17 @@ def _tables_under(
     root: Path, names: TableNames, left_out: list[LeftOut]
 ) -> Iterator[tuple[Path, _Table]]:
     """The tables of patients under a data folder, those of a lower task number first."""
-    paths = entries(root, left_out)
+    paths = [root] if root.is_file() else entries(root, left_out)
     tasks = [path for path in paths if path.is_dir() and path.name.startswith("Task")]
     paths += [path for folder in tasks for path in entries(folder, left_out)]
     for path in sorted(paths, key=lambda path: path.name):
-        if path.suffix.lower() in OTHER_TABLES:
+        if path != root and path.suffix.lower() in OTHER_TABLES:
             left_out.append(LeftOut(path, "a table, but not CSV"))
-        if path.suffix.lower() != ".csv" or path.name == TRUTH_TABLE:
+        is_table = path == root or path.suffix.lower() == ".csv"
+        if not is_table or path.name in (TRUTH_TABLE, SUV_TABLE):
             continue
         ids = (plain_name(names.patient), *ID_NAMES)
-        frame = _read_csv(path, ids)
+        frame = read_csv(path, ids)
         label = next((c for n in ids for c in frame.columns if plain_name(c) == n), None)
         usual = {plain_name(name): name for name in (names.patient, *names.outcome)}
         if label is not None:
@@ -336,7 +365,7 @@ class _Table:
     notes: tuple[str, ...]
 
 
-def _read_csv(path: Path, patient: Sequence[str]) -> pd.DataFrame:
+def read_csv(path: Path, patient: Sequence[str]) -> pd.DataFrame:
     """A table with its cells as pandas reads them; texts have no outer blanks.
 
     Args:

@@ -7,7 +7,9 @@ all three.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,8 +36,8 @@ from hmvnet.imaging.resample import labels_onto
 from hmvnet.lesions.table import Lesion, numbered_lesions
 from hmvnet.pipeline import Prediction
 from hmvnet.reading.series import Series, volume_files
+from hmvnet.writing.folder import RTSTRUCT, SEG, SR
 
-SEG, SR, RTSTRUCT = "seg.dcm", "report.dcm", "rtstruct.dcm"
 MAKER, MODEL = "HM-VNet (open source)", "hmvnet"
 SERIES_NUMBERS = {SEG: 9001, SR: 9002, RTSTRUCT: 9003}
 COLOURS = {GTVP: (230, 60, 60), 2: (60, 140, 230)}  # of contours, RGB
@@ -43,7 +45,7 @@ MOST_LESIONS = 255
 
 
 @dataclass(frozen=True)
-class _Written:
+class _Source:
     """What all three objects are made of.
 
     Attributes:
@@ -72,7 +74,7 @@ class _Written:
 
 def dicom_writers(
     prediction: Prediction, manifest: Manifest, ct: Series, folder: Path
-) -> dict[Path, Callable[[], None]]:
+) -> dict[Path, Callable[[], object]]:
     """What writes each object into ``folder``; nothing where no lesion was found.
 
     Args:
@@ -86,20 +88,15 @@ def dicom_writers(
     if not prediction.lesions:
         return {}
     made = _made_of(prediction, manifest, ct)
-    seg: list[Any] = []  # the report refers to it
-
-    def write_seg() -> None:
-        seg.append(_segmentation(made))
-        _save(seg[0], folder / SEG)
-
+    seg: list[Dataset] = []  # the report refers to it
     return {
-        folder / SEG: write_seg,
-        folder / SR: lambda: _save(_report(made, seg[0]), folder / SR),
-        folder / RTSTRUCT: lambda: _save(_structures(made), folder / RTSTRUCT),
+        folder / SEG: lambda: seg.append(_written(lambda: _segmentation(made), folder / SEG)),
+        folder / SR: lambda: _written(lambda: _report(made, seg[0]), folder / SR),
+        folder / RTSTRUCT: lambda: _written(lambda: _structures(made), folder / RTSTRUCT),
     }
 
 
-def _made_of(prediction: Prediction, manifest: Manifest, ct: Series) -> _Written:
+def _made_of(prediction: Prediction, manifest: Manifest, ct: Series) -> _Source:
     grid = Grid.of(prediction.mask)
     volume = prediction.segmentation.volume
     ct_hu, pet_suv = volume.raw
@@ -110,9 +107,10 @@ def _made_of(prediction: Prediction, manifest: Manifest, ct: Series) -> _Written
     there = set(np.unique(on_ct).tolist())
     files = volume_files(ct)
     paths = list(dict.fromkeys(path for path, _ in files))
-    sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
+    with _quietly():
+        sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
     order = [paths.index(path) if frame is None else frame for path, frame in files]
-    return _Written(
+    return _Source(
         grid,
         on_ct,
         {number: lesion for number, lesion in enumerate(lesions, 1) if number in there},
@@ -123,15 +121,25 @@ def _made_of(prediction: Prediction, manifest: Manifest, ct: Series) -> _Written
     )
 
 
-def _save(file: Dataset, path: Path) -> None:
-    with replacing(path) as temporary:
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """What pydicom and highdicom warn of in the patient's own tags would name the patient."""
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _written(make: Callable[[], Dataset], path: Path) -> Dataset:
+    with _quietly(), replacing(path) as temporary:
+        file = make()
         file.save_as(temporary, enforce_file_format=True)
+    return file
 
 
 # --- segmentation --------------------------------------------------------------------------------
 
 
-def _segmentation(made: _Written) -> Dataset:
+def _segmentation(made: _Source) -> Dataset:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.seg import (
         SegmentAlgorithmTypeValues,
@@ -191,7 +199,7 @@ def _segmentation(made: _Written) -> Dataset:
 # --- structured report ---------------------------------------------------------------------------
 
 
-def _report(made: _Written, segmentation: Dataset) -> Dataset:
+def _report(made: _Source, segmentation: Dataset) -> Dataset:
     """TID 1500: a group of measurements for each lesion."""
     from highdicom import sr
 
@@ -227,7 +235,7 @@ def _report(made: _Written, segmentation: Dataset) -> Dataset:
     )
 
 
-def _group(made: _Written, number: int, place: int, segmentation: Dataset) -> Any:
+def _group(made: _Source, number: int, place: int, segmentation: Dataset) -> Any:
     from highdicom import sr
 
     lesion = made.lesions[number]
@@ -266,7 +274,7 @@ def _group(made: _Written, number: int, place: int, segmentation: Dataset) -> An
 # --- structure set -------------------------------------------------------------------------------
 
 
-def _structures(made: _Written) -> Dataset:
+def _structures(made: _Source) -> Dataset:
     """An RTSTRUCT: closed planar contours around each lesion's voxels, slice by slice."""
     first = made.sources[0]
     meta = FileMetaDataset()
@@ -311,7 +319,7 @@ def _structures(made: _Written) -> Dataset:
     return file
 
 
-def _image_reference(made: _Written, index: int) -> Dataset:
+def _image_reference(made: _Source, index: int) -> Dataset:
     """A slice of the grid as a reference to its image."""
     reference, place = Dataset(), made.order[index]
     source = made.sources[place] if len(made.sources) > 1 else made.sources[0]
@@ -322,7 +330,7 @@ def _image_reference(made: _Written, index: int) -> Dataset:
     return reference
 
 
-def _frame_of_reference(made: _Written) -> Dataset:
+def _frame_of_reference(made: _Source) -> Dataset:
     first = made.sources[0]
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = first.SeriesInstanceUID
@@ -335,7 +343,7 @@ def _frame_of_reference(made: _Written) -> Dataset:
     return frame
 
 
-def _contours(made: _Written, number: int) -> list[Dataset]:
+def _contours(made: _Source, number: int) -> list[Dataset]:
     """Around the voxels' centres half-way to those outside; holes are contours of their own."""
     found = []
     for z in np.flatnonzero((made.numbers == number).any(axis=(1, 2))):

@@ -10,9 +10,11 @@ from hmvnet.exits import RefusedError
 from hmvnet.files import replacing
 from hmvnet.pipeline import Prediction
 from hmvnet.reading.images import write_image
+from hmvnet.reading.series import Series
 from hmvnet.writing.report import write_lesions, write_report
 
 MASK, REPORT, LESIONS, PICTURE = "mask.nii.gz", "report.json", "lesions.csv", "picture.png"
+SEG, SR, RTSTRUCT = "seg.dcm", "report.dcm", "rtstruct.dcm"
 
 
 def is_ours(folder: Path) -> bool:
@@ -22,6 +24,9 @@ def is_ours(folder: Path) -> bool:
         REPORT,
         LESIONS,
         PICTURE,
+        SEG,
+        SR,
+        RTSTRUCT,
     }
 
 
@@ -32,11 +37,15 @@ def write_folder(
     *,
     device: str = "",
     picture: bool = False,
+    ct: Series | None = None,
 ) -> list[str]:
     """Write mask, report and lesion table, the folder whole or not at all; then what is optional.
 
+    Args:
+        ct: the DICOM series that the CT was read from, where DICOM objects are wanted too.
+
     Returns:
-        What could not be written of the optional things (the picture), a line each.
+        What could not be written of the optional things (picture, DICOM objects), a line each.
 
     Raises:
         RefusedError: the folder holds something else, which would be lost.
@@ -49,10 +58,14 @@ def write_folder(
         write_image(prediction.mask, temporary / MASK)
         write_report(prediction, manifest, temporary / REPORT, device)
         write_lesions(prediction, temporary / LESIONS)
-    if not picture:
-        return []
-    path = folder / PICTURE
-    return list(write_optional({path: lambda: write_picture(prediction, path)}).values())
+    writers: dict[Path, Callable[[], object]] = {}
+    if picture:
+        writers[folder / PICTURE] = lambda: write_picture(prediction, folder / PICTURE)
+    if ct is not None:
+        from hmvnet.writing.dicom import dicom_writers  # highdicom only where it is asked for
+
+        writers.update(dicom_writers(prediction, manifest, ct, folder))
+    return list(write_optional(writers).values())
 
 
 def write_picture(prediction: Prediction, path: Path) -> Path:

@@ -1,0 +1,131 @@
+"""DICOM objects of a prediction, read back by what did not write them."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from conftest import HEAD_GRID, head
+from skimage.draw import polygon2mask
+
+from hmvnet.bundle import load_bundle
+from hmvnet.case import Grid
+from hmvnet.cohort import predict_cohort
+from hmvnet.exits import Exit, RefusedError
+from hmvnet.phantom.dicom import write_dicom
+from hmvnet.pipeline import Pipeline
+from hmvnet.reading.inputs import find_sources
+from hmvnet.segmentation.ensemble import NetworkOutput, pick_device
+
+hd = pytest.importorskip("highdicom")
+
+
+class Painted:
+    """An ensemble that finds a primary and two nodes in the head, whatever it is given."""
+
+    def __init__(self, members):
+        self.members = members
+
+    def __call__(self, volume):
+        suv = volume[1] * 10 + 10
+        labels = np.where(suv > 9, 1, np.where(suv > 7.5, 2, 0))
+        labels[suv < 7.5] = 0
+        one_hot = np.stack([labels == k for k in range(3)]).astype(np.float32)
+        return NetworkOutput(one_hot)
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory) -> Path:
+    ct, pet = head()
+    folder = tmp_path_factory.mktemp("scan")
+    write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), folder, "DOE-JOHN")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(scan, tiny_bundle, tmp_path_factory) -> Path:
+    pipeline = Pipeline(load_bundle(tiny_bundle), pick_device("cpu"), needs_risk=False)
+    pipeline.segmenter.ensemble = Painted(pipeline.segmenter.ensemble.members)
+    out = tmp_path_factory.mktemp("out")
+    result = predict_cohort(find_sources([scan]), pipeline, out, picture=False, dicom=True)
+    assert result.code == Exit.OK and result.done == ["patient-001"]
+    return out / "patient-001"
+
+
+def mask_of(folder: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "mask.nii.gz")))
+
+
+def test_the_segmentation_has_a_segment_a_lesion_with_the_masks_voxels(written, scan):
+    seg = hd.seg.segread(written / "seg.dcm")
+    mask = mask_of(written)
+    assert seg.number_of_segments >= 2 and set(np.unique(mask)) == {0, 1, 2}
+    files = sorted((scan / "CT").iterdir())
+    uids = [pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID for file in files]
+    frames = seg.get_pixels_by_source_instance(uids, combine_segments=True)
+    np.testing.assert_array_equal(frames > 0, mask > 0)
+    for number in seg.segment_numbers:
+        segment = seg.get_segment_description(number)
+        code = segment.segmented_property_type.value
+        kind = {"372087000": 1, "14799000": 2}[code]
+        assert set(np.unique(mask[frames == number])) == {kind}
+        assert segment.tracking_id.startswith("GTVp" if kind == 1 else "GTVn")
+    assert seg.PatientID == "DOE-JOHN"  # of the patient's study
+    assert str(seg.FrameOfReferenceUID) == str(pydicom.dcmread(files[0]).FrameOfReferenceUID)
+
+
+def test_the_report_has_the_lesions_measurements_under_the_same_ids(written):
+    import pandas as pd
+
+    table = pd.read_csv(written / "lesions.csv")
+    report, seg = hd.sr.srread(written / "report.dcm"), hd.seg.segread(written / "seg.dcm")
+    groups = report.content.get_volumetric_roi_measurement_groups()
+    assert len(groups) == len(table)
+    for group, row, number in zip(groups, table.to_dict("records"), seg.segment_numbers):
+        assert group.tracking_uid == seg.get_segment_description(number).tracking_uid
+        found = {
+            (m.name.meaning, m.derivation.meaning if m.derivation else ""): m.value
+            for m in group.get_measurements()
+        }
+        expected = {
+            ("Volume", ""): row["volume_ml"],
+            ("Maximum 3D diameter", ""): row["diameter_mm"],
+            ("SUVbw", "Maximum"): row["suv_max"],
+            ("SUVbw", "Mean"): row["suv_mean"],
+            ("Peak Value Within ROI", ""): row["suv_peak"],
+            ("Metabolic Volume", ""): row["mtv41_ml"],
+            ("Total Lesion Glycolysis", ""): row["tlg"],
+        }
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_structure_set_gives_the_mask_back(written):
+    file, mask = pydicom.dcmread(written / "rtstruct.dcm"), mask_of(written)
+    grid = Grid.of(sitk.ReadImage(str(written / "mask.nii.gz")))
+    drawn = np.zeros(mask.shape, bool)
+    for roi in file.ROIContourSequence:
+        for contour in roi.ContourSequence:
+            points = grid.indices(np.reshape(np.array(contour.ContourData, float), (-1, 3)))
+            z = round(float(points[:, 2].mean()))
+            drawn[z] ^= polygon2mask(mask.shape[1:], points[:, [1, 0]])
+    both = (drawn & (mask > 0)).sum()
+    assert 2 * both / (drawn.sum() + (mask > 0).sum()) > 0.98
+    names = [roi.ROIName for roi in file.StructureSetROISequence]
+    assert names[0] == "GTVp 1" and all(name[:4] in ("GTVp", "GTVn") for name in names)
+
+
+@pytest.mark.parametrize("name", ["seg.dcm", "report.dcm", "rtstruct.dcm"])
+def test_dciodvfy_finds_no_error(written, name):
+    if not shutil.which("dciodvfy"):
+        pytest.skip("dciodvfy (Debian's dicom3tools) is not installed")
+    done = subprocess.run(["dciodvfy", written / name], capture_output=True, text=True, check=False)
+    assert "Error" not in done.stderr, done.stderr
+
+
+def test_dicom_objects_need_a_dicom_input(tiny_bundle, tmp_path, write_case):
+    pipeline = Pipeline(load_bundle(tiny_bundle), pick_device("cpu"), needs_risk=False)
+    with pytest.raises(RefusedError, match="no patient is read from DICOM"):
+        predict_cohort(find_sources([write_case()]), pipeline, tmp_path / "out", dicom=True)
