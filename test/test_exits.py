@@ -3,7 +3,7 @@
 import pytest
 
 from hmvnet.case import CaseError
-from hmvnet.exits import Exit, RefusedError, UnfinishedError, ending
+from hmvnet.exits import Exit, RefusedError, UnfinishedError, ending, shown
 
 
 def raising(error: BaseException):
@@ -46,3 +46,11 @@ def test_what_counts_as_refused_can_be_widened(capfd):
 @pytest.mark.parametrize(("given", "code"), [(None, 0), (Exit.INCOMPLETE, 3), (0, 0)])
 def test_the_works_own_code_is_passed_on(given, code):
     assert ending(lambda: given) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("Größe", "Größe"), ("a\nb\tc", "a?b?c"), ("\x1b[2J", "?[2J"), ("\ud800", "?"), (7, "7")],
+)
+def test_a_text_of_somebodys_file_is_shown_in_one_line(text, told):
+    assert shown(text) == told and shown("x" * 100, 9) == "x" * 9

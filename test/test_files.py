@@ -1,9 +1,20 @@
 """Files are whole or absent; digests tell states apart."""
 
+import os
+
 import numpy as np
 import pytest
 
-from hmvnet.files import digest, replacing, sha256, write_arrays, write_text
+from hmvnet.exits import RefusedError
+from hmvnet.files import (
+    digest,
+    lies_inside,
+    read_bounded,
+    replacing,
+    sha256,
+    write_arrays,
+    write_text,
+)
 
 
 def names(folder) -> list[str]:
@@ -93,3 +104,30 @@ def test_digests_hang_on_content_type_and_order(tmp_path):
     before = digest(path)
     path.write_bytes(b"abd")
     assert digest(path) != before
+
+
+def test_what_lies_inside_a_folder(tmp_path):
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    for name, target in {"in": "a", "out": "..", "loop": "loop", "broken": "nothing"}.items():
+        (root / name).symlink_to(target)
+    (tmp_path / "link").symlink_to("root")
+    for name in ("a", "a/../a", "in", "broken", "nothing/yet", "", root / "a"):
+        assert lies_inside(root, name) and lies_inside(tmp_path / "link", name)
+    for name in ("..", "../rooted", "out", "out/x", "/", "loop", "a\0b", "x" * 5000, "\ud800"):
+        assert not lies_inside(root, name)
+
+
+def test_a_file_is_looked_at_before_it_is_read(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("a")
+    assert read_bounded(path, 5) == read_bounded(tmp_path / "link", 5) == b"12345"
+    with pytest.raises(RefusedError, match=r"a: 5 bytes, expected at most 4"):
+        read_bounded(path, 4)
+    with pytest.raises(RefusedError, match=r"none: file not found or not readable"):
+        read_bounded(tmp_path / "none", 4)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", ".", "/dev/zero"):
+        with pytest.raises(RefusedError, match=r"a folder, a pipe or a device, expected a file"):
+            read_bounded(tmp_path / name, 4)

@@ -1,4 +1,7 @@
-"""Files that are written whole or not at all, and digests. The only home of either."""
+"""Files that are written whole or not at all, read within bounds, and digests.
+
+The only home of each.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hmvnet.exits import RefusedError
 
 CHUNK_BYTES = 1 << 20
 SHORT = 16  # hexadecimal digits of a digest: 64 bits, enough to tell states apart
@@ -53,6 +59,38 @@ def replacing(path: Path) -> Iterator[Path]:
 def visible(paths: Iterable[Path]) -> list[Path]:
     """Sorted, without names that start with a dot: a Mac's companions, half-written files."""
     return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def lies_inside(root: Path, relative: Path | str) -> bool:
+    """Whether ``root / relative`` is a path, and below ``root`` when links are followed."""
+    path = root / relative
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError, ValueError):  # too long, links in a circle, a zero byte
+        return False
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of what somebody put in a file's place, looked at before it is opened.
+
+    Args:
+        most: bytes that it may have.
+
+    Raises:
+        RefusedError: it is missing or not readable, no file (a pipe and a device would not end),
+            or larger; names it.
+    """
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise RefusedError(f"{path.name}: a folder, a pipe or a device, expected a file")
+        if state.st_size > most:
+            raise RefusedError(f"{path.name}: {state.st_size} bytes, expected at most {most}")
+        return path.read_bytes()
+    except OSError as error:
+        raise RefusedError(f"{path.name}: file not found or not readable") from error
 
 
 def write_text(text: str, path: Path) -> None:
