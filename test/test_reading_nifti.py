@@ -240,6 +240,20 @@ def test_a_size_that_the_file_cannot_hold_asks_for_no_memory(tmp_path, suffix):
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_what_inflates_to_more_than_is_declared_is_refused(tmp_path, before):
+    """Beyond a bound nothing is read, so that the checksum of the pixels is not seen either."""
+    path = save(tmp_path / "a.nii", **({"vox_offset": 1 << 27} if before else {}))
+    bomb = gzip.compress(bytes(1 << 27), 1)
+    path = path.rename(tmp_path / "a.nii.gz")
+    path.write_bytes(gzip.compress(path.read_bytes()) + bomb)
+    tracemalloc.start()
+    with pytest.raises(CaseError, match=r"after the pixels, expected none|vox_offset"):
+        read_image(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize("size", [1, 3, 100, 347, 350, 400])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_cut_anywhere(tmp_path, size, compressed):

@@ -17,12 +17,17 @@ import SimpleITK as sitk
 from isal import igzip, isal_zlib
 
 from hmvnet.case import IDENTITY, CaseError, Grid
-from hmvnet.reading.headers import ORTHONORMAL_REFUSE, checked_grid, orthonormal_error, remarked
+from hmvnet.reading.headers import (
+    ORTHONORMAL_REFUSE,
+    check_stored,
+    checked_grid,
+    orthonormal_error,
+    remarked,
+)
 
-MAX_OFFSET = 1 << 24  # header extensions lie before the pixels
+MAX_OFFSET = 1 << 24  # header extensions lie before the pixels; and of what is behind them
 AGREE_VOXELS = 0.1  # how far apart the two orientations may put a corner
 SCANNER = 1  # the code of scanner coordinates: what PET and CT have in common
-MAX_RATIO = 1040  # of bytes inflated to bytes stored: what deflate can do is 1032
 _DAMAGED: tuple[type[Exception], ...] = (EOFError, isal_zlib.error, igzip.BadGzipFile)  # type: ignore
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metres, millimetres, microns
 _UNIT_NAMES = {1: "metres", 3: "microns"}
@@ -124,8 +129,7 @@ def read_nifti(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
         with _open(path) as file:
             header = _header(file, name)
             expected = math.prod(header.grid.size) * header.dtype.itemsize
-            if expected > MAX_RATIO * path.stat().st_size:  # before memory is asked for
-                raise EOFError
+            check_stored(expected, path.stat().st_size, name)
             file.read(header.start - file.tell())
             data = file.read(expected)
             rest = len(file.read(MAX_OFFSET))  # with the end of what is compressed, its checksum
@@ -134,6 +138,11 @@ def read_nifti(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
     if len(data) < expected:
         raise CaseError(
             f"{name}: truncated NIfTI image, {len(data)} bytes of pixels found, {expected} expected"
+        )
+    if rest == MAX_OFFSET:  # and no checksum was seen
+        raise CaseError(
+            f"{name}: {rest} bytes or more after the pixels, expected none after the {expected} "
+            "that dim declares"
         )
     notes = header.notes
     if rest:
