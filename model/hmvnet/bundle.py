@@ -7,7 +7,6 @@ whose hash differs.
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 import zlib
@@ -17,19 +16,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from hmvnet.case import CLASSES
+from hmvnet.case import CLASSES, CaseError
 from hmvnet.config import PostprocessingSettings, PreprocessingSettings, Settings
-from hmvnet.exits import RefusedError
-from hmvnet.files import SHORT, replacing, sha256, write_text
+from hmvnet.exits import RefusedError, shown
+from hmvnet.files import SHORT, lies_inside, read_bounded, replacing, sha256, write_text
+from hmvnet.reading.records import read_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+MAX_MANIFEST_BYTES = 1 << 24
+MAX_WEIGHT_BYTES = 1 << 33
 PLATFORM_MODEL_DIR = Path("/opt/ml/model")
 DEFAULT_BUNDLE = "hmvnet-base"
 UNPACKED = ".unpacked"  # marks a downloaded bundle that is there whole
@@ -55,7 +57,7 @@ class SegmentationPart(_Part):
 
     network: str
     options: dict[str, Any] = {}
-    patch_size: tuple[int, int, int]
+    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
     files: list[str]
     seen: list[list[str]] = []
 
@@ -150,7 +152,7 @@ class Bundle:
         """
         try:
             state = load_tensors(self.read(name))
-        except SafetensorError as error:
+        except (SafetensorError, KeyError) as error:  # KeyError: a type that torch has not
             raise WeightsError(f"{name}: not a safetensors file") from error
         return {k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()}
 
@@ -160,11 +162,9 @@ class Bundle:
         if expected is None or Path(name).name != name:
             raise WeightsError(f"{name}: not a file of the bundle '{self.manifest.name}'")
         try:
-            data = (self.folder / name).read_bytes()
-        except OSError as error:
-            raise WeightsError(
-                f"{name}: weight file of '{self.manifest.name}' is missing"
-            ) from error
+            data = read_bounded(_inside(self.folder, name), MAX_WEIGHT_BYTES)
+        except RefusedError as error:
+            raise WeightsError(f"weights of '{self.manifest.name}': {error}") from error
         found = sha256(data)
         if found != expected:
             raise WeightsError(
@@ -252,25 +252,35 @@ def load_bundle(folder: Path) -> Bundle:
     """A bundle with its manifest checked; file hashes are checked when files are read.
 
     Raises:
-        WeightsError: the manifest is missing, not JSON, of another format, or incomplete.
+        WeightsError: the manifest is missing, too large, not JSON, of another format, incomplete,
+            or a link that leaves the folder.
     """
-    path = folder / MANIFEST
+    path = _inside(folder, MANIFEST)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not a readable manifest") from error
+        raw, repairs = read_json(path, MAX_MANIFEST_BYTES)
+    except CaseError as error:
+        raise WeightsError(f"{path}: not a readable manifest: {error}") from error
+    if repairs:  # written by a program, and changed since
+        raise WeightsError(f"{path}: not a manifest as it was written: {repairs[0]}")
     found = raw.get("format") if isinstance(raw, dict) else None
     if found != FORMAT:
-        raise WeightsError(f"{path}: bundle format {found!r}, expected {FORMAT}")
+        raise WeightsError(f"{path}: bundle format {shown(repr(found))}, expected {FORMAT}")
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise WeightsError(f"{path}: {where}: {first['msg']}") from error
+        where = shown(".".join(map(str, first["loc"])))
+        raise WeightsError(f"{path}: {where}: {shown(first['msg'], 200)}") from error
     if manifest.classes != list(CLASSES):
-        raise WeightsError(f"{path}: classes {manifest.classes}, expected {list(CLASSES)}")
+        found = shown(repr(manifest.classes))
+        raise WeightsError(f"{path}: classes {found}, expected {list(CLASSES)}")
     return Bundle(folder, manifest)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if not lies_inside(folder, name):
+        raise WeightsError(f"{folder}: '{name}' leaves the bundle's folder, or is no path")
+    return folder / name
 
 
 def write_bundle(
