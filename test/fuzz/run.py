@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, Phase, Verbosity, find, given, seed, settings
-from hypothesis.errors import HypothesisException
+from hypothesis.errors import HypothesisException, HypothesisWarning
 
 from fuzz.bundles import BUNDLE
 from fuzz.datasets import DATASET
@@ -68,6 +69,7 @@ def fuzz(
     """
     tally, rng = Tally(), random.Random(number)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # says what it is refused for
+    warnings.filterwarnings("ignore", category=HypothesisWarning)  # that inputs are long
     for index, kind in enumerate(kinds):
         share = count * (index + 1) // len(kinds) - count * index // len(kinds)
         before = tally.faults.total()

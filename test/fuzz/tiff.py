@@ -1,4 +1,4 @@
-"""TIFF stacks as ImageJ writes them, ``.tif``; they are written by tifffile, or here where it will not."""
+"""TIFF stacks as ImageJ writes them, ``.tif``."""
 
 from __future__ import annotations
 
@@ -261,8 +261,13 @@ def voxels_in_another_file(draw: Draw, image: Tiff) -> None:
  PhysicalSizeY="{spacing[1]}" PhysicalSizeZ="{spacing[2]}"><TiffData FirstZ="0" IFD="0"
  PlaneCount="{slices}"><UUID FileName="{place}">urn:uuid:2</UUID></TiffData></Pixels></Image></OME>
 """
+    image.options |= {"description": about, "software": image.description()}
     image.array = np.zeros((1, rows, columns), "i2")
-    image.options |= {"description": about}
+    with tifffile.TiffFile(io.BytesIO(image.data())) as tiff:
+        place = tiff.pages.first.tags["Software"].offset
+    data = bytearray(image.data())
+    struct.pack_into("<H", data, place, 270)  # it is a second description
+    image.content = bytes(data)
 
 
 TIF.mutation(Right.REFUSED)(no_image)
