@@ -133,7 +133,7 @@ def _bounded(memory: bool) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise AssertionError(f"no end after {MOST_SECONDS} s")
 
-    signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(MOST_SECONDS)
     if memory:
         tracemalloc.start()
@@ -142,6 +142,7 @@ def _bounded(memory: bool) -> Iterator[None]:
             yield
     finally:
         signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
         if memory:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()

@@ -27,6 +27,9 @@ from fuzz.tiff import TIF
 KINDS = [MHA, NII, NII_GZ, TIF, EHR, INPUTS, CSV, DATASET, FOLDER, BUNDLE]
 SHRINKING = 150  # inputs that are tried for a smaller one
 
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # says what it is refused for
+warnings.filterwarnings("ignore", category=HypothesisWarning)  # that inputs are long
+
 Key = tuple[str, str, Fault]  # kind, mutation, what is wrong
 
 
@@ -50,6 +53,11 @@ class Tally:
         refused = sum(n for (_, right), n in self.rights.items() if right is Right.REFUSED)
         return 1 - refused / max(self.rights.total(), 1)
 
+    def shrink(self, number: int) -> None:
+        """Look for smaller inputs of the same mutation that end in the same fault."""
+        for key, (example, verdict) in self.smallest.items():
+            self.smallest[key] = _smaller(example, verdict, number)
+
     def examples(self) -> Iterator[str]:
         """What is wrong, each with its input, in Markdown."""
         for key, (example, verdict) in self.smallest.items():
@@ -68,16 +76,13 @@ def fuzz(
         say: told how it goes.
     """
     tally, rng = Tally(), random.Random(number)
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # says what it is refused for
-    warnings.filterwarnings("ignore", category=HypothesisWarning)  # that inputs are long
     for index, kind in enumerate(kinds):
         share = count * (index + 1) // len(kinds) - count * index // len(kinds)
         before = tally.faults.total()
         for mutation, times in _shares(kind, share, rng):
-            _draw(kind, mutation, times, number, tally)
+            draw(kind, mutation, times, number, tally)
         say(f"{kind.name}: {share} inputs, {tally.faults.total() - before} wrong")
-    for key, (example, verdict) in tally.smallest.items():
-        tally.smallest[key] = _smaller(example, verdict, number)
+    tally.shrink(number)
     return tally
 
 
@@ -103,8 +108,8 @@ def _quiet(count: int, *phases: Phase) -> settings:
     )
 
 
-def _draw(kind: Kind, mutation: Mutation, count: int, number: int, tally: Tally) -> None:
-    """Judge inputs of one mutation; the first is the simplest one."""
+def draw(kind: Kind, mutation: Mutation, count: int, number: int, tally: Tally) -> None:
+    """Judge ``count`` inputs of one mutation, the first of them the simplest one."""
 
     @seed(f"{kind.name} {mutation.name} {number}")
     @_quiet(count, Phase.generate)

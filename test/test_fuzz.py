@@ -1,0 +1,89 @@
+"""A short run of the fuzzer, every change twice; ``make fuzz`` draws more of each."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import write_patient
+from fuzz.run import KINDS, Tally, draw
+
+from hmvnet.reading.folder import find_patients, read_dataset_json
+from hmvnet.reading.tables import read_tables
+
+# Changes that show a fault that is known: each has a test below that is to fail until it is mended.
+KNOWN = {
+    ("table", "quoted_cells"),
+    ("table", "blank_rows"),
+    ("table", "a_time_that_is_none"),
+    ("dataset.json", "other_channels"),
+    ("dataset.json", "other_classes"),
+    ("dataset.json", "nothing_of_the_kind"),
+    ("folder", "a_file_that_is_not_there"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_what_is_drawn_ends_as_it_should(kind):
+    tally = Tally()
+    for mutation in kind.mutations:
+        if (kind.name, mutation.name) not in KNOWN:
+            draw(kind, mutation, 2, 1, tally)
+    assert not tally.faults, "\n".join(tally.examples())
+    assert tally.valid >= 0.3
+
+
+def known(reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+@known("another separator than the header's ends the search for it in an error")
+@pytest.mark.parametrize("before", ["", '"",""\n'])
+def test_a_table_with_its_header_in_quotes(tmp_path: Path, before: str) -> None:
+    (tmp_path / "a.csv").write_text(before + '"PatientID","Age"\n"A-1","61"\n')
+    assert dict(read_tables(tmp_path)["A-1"].record.values) == {"Age": 61.0}
+
+
+@known("it becomes a missing value, and the patient is left out without a word")
+def test_a_follow_up_of_inf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("PatientID,RFS,Relapse\nA-1,inf,0\nA-2,10.5,1\n")
+    with pytest.raises(ValueError, match="RFS"):
+        read_tables(tmp_path)
+
+
+@known("the numbers are taken as they are")
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"channel_names": {"-1": "CT", "1": "PET"}},
+        {"channel_names": {"10000": "CT", "1": "PET"}},
+        {"labels": {"GTVp": 1, "GTVn": 1}},
+        {"labels": {"GTVp": 1, "GTVt": 2, "GTVn": 3}},
+        {"labels": {"GTVp": 0, "GTVn": 1}},
+        {"labels": {"GTVp": -1, "GTVn": 2}},
+        {"labels": {"GTVp": 300, "GTVn": 2}},
+        {"labels": {"GTVp": 1.5, "GTVn": 2}},
+    ],
+)
+def test_a_dataset_json_of_numbers_that_cannot_be(tmp_path: Path, content: dict) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"dataset\.json"):
+        read_dataset_json(tmp_path / "dataset.json")
+
+
+@known("what is there and no file is taken for nothing, and the usual order of channels is used")
+def test_a_pipe_in_the_place_of_a_dataset_json(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "dataset.json")
+    with pytest.raises(ValueError, match=r"dataset\.json"):
+        read_dataset_json(tmp_path / "dataset.json")
+
+
+@known("only the CTs of such a folder are listed")
+def test_a_pet_without_its_ct_is_somebodys(tmp_path: Path) -> None:
+    for name in ("A-1", "A-2"):
+        write_patient(tmp_path, name, "2022")
+    (tmp_path / "imagesTr" / "A-1__CT.nii.gz").unlink()
+    with pytest.raises(ValueError, match="A-1"):
+        find_patients(tmp_path)
