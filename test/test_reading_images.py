@@ -113,6 +113,15 @@ def test_blank_lines_and_neutral_fields_in_a_header(mha, array):
     assert Grid.of(image).same_as(GRID) and not notes
 
 
+@pytest.mark.parametrize("name", [b"Offset", b"TransformMatrix"])
+def test_header_without_place_or_axes_is_said(mha, name):
+    """As of a NIfTI or a TIFF: they are 0 and L, P, S only because nothing else is known."""
+    edit_header(mha, name, name + b"X")
+    image, notes = read_image(mha)
+    assert notes == (f"image.mha: no {name.decode()}; origin 0 or axes L, P, S assumed",)
+    assert (image.GetOrigin() == (0, 0, 0)) == (name == b"Offset")
+
+
 @pytest.mark.parametrize("size", [b"12.5 14 16", b"1_2 14 16", b"12 14"])
 def test_a_size_that_is_no_whole_number(mha, size):
     edit_header(mha, b"DimSize = 12 14 16", b"DimSize = " + size)

@@ -45,6 +45,8 @@ _ELEMENT_TYPES = {
 }
 
 
+_ORIGIN = ("Offset", "Position", "Origin")
+_AXES = ("TransformMatrix", "Rotation", "Orientation")
 _FLAGS = {"t": True, "1": True, "f": False, "0": False}  # by the first letter, as MetaIO has it
 _TIFF_UNITS_MM = {
     "mm": 1.0,
@@ -244,11 +246,14 @@ def _metaimage_geometry(
     # Two things, of which many headers have but one: from voxel to voxel, and a voxel's own size.
     alone = "ElementSize" in fields and "ElementSpacing" not in fields
     spacing = _numbers(fields, ("ElementSize" if alone else "ElementSpacing",), 3, name)
-    origin = _numbers(fields, ("Offset", "Position", "Origin"), 3, name, (0.0, 0.0, 0.0))
+    origin = _numbers(fields, _ORIGIN, 3, name, (0.0, 0.0, 0.0))
     # MetaIO stores the axes one after the other: its rows are the columns of the direction.
-    axes = _numbers(fields, ("TransformMatrix", "Rotation", "Orientation"), 9, name, IDENTITY)
+    axes = _numbers(fields, _AXES, 9, name, IDENTITY)
     direction = tuple(np.reshape(axes, (3, 3)).T.ravel().tolist())
     grid, notes = checked_grid(size, spacing, origin, direction, name)
+    if absent := [keys[0] for keys in (_ORIGIN, _AXES) if not fields.keys() & set(keys)]:
+        assumed = f"{name}: no {' and no '.join(absent)}; origin 0 or axes L, P, S assumed"
+        notes = (*notes, assumed)
     return grid, np.dtype((">" if big_endian else "<") + kind), notes
 
 
