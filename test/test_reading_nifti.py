@@ -211,6 +211,8 @@ def test_bytes_after_the_pixels_are_said(tmp_path):
         (108, "<f", (1e9,), "vox_offset 1e"),
         (108, "<f", (float("nan"),), "vox_offset nan"),
         (112, "<2f", (1, float("inf")), "scl_inter inf"),
+        (112, "<2f", (1e30, 0), "scl_slope 1e"),
+        (112, "<2f", (1, -1e30), "scl_inter -1e"),
         (123, "B", (5,), "xyzt_units 5"),
         (280, "<4f", (0, 0, 0, 0), "no length"),
         (280, "<f", (float("nan"),), "no length, or no number"),
@@ -275,3 +277,16 @@ def test_a_stream_cut_or_changed(tmp_path, share):
     path.write_bytes(data)
     with pytest.raises(CaseError, match="damaged"):
         read_image(path)
+
+
+@pytest.mark.parametrize("at", [252, 254])
+def test_a_code_that_the_standard_has_not_is_said(tmp_path, at):
+    """A damaged header; nibabel takes such an orientation for none."""
+    path = save(tmp_path / "a.nii", sform=(turned(), 1), qform=(turned(), 1))
+    right = read_image(path)[0].GetDirection()
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<h", data, at, 33)
+    path.write_bytes(data)
+    image, notes = read_image(path)
+    assert len(notes) == 1 and "form_code 33, expected 0 to 5" in notes[0]
+    assert image.GetDirection() == pytest.approx(right, abs=1e-6)

@@ -27,6 +27,8 @@ from hmvnet.reading.headers import (
 
 MAX_OFFSET = 1 << 24  # header extensions lie before the pixels; and of what is behind them
 AGREE_VOXELS = 0.1  # how far apart the two orientations may put a corner
+MAX_SCALE = 1e18  # with it a whole number of any type is still a float32
+MAX_CODE = 5  # of an orientation
 SCANNER = 1  # the code of scanner coordinates: what PET and CT have in common
 _DAMAGED: tuple[type[Exception], ...] = (EOFError, isal_zlib.error, igzip.BadGzipFile)  # type: ignore
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metres, millimetres, microns
@@ -188,8 +190,9 @@ def _header(file: IO[bytes], name: str) -> NiftiHeader:
     slope, intercept = float(raw["scl_slope"]), float(raw["scl_inter"])
     if slope == 0 or not math.isfinite(slope):  # the standard's way to say: no scaling at all
         slope, intercept = 1.0, 0.0
-    if not math.isfinite(intercept):
-        raise CaseError(f"{name}: scl_inter {intercept}, expected a finite number")
+    for field, value in (("scl_slope", slope), ("scl_inter", intercept)):
+        if not abs(value) <= MAX_SCALE:
+            raise CaseError(f"{name}: {field} {value:g}, expected at most {MAX_SCALE:g} from 0")
     grid, notes = _grid(raw, shape, name)
     remarks = raw["descrip"].item().decode("latin-1")
     return NiftiHeader(
@@ -245,6 +248,9 @@ def _grid(raw: np.void, shape: tuple[int, int, int], name: str) -> tuple[Grid, t
     if unit not in _UNITS_MM:
         raise CaseError(f"{name}: xyzt_units {unit}, expected metres, millimetres or microns")
     notes = [f"{name}: in {_UNIT_NAMES[unit]}, read as mm"] if unit in _UNIT_NAMES else []
+    for field in ("sform_code", "qform_code"):
+        if not 0 <= raw[field] <= MAX_CODE:
+            notes.append(f"{name}: {field} {int(raw[field])}, expected 0 to {MAX_CODE}")
     sform = raw["srow"].astype(float) if raw["sform_code"] > 0 else None
     qform = _quaternion_affine(raw, spacing, name) if raw["qform_code"] > 0 else None
     affine = sform if sform is not None else qform
