@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from fuzz.samples import Draw, File, Found, Kind, Link, Pipe, Right, Sample
+from fuzz.samples import Draw, File, Found, Kind, Link, Pipe, Right, Sample, changed_bytes
 from hmvnet.bundle import load_bundle
 
 WEIGHTS = "fold0.safetensors"
@@ -283,3 +283,17 @@ def large(draw: Draw, weights: Weights) -> None:
     weights.encode()
     weights.files["manifest.json"] = json.dumps(weights.manifest).encode() + b" " * (1 << 26)
     weights.bounded = True
+
+
+@BUNDLE.mutation(Right.EITHER)
+def any_bytes(draw: Draw, weights: Weights) -> None:
+    """Of the manifest, or of the weights with the hash made to fit."""
+    weights.bounded = True
+    if draw(st.booleans()):
+        weights.weights = changed_bytes(draw, weights.data())
+    else:
+        manifest = weights.encode()["manifest.json"]
+        assert isinstance(manifest, bytes)
+        weights.files["manifest.json"] = changed_bytes(draw, manifest)
+        weights.named = (*weights.named, "weights of")
+    weights.values = {}

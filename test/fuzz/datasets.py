@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fuzz.samples import Draw, Found, Kind, Link, OneFile, Pipe, Right
+from fuzz.samples import Draw, Found, Kind, Link, OneFile, Pipe, Right, changed_bytes
 from hmvnet.reading.folder import read_dataset_json
 
 
@@ -144,3 +144,9 @@ def nothing_of_the_kind(draw: Draw, dataset: Dataset) -> None:
         )
         | st.just(Link("/dev/zero"))
     )
+
+
+@DATASET.mutation(Right.EITHER)
+def any_bytes(draw: Draw, dataset: Dataset) -> None:
+    dataset.values, dataset.bounded = {}, True
+    dataset.content = changed_bytes(draw, dataset.parts())

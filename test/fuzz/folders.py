@@ -156,7 +156,7 @@ def labels_on_another_grid(draw: Draw, patients: Patients) -> None:
 def a_ct_in_the_pets_place(draw: Draw, patients: Patients) -> None:
     """Of a body somewhere else."""
     name = draw(st.sampled_from(patients.names))
-    moved = mha(scan("pet")).replace(b"NDims = 3\n", b"NDims = 3\nOffset = 900 0 0\n")
+    moved = mha(scan("pet")).replace(b"Offset = 0", b"Offset = 900")
     patients.layout = draw(st.sampled_from(["plain", "2025"]))
     patients.files[patients.place(name, 1)] = moved
     patients.named = (name,)

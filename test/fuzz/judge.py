@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import tracemalloc
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fuzz.samples import Found, Input, Right
+from fuzz.volumes import quiet
 from hmvnet.case import Grid
 
 MOST_BYTES = 96 << 20  # of memory, for an input that asks for more than it holds
@@ -62,7 +62,7 @@ def judge(given: Input) -> Verdict:
 
 def _refused(given: Input, error: Exception) -> Verdict:
     message = str(error)
-    if given.right is not Right.REFUSED:
+    if given.right not in (Right.REFUSED, Right.EITHER):
         return Verdict(Fault.REFUSAL, message)
     if "\n" in message:
         return Verdict(Fault.WORDS, f"several lines: {message}")
@@ -70,27 +70,30 @@ def _refused(given: Input, error: Exception) -> Verdict:
         return Verdict(Fault.WORDS, f"a line of {len(message)} characters")
     if not any(name in message for name in given.sample.named):
         return Verdict(Fault.WORDS, f"none of {given.sample.named} is named: {message}")
-    return _discreet(given, message)
+    return _discreet(given, (message,))
 
 
 def _read(given: Input, found: Found) -> Verdict:
     if given.right is Right.REFUSED:
         return Verdict(Fault.SILENT, f"it is read, notes {list(found.notes)}")
+    more = len(found.notes) - given.sample.notes
+    if given.right is Right.EITHER and (more or not given.sample.values):
+        return _discreet(given, found.notes)
     for name in {**given.sample.values, **found.values}:
         ours, right = found.values.get(name), given.sample.values.get(name)
         if not same(ours, right, given.sample.tolerance):
             return Verdict(Fault.SILENT, f"{name}: found {_brief(ours)}, right is {_brief(right)}")
-    more = len(found.notes) - given.sample.notes
     if given.right is Right.SAME and more:
         return Verdict(Fault.WORDS, f"notes {list(found.notes)}, expected {given.sample.notes}")
     if given.right is Right.REPAIRED and more <= 0:
         return Verdict(Fault.SILENT, "a repair without a note")
-    if any("\n" in note for note in found.notes):
-        return Verdict(Fault.WORDS, f"a note of several lines: {list(found.notes)}")
-    return _discreet(given, " ".join(found.notes))
+    return _discreet(given, found.notes)
 
 
-def _discreet(given: Input, words: str) -> Verdict:
+def _discreet(given: Input, lines: tuple[str, ...]) -> Verdict:
+    words = " ".join(lines)
+    if any("\n" in line for line in lines):
+        return Verdict(Fault.WORDS, f"a note of several lines: {list(lines)}")
     told = [secret for secret in given.sample.secrets if secret in words]
     return Verdict(Fault.WORDS, f"it tells {told}: {words}") if told else Verdict()
 
@@ -98,7 +101,7 @@ def _discreet(given: Input, words: str) -> Verdict:
 def same(found: Any, right: Any, tolerance: float = 0.0) -> bool:
     """Whether two values are the same: arrays and grids too, numbers within a tolerance."""
     if isinstance(right, Grid):
-        return isinstance(found, Grid) and found.same_as(right)
+        return isinstance(found, Grid) and found.same_as(right, max(1e-3, 10 * tolerance))
     if isinstance(right, np.ndarray):
         return np.shape(found) == right.shape and np.allclose(
             found, right, rtol=tolerance, atol=tolerance, equal_nan=True
@@ -138,7 +141,7 @@ def _bounded(memory: bool) -> Iterator[None]:
     if memory:
         tracemalloc.start()
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with quiet():
             yield
     finally:
         signal.alarm(0)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from hypothesis import strategies as st
 
-from fuzz.samples import Draw, Kind, Right
+from fuzz.samples import Draw, Kind, Right, changed_bytes
 from fuzz.volumes import (
+    IDENTITY,
     ImageFile,
     cut,
     draw_volume,
@@ -19,6 +20,7 @@ from fuzz.volumes import (
     still_inflates,
     zlib_bomb,
 )
+from hmvnet.case import Grid
 
 NAMES = {
     "i1": "MET_CHAR",
@@ -183,6 +185,19 @@ def not_numbers_among_the_voxels(draw: Draw, image: MetaImage) -> None:
 
 
 @MHA.mutation(Right.REPAIRED)
+def no_place_or_axes(draw: Draw, image: MetaImage) -> None:
+    names = draw(st.sets(st.sampled_from(["Offset", "TransformMatrix"]), min_size=1))
+    image.fields = {name: value for name, value in image.fields.items() if name not in names}
+    grid = image.grid
+    image.values["grid"] = Grid(
+        grid.size,
+        grid.spacing,
+        (0.0, 0.0, 0.0) if "Offset" in names else grid.origin,
+        IDENTITY if "TransformMatrix" in names else grid.direction,
+    )
+
+
+@MHA.mutation(Right.REPAIRED)
 def bytes_after_a_compressed_stream(draw: Draw, image: MetaImage) -> None:
     image.compressed, image.fields["CompressedData"] = True, "True"
     image.content = image.parts() + draw(st.binary(min_size=1, max_size=300))
@@ -195,7 +210,7 @@ def axes_nearly_orthonormal(draw: Draw, image: MetaImage) -> None:
     image.fields["TransformMatrix"] = _text(axes.T)
     left, _, right = np.linalg.svd(axes)
     grid = image.grid
-    image.values["grid"] = type(grid)(
+    image.values["grid"] = Grid(
         grid.size, grid.spacing, grid.origin, tuple((left @ right).ravel().tolist())
     )
 
@@ -329,3 +344,10 @@ def another_type_of_another_width(draw: Draw, image: MetaImage) -> None:
 
 
 MHA.mutation(Right.REFUSED)(no_image)
+
+
+@MHA.mutation(Right.EITHER)
+def any_bytes(draw: Draw, image: MetaImage) -> None:
+    """Of the header. ITK is not asked what is right: a damaged one can end the whole process."""
+    image.values, image.bounded = {}, True
+    image.content = changed_bytes(draw, image.parts(), 0, len(image.header()))

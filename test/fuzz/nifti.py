@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from hypothesis import strategies as st
 
-from fuzz.samples import Draw, Kind, Right
+from fuzz.samples import Draw, Kind, Right, changed_bytes
 from fuzz.volumes import (
     IDENTITY,
     ImageFile,
@@ -21,6 +21,7 @@ from fuzz.volumes import (
     flip,
     gzip_bomb,
     no_image,
+    quiet,
     read_file,
     still_inflates,
 )
@@ -316,3 +317,53 @@ def a_bomb(draw: Draw, image: Nifti) -> None:
 
 
 both(Right.REFUSED)(no_image)
+
+
+def _as_nibabel_reads_it(data: bytes) -> dict[str, Any]:
+    """Voxels and grid; raises where it cannot."""
+    kind = nib.Nifti1Image if data[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c") else nib.Nifti2Image
+    with np.errstate(all="ignore"), quiet():
+        image = kind.from_bytes(data)
+        affine = TO_RAS @ image.affine
+        voxels = np.asarray(image.dataobj)
+    voxels = voxels.reshape(*voxels.shape[:3], *(n for n in voxels.shape[3:] if n != 1))
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    size, place = tuple(voxels.shape), tuple(affine[:3, 3].tolist())
+    direction = tuple((affine[:3, :3] / spacing).ravel().tolist())
+    grid = Grid(size, tuple(spacing.tolist()), place, direction)  # type: ignore[arg-type]
+    if not np.isfinite(grid.corners()).all():
+        raise ValueError("no place")
+    return {"voxels": voxels.T, "grid": grid}
+
+
+@NII.mutation(Right.EITHER)
+def a_bit_of_the_header(draw: Draw, image: Nifti) -> Right | None:
+    """Read as nibabel reads it, or refused; what nibabel cannot read is refused."""
+    image.sform, image.qform = draw(st.sampled_from([(1, 0), (0, 1), (1, 1)]))
+    image.header |= draw(st.sampled_from([{}, {"scl_slope": 2.0, "scl_inter": -7.0}]))
+    before = image.plain()
+    flip(draw, image, 0, len(image.head()))
+    image.tolerance = 1e-2
+    handed = slice(76, 80) if image.version == 1 else slice(104, 112)
+    if (
+        image.data()[handed] != before[handed]
+    ):  # -1.1 is -1 to the standard's own code, 1 to nibabel
+        image.values = {}
+        return None
+    try:
+        image.values = _as_nibabel_reads_it(image.data())
+    except Exception:
+        return Right.REFUSED
+    return None
+
+
+@both(Right.EITHER)
+def any_bytes(draw: Draw, image: Nifti) -> None:
+    image.values, image.bounded = {}, True
+    image.set_plain(changed_bytes(draw, image.plain()))
+
+
+@NII_GZ.mutation(Right.EITHER)
+def any_bytes_of_the_stream(draw: Draw, image: Nifti) -> None:
+    image.values, image.bounded = {}, True
+    image.content = changed_bytes(draw, image.parts())

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fuzz.samples import Draw, Found, Kind, Link, OneFile, Pipe, Right
+from fuzz.samples import Draw, Found, Kind, Link, OneFile, Pipe, Right, changed_bytes
 from hmvnet.reading.records import read_health_record
 
 NUMBERS = ("Age", "Weight", "Haemoglobin")
@@ -248,3 +248,10 @@ def slow(draw: Draw, record: Record) -> None:
 @EHR.mutation(Right.REFUSED)
 def no_file(draw: Draw, record: Record) -> None:
     record.content = draw(st.sampled_from([Pipe(), Link("/dev/zero"), Link("."), Link("nowhere")]))
+
+
+@EHR.mutation(Right.EITHER)
+def any_bytes(draw: Draw, record: Record) -> None:
+    record.values, record.bounded = {}, True
+    record.options = {"ensure_ascii": draw(st.booleans())}
+    record.content = changed_bytes(draw, record.parts())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import warnings
 from collections import Counter
@@ -27,7 +26,6 @@ from fuzz.tiff import TIF
 KINDS = [MHA, NII, NII_GZ, TIF, EHR, INPUTS, CSV, DATASET, FOLDER, BUNDLE]
 SHRINKING = 150  # inputs that are tried for a smaller one
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # says what it is refused for
 warnings.filterwarnings("ignore", category=HypothesisWarning)  # that inputs are long
 
 Key = tuple[str, str, Fault]  # kind, mutation, what is wrong
@@ -50,8 +48,10 @@ class Tally:
     @property
     def valid(self) -> float:
         """The share of inputs that are unusual, and to be read."""
-        refused = sum(n for (_, right), n in self.rights.items() if right is Right.REFUSED)
-        return 1 - refused / max(self.rights.total(), 1)
+        read = sum(
+            self.rights[key] for key in self.rights if key[1] in (Right.SAME, Right.REPAIRED)
+        )
+        return read / max(self.rights.total(), 1)
 
     def shrink(self, number: int) -> None:
         """Look for smaller inputs of the same mutation that end in the same fault."""
@@ -88,8 +88,8 @@ def fuzz(
 
 def _shares(kind: Kind, count: int, rng: random.Random) -> Iterator[tuple[Mutation, int]]:
     """How many inputs each mutation gets: half of them all for those that are to be read."""
-    valid = [m for m in kind.mutations if m.right is not Right.REFUSED]
-    others = [m for m in kind.mutations if m.right is Right.REFUSED]
+    valid = kind.valid()
+    others = [m for m in kind.mutations if m not in valid]
     for mutations, total in ((valid, count - count // 2), (others, count // 2)):
         rng.shuffle(mutations)
         each, more = divmod(total, len(mutations))

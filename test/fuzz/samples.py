@@ -22,6 +22,7 @@ class Right(Enum):
     SAME = "same"  # the clean input's result, without another note
     REPAIRED = "repaired"  # that result, and a note
     REFUSED = "refused"  # one line that names the file
+    EITHER = "either"  # refused, repaired, or read as another reader does, where there is one
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Sample:
     """An input and what it says.
 
     Attributes:
-        values: what the reader should find: arrays, grids, numbers, texts.
+        values: what the reader should find: arrays, grids, numbers, texts; empty where nothing
+            can be known.
         files: by path, relative to the folder that is read; "../" is beside it.
         notes: how many notes the clean input has.
         tolerance: relative, of numbers and arrays.
@@ -159,6 +161,10 @@ class Kind:
 
         return enter
 
+    def valid(self) -> list[Mutation]:
+        """The mutations after which an input is unusual, and to be read."""
+        return [m for m in self.mutations if m.right in (Right.SAME, Right.REPAIRED)]
+
     def inputs(self, mutation: Mutation) -> st.SearchStrategy[Input]:
         """Clean inputs with this change."""
 
@@ -169,3 +175,20 @@ class Kind:
             return Input(self, mutation, right, sample)
 
         return draw_input()
+
+
+def changed_bytes(draw: Draw, data: bytes, start: int = 0, end: int | None = None) -> bytes:
+    """One to four of the bytes from ``start`` to ``end`` are others, left out or more."""
+    changed = bytearray(data)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(start, min(len(data) if end is None else end, len(changed)) - 1))
+        how = draw(st.sampled_from(["bit", "byte", "left out", "more"]))
+        if how == "bit":
+            changed[at] ^= 1 << draw(st.integers(0, 7))
+        elif how == "byte":
+            changed[at] = draw(st.sampled_from([0, 0xFF, 0x20, *b'0-.,:"{}[]=\\9e']))
+        elif how == "left out":
+            del changed[at]
+        else:
+            changed[at:at] = draw(st.binary(min_size=1, max_size=4))
+    return bytes(changed)

@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 from hypothesis import strategies as st
 
-from fuzz.samples import Draw, File, Found, Kind, Link, Pipe, Right, Sample
+from fuzz.samples import Draw, File, Found, Kind, Link, Pipe, Right, Sample, changed_bytes
 from hmvnet.reading.challenge import read_case
 
 RECORD = {"Age": 61.2345678, "Gender": 1.0}
@@ -39,6 +39,7 @@ def mha(array: np.ndarray, spacing: str = "5 5 5") -> bytes:
     size = " ".join(map(str, array.shape[::-1]))
     kind = {"i2": "MET_SHORT", "f4": "MET_FLOAT", "u1": "MET_UCHAR"}[array.dtype.str[1:]]
     head = f"NDims = 3\nDimSize = {size}\nElementSpacing = {spacing}\nElementType = {kind}\n"
+    head += "Offset = 0 0 0\nTransformMatrix = 1 0 0 0 1 0 0 0 1\n"
     head += "CompressedData = True\nElementDataFile = LOCAL\n"
     return head.encode() + zlib.compress(array.tobytes())
 
@@ -249,3 +250,10 @@ def no_file(draw: Draw, folder: Folder) -> None:
 def two_images(draw: Draw, folder: Folder) -> None:
     folder.files["images/ct/other.tif"] = b"x"
     folder.named = ("2 images in images/ct",)
+
+
+@INPUTS.mutation(Right.EITHER)
+def any_bytes(draw: Draw, folder: Folder) -> None:
+    folder.files |= folder.encode()
+    folder.files["inputs.json"] = changed_bytes(draw, json.dumps(folder.entries).encode())
+    folder.named, folder.bounded = ("inputs.json", "no image in"), True

@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from fuzz.records import secrets
-from fuzz.samples import Draw, Found, Kind, OneFile, Right
+from fuzz.samples import Draw, Found, Kind, OneFile, Right, changed_bytes
 from hmvnet.reading.tables import read_tables
 
 Cell = float | int | str | None
@@ -27,6 +27,7 @@ class Table(OneFile):
     before: str = ""
     quoted: bool = False
     write: Callable[[str], str] = str
+    asked: list[str] | None = None  # patients, where the values do not say them
 
     def cell(self, value: Cell) -> str:
         text = "" if value is None else str(value)
@@ -46,7 +47,7 @@ class Table(OneFile):
         return text.encode(self.encoding)
 
     def names(self) -> list[str]:
-        return list(self.values)
+        return list(self.values) if self.asked is None else self.asked
 
     def renamed(self, name: str, new: str) -> None:
         self.columns = {new if n == name else n: cells for n, cells in self.columns.items()}
@@ -269,3 +270,11 @@ def no_text(draw: Draw, table: Table) -> None:
 @CSV.mutation(Right.REFUSED)
 def nothing_in_it(draw: Draw, table: Table) -> None:
     table.content = draw(st.sampled_from([b"", b"\n\n", b"\xef\xbb\xbf", b" , ,\n", b"\xff\xfe"]))
+
+
+@CSV.mutation(Right.EITHER)
+def any_bytes(draw: Draw, table: Table) -> None:
+    table.bounded = True
+    table.content = changed_bytes(draw, table.parts())
+    names, table.values = table.names(), {}
+    table.asked = names

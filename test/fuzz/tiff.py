@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 from hypothesis import strategies as st
 
-from fuzz.samples import Draw, Kind, Right
+from fuzz.samples import Draw, Kind, Right, changed_bytes
 from fuzz.volumes import (
     ImageFile,
     draw_volume,
@@ -271,3 +271,11 @@ def voxels_in_another_file(draw: Draw, image: Tiff) -> None:
 
 
 TIF.mutation(Right.REFUSED)(no_image)
+
+
+@TIF.mutation(Right.EITHER)
+def any_bytes(draw: Draw, image: Tiff) -> None:
+    """Of the header, the tags and the description."""
+    image.values, image.bounded = {}, True
+    image.options |= draw(st.sampled_from([{}, {"compression": "zlib"}, {"rowsperstrip": 2}]))
+    image.content = changed_bytes(draw, image.parts(), 0, image.segments()[0][0])

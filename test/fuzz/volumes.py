@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
+import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,6 +75,21 @@ def read_file(folder: Path, sample: OneFile) -> Found:
     if not read_geometry(path).same_as(Grid.of(image)):
         raise AssertionError("read_geometry and read_image give two grids")
     return Found({"voxels": sitk.GetArrayFromImage(image), "grid": Grid.of(image)}, notes)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what a library says on standard error, at whatever level."""
+    logging.disable(logging.CRITICAL)
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        logging.disable(logging.NOTSET)
 
 
 def cut(draw: Draw, sample: OneFile, end: int | None = None) -> None:
