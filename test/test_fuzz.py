@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import write_patient
-from fuzz.run import KINDS, Tally, draw
+from fuzz.judge import Fault
+from fuzz.run import KINDS, Tally, draw, fuzz
+from fuzz.samples import Found
 
+from hmvnet.case import CaseError
 from hmvnet.reading.folder import find_patients, read_dataset_json
 from hmvnet.reading.tables import read_tables
 
@@ -32,7 +38,77 @@ def test_what_is_drawn_ends_as_it_should(kind):
         if (kind.name, mutation.name) not in KNOWN:
             draw(kind, mutation, 2, 1, tally)
     assert not tally.faults, "\n".join(tally.examples())
-    assert tally.valid >= 0.3
+
+
+def wrong_voxels(folder: Path, sample: Any) -> Found:
+    return Found({"voxels": np.zeros((2, 2, 2)), "grid": sample.grid})
+
+
+def crash(folder: Path, sample: Any) -> Found:
+    raise KeyError("no such field")
+
+
+def refuse(folder: Path, sample: Any) -> Found:
+    raise CaseError("image.mha: nothing is right")
+
+
+def refuse_at_length(folder: Path, sample: Any) -> Found:
+    raise CaseError("image.mha: one line\nand another")
+
+
+def refuse_namelessly(folder: Path, sample: Any) -> Found:
+    raise CaseError("something is wrong")
+
+
+def write(folder: Path, sample: Any) -> Found:
+    (folder / "left behind").touch()
+    return Found(sample.values)
+
+
+def take_memory(folder: Path, sample: Any) -> Found:
+    bytearray(1 << 28)
+    raise CaseError("image.mha: too large")
+
+
+@pytest.mark.parametrize(
+    ("reader", "mutation", "fault"),
+    [
+        (wrong_voxels, "fields_in_any_order", Fault.SILENT),
+        (wrong_voxels, "cut_anywhere", Fault.SILENT),
+        (crash, "cut_anywhere", Fault.CRASH),
+        (refuse, "fields_in_any_order", Fault.REFUSAL),
+        (refuse, "cut_anywhere", None),
+        (refuse_at_length, "cut_anywhere", Fault.WORDS),
+        (refuse_namelessly, "cut_anywhere", Fault.WORDS),
+        (write, "fields_in_any_order", Fault.CRASH),
+        (take_memory, "more_declared_than_the_file_holds", Fault.CRASH),
+    ],
+)
+def test_what_is_wrong_is_seen(reader, mutation, fault):
+    kind = replace(KINDS[0], read=reader)
+    (change,) = [m for m in kind.mutations if m.name == mutation]
+    tally = Tally()
+    draw(kind, change, 3, 1, tally)
+    assert {key[2] for key in tally.faults} == ({fault} if fault else set())
+
+
+def test_the_same_inputs_come_from_a_seed():
+    drawn: list[list[str]] = []
+
+    def remember(folder: Path, sample: Any) -> Found:
+        drawn[-1].append(repr(sample.encode()))
+        return Found(sample.values)
+
+    kind = replace(KINDS[4], read=remember)
+    for number in (1, 1, 2):
+        drawn.append([])
+        for mutation in kind.mutations[:5]:
+            draw(kind, mutation, 4, number, Tally())
+    assert len(drawn[0]) == 20 and drawn[0] == drawn[1] != drawn[2]
+
+
+def test_half_of_all_inputs_are_to_be_read():
+    assert fuzz(KINDS[4:5], 120, 1).valid == 0.5
 
 
 def known(reason: str) -> pytest.MarkDecorator:

@@ -345,10 +345,8 @@ def a_bit_of_the_header(draw: Draw, image: Nifti) -> Right | None:
     flip(draw, image, 0, len(image.head()))
     image.tolerance = 1e-2
     handed = slice(76, 80) if image.version == 1 else slice(104, 112)
-    if (
-        image.data()[handed] != before[handed]
-    ):  # -1.1 is -1 to the standard's own code, 1 to nibabel
-        image.values = {}
+    if image.data()[handed] != before[handed]:
+        image.values = {}  # -1.1 is -1 to the standard's own code and 1 to nibabel
         return None
     try:
         image.values = _as_nibabel_reads_it(image.data())

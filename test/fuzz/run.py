@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, Phase, Verbosity, find, given, seed, settings
-from hypothesis.errors import HypothesisException, HypothesisWarning
+from hypothesis.errors import HypothesisException
 
 from fuzz.bundles import BUNDLE
 from fuzz.datasets import DATASET
@@ -25,8 +24,6 @@ from fuzz.tiff import TIF
 
 KINDS = [MHA, NII, NII_GZ, TIF, EHR, INPUTS, CSV, DATASET, FOLDER, BUNDLE]
 SHRINKING = 150  # inputs that are tried for a smaller one
-
-warnings.filterwarnings("ignore", category=HypothesisWarning)  # that inputs are long
 
 Key = tuple[str, str, Fault]  # kind, mutation, what is wrong
 

@@ -135,6 +135,9 @@ class Input:
         }
         return f"{self.kind.name}, {self.mutation.name}, to be {self.right.value}: {files}"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self.mutation.name)  # Hypothesis writes down all it draws
+
 
 @dataclass
 class Kind:
