@@ -129,6 +129,14 @@ def test_a_follow_up_of_inf_is_refused(tmp_path: Path) -> None:
         read_tables(tmp_path)
 
 
+@known("a pipe is opened, and a device read to its end")
+@pytest.mark.timeout(2)
+def test_a_pipe_in_the_place_of_a_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match=r"a\.csv"):
+        read_tables(tmp_path)
+
+
 @known("the numbers are taken as they are")
 @pytest.mark.parametrize(
     "content",

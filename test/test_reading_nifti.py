@@ -242,6 +242,18 @@ def test_a_size_that_the_file_cannot_hold_asks_for_no_memory(tmp_path, suffix):
     tracemalloc.stop()
 
 
+def test_a_plain_file_must_hold_every_byte_before_any_is_asked_for(tmp_path):
+    path = save(tmp_path / "a.nii")
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<3h", data, 42, 1024, 1024, 1024)
+    path.write_bytes(data + bytes(1 << 22))  # compressed, so much might hold it
+    tracemalloc.start()
+    with pytest.raises(CaseError, match=r"truncated image, 41\d+ bytes found"):
+        read_image(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_what_inflates_to_more_than_is_declared_is_refused(tmp_path, before):
     """Beyond a bound nothing is read, so that the checksum of the pixels is not seen either."""

@@ -31,7 +31,7 @@ from hmvnet.reading.records import read_json
 MANIFEST = "manifest.json"
 FORMAT = 1
 MAX_MANIFEST_BYTES = 1 << 24
-MAX_WEIGHT_BYTES = 1 << 33
+MAX_WEIGHT_BYTES = 1 << 31
 PLATFORM_MODEL_DIR = Path("/opt/ml/model")
 DEFAULT_BUNDLE = "hmvnet-base"
 UNPACKED = ".unpacked"  # marks a downloaded bundle that is there whole

@@ -64,8 +64,8 @@ def checked_grid(
     return Grid((nx, ny, nz), (dx, dy, dz), (x, y, z), direction), notes
 
 
-def check_stored(expected: int, stored: int, name: str) -> None:
-    """Before memory is asked for: whether so few bytes can hold, compressed, what is declared.
+def check_stored(expected: int, stored: int, name: str, *, compressed: bool) -> None:
+    """Whether so few bytes can hold what is declared, before memory is asked for.
 
     Args:
         expected, stored: bytes of the voxels in memory and in the file.
@@ -73,7 +73,7 @@ def check_stored(expected: int, stored: int, name: str) -> None:
     Raises:
         CaseError: they cannot.
     """
-    if expected > MAX_RATIO * stored:
+    if expected > stored * (MAX_RATIO if compressed else 1):
         raise CaseError(
             f"{name}: truncated image, {stored} bytes found, which cannot hold the {expected} that "
             "its header declares"

@@ -163,9 +163,10 @@ def _read_metaimage(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
         expected = math.prod(grid.size) * dtype.itemsize
         stored = path.stat().st_size - header.pixels_at
         if _flag(header.fields, ("CompressedData",), name):
-            check_stored(expected, stored, name)
+            check_stored(expected, stored, name, compressed=True)
             # No deflated file is twice as long as what is in it: what is beyond is not read.
-            data, rest = _inflate(file.read(2 * expected + MAX_HEADER_BYTES), expected, name)
+            most = min(stored, 2 * expected + MAX_HEADER_BYTES)
+            data, rest = _inflate(file.read(most), expected, name)
             if rest:
                 notes = (*notes, f"{name}: {rest} bytes after the pixels, not read")
         elif stored == expected:

@@ -131,7 +131,9 @@ def read_nifti(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
         with _open(path) as file:
             header = _header(file, name)
             expected = math.prod(header.grid.size) * header.dtype.itemsize
-            check_stored(expected, path.stat().st_size, name)
+            compressed = isinstance(file, igzip.IGzipFile)
+            stored = path.stat().st_size - (0 if compressed else header.start)
+            check_stored(expected, stored, name, compressed=compressed)
             file.read(header.start - file.tell())
             data = file.read(expected)
             rest = len(file.read(MAX_OFFSET))  # with the end of what is compressed, its checksum
