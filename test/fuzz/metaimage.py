@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from hypothesis import strategies as st
 
-from fuzz.samples import Draw, Kind, Right, changed_bytes
+from fuzz.samples import Draw, Kind, Right, changed_bytes, several
 from fuzz.volumes import (
     IDENTITY,
     ImageFile,
@@ -351,3 +351,20 @@ def any_bytes(draw: Draw, image: MetaImage) -> None:
     """Of the header. ITK is not asked what is right: a damaged one can end the whole process."""
     image.values, image.bounded = {}, True
     image.content = changed_bytes(draw, image.parts(), 0, len(image.header()))
+
+
+@MHA.mutation(Right.SAME)
+def several_at_once(draw: Draw, image: MetaImage) -> None:
+    several(
+        draw,
+        image,
+        other_spellings_of_flags,
+        the_other_byte_order,
+        any_level_of_compression,
+        numbers_written_otherwise,
+        other_names_of_fields,
+        fields_that_say_nothing,
+        fields_in_any_order,
+        lines_of_another_system,
+        local_in_any_case,
+    )

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from hypothesis import strategies as st
 
-from fuzz.samples import Draw, Kind, Right, changed_bytes
+from fuzz.samples import Draw, Kind, Right, changed_bytes, several
 from fuzz.volumes import (
     IDENTITY,
     ImageFile,
@@ -365,3 +365,18 @@ def any_bytes(draw: Draw, image: Nifti) -> None:
 def any_bytes_of_the_stream(draw: Draw, image: Nifti) -> None:
     image.values, image.bounded = {}, True
     image.content = changed_bytes(draw, image.parts())
+
+
+@both(Right.SAME)
+def several_at_once(draw: Draw, image: Nifti) -> None:
+    several(
+        draw,
+        image,
+        the_other_byte_order,
+        one_orientation_alone,
+        more_axes_of_one,
+        header_extensions,
+        scaled,
+        words_that_say_nothing,
+        under_the_other_name,
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fuzz.samples import Draw, Found, Kind, Link, OneFile, Pipe, Right, changed_bytes
+from fuzz.samples import Draw, Found, Kind, Link, OneFile, Pipe, Right, changed_bytes, several
 from hmvnet.reading.records import read_health_record
 
 NUMBERS = ("Age", "Weight", "Haemoglobin")
@@ -255,3 +255,22 @@ def any_bytes(draw: Draw, record: Record) -> None:
     record.values, record.bounded = {}, True
     record.options = {"ensure_ascii": draw(st.booleans())}
     record.content = changed_bytes(draw, record.parts())
+
+
+@EHR.mutation(Right.REPAIRED)
+def several_at_once(draw: Draw, record: Record) -> None:
+    another_encoding(draw, record)
+    several(
+        draw,
+        record,
+        more_of_the_same,
+        fields_in_any_order,
+        whole_numbers_with_a_point,
+        numbers_as_text,
+        blanks_around_names,
+    )
+
+
+def more_of_the_same(draw: Draw, record: Record) -> None:
+    record.raw |= {f"Number {n}": draw(secrets) for n in range(draw(st.integers(1, 30)))}
+    record.values["record"] = meant(record.raw)

@@ -195,3 +195,10 @@ def changed_bytes(draw: Draw, data: bytes, start: int = 0, end: int | None = Non
         else:
             changed[at:at] = draw(st.binary(min_size=1, max_size=4))
     return bytes(changed)
+
+
+def several(draw: Draw, sample: Sample, *changes: Change) -> None:
+    """Two or more of the changes, in their order here: what each is right about holds for all."""
+    chosen = draw(st.sets(st.sampled_from(range(len(changes))), min_size=2))
+    for index in sorted(chosen):
+        changes[index](draw, sample)

@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from fuzz.records import secrets
-from fuzz.samples import Draw, Found, Kind, OneFile, Right, changed_bytes
+from fuzz.samples import Draw, Found, Kind, OneFile, Right, changed_bytes, several
 from hmvnet.reading.tables import read_tables
 
 Cell = float | int | str | None
@@ -278,3 +278,19 @@ def any_bytes(draw: Draw, table: Table) -> None:
     table.content = changed_bytes(draw, table.parts())
     names, table.values = table.names(), {}
     table.asked = names
+
+
+@CSV.mutation(Right.SAME)
+def several_at_once(draw: Draw, table: Table) -> None:
+    several(
+        draw,
+        table,
+        another_encoding,
+        more_columns,
+        another_separator,
+        words_for_events,
+        more_rows,
+        other_names_of_columns,
+        rows_in_any_order,
+        columns_in_any_order,
+    )

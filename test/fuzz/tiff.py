@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 from hypothesis import strategies as st
 
-from fuzz.samples import Draw, Kind, Right, changed_bytes
+from fuzz.samples import Draw, Kind, Right, changed_bytes, several
 from fuzz.volumes import (
     ImageFile,
     draw_volume,
@@ -279,3 +279,9 @@ def any_bytes(draw: Draw, image: Tiff) -> None:
     image.values, image.bounded = {}, True
     image.options |= draw(st.sampled_from([{}, {"compression": "zlib"}, {"rowsperstrip": 2}]))
     image.content = changed_bytes(draw, image.parts(), 0, image.segments()[0][0])
+
+
+@TIF.mutation(Right.SAME)
+def several_at_once(draw: Draw, image: Tiff) -> None:
+    layout = draw(st.sampled_from([in_strips, in_tiles]))
+    several(draw, image, big_tiff, deflated, layout, in_another_unit, words_that_say_nothing)
