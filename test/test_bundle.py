@@ -61,6 +61,16 @@ def test_damaged_manifest(tmp_path, text):
         load_bundle(tmp_path)
 
 
+RISK = {
+    "settings": {},
+    "clinical": [{}],
+    "lesion_features": [],
+    "risk_quantiles": [-1.0, 0.0, 1.0],
+    "expected_days": [[0.0, 1000.0], [1.0, 500.0]],
+    "files": ["w.safetensors"],
+}
+
+
 def small_bundle(folder, manifest=None, weights=None):
     """A bundle without networks, of plain bytes; ``manifest`` overwrites its fields."""
     data = save({"w": torch.arange(3.0)}) if weights is None else weights
@@ -102,12 +112,24 @@ def test_a_manifest_that_no_program_of_ours_wrote(tmp_path, text):
         {"segmentation": {"network": "x", "patch_size": [0, 1, 1], "files": []}},
         {"preprocessing": {"spacing_mm": float("nan")}},
         {"classes": ["x" * 5000]},
+        {"segmentation": {"network": "x", "patch_size": [1, 1, 1], "files": []}},
+        {"prognosis": {**RISK, "files": []}},
+        {"prognosis": {**RISK, "clinical": [{}, {}]}},
+        {"prognosis": {**RISK, "risk_quantiles": []}},
+        {"prognosis": {**RISK, "risk_quantiles": [0.0, float("nan")]}},
+        {"prognosis": {**RISK, "risk_quantiles": [1.0, 0.0]}},
+        {"prognosis": {**RISK, "expected_days": [[1.0]]}},
+        {"prognosis": {**RISK, "expected_days": [[1.0, 9.0], [0.0, 10.0]]}},
     ],
 )
 def test_a_manifest_of_other_fields_is_refused_in_one_line(tmp_path, fields):
     with pytest.raises(WeightsError, match=r"manifest\.json") as refused:
         load_bundle(small_bundle(tmp_path, fields))
     assert len(str(refused.value)) < 400 and "\n" not in str(refused.value)
+
+
+def test_a_manifest_with_a_survival_model_is_read(tmp_path):
+    assert load_bundle(small_bundle(tmp_path, {"prognosis": RISK})).manifest.prognosis
 
 
 def test_a_large_manifest_is_refused_before_it_is_read(tmp_path):

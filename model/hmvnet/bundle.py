@@ -13,10 +13,18 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -47,6 +55,9 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+Files = Annotated[list[str], Field(min_length=1)]
+
+
 class SegmentationPart(_Part):
     """The networks of the ensemble: one file a fold.
 
@@ -58,7 +69,7 @@ class SegmentationPart(_Part):
     network: str
     options: dict[str, Any] = {}
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
-    files: list[str]
+    files: Files
     seen: list[list[str]] = []
 
 
@@ -71,10 +82,19 @@ class PrognosisPart(_Part):
     settings: dict[str, Any]
     clinical: list[dict[str, Any]]
     lesion_features: list[str]
-    risk_quantiles: list[float]
-    expected_days: list[list[float]] = []
+    risk_quantiles: Annotated[list[FiniteFloat], Field(min_length=1)]
+    expected_days: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]] = []
     seen: list[str] = []
-    files: list[str]
+    files: Files
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PrognosisPart:
+        if len(self.clinical) != len(self.files):
+            raise ValueError(f"{len(self.clinical)} clinical states for {len(self.files)} files")
+        for risks in (self.risk_quantiles, [risk for risk, _ in self.expected_days]):
+            if risks != sorted(risks):
+                raise ValueError("risks that do not rise")
+        return self
 
 
 class Manifest(_Part):

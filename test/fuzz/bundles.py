@@ -95,7 +95,7 @@ def more_in_the_manifest(draw: Draw, weights: Weights) -> None:
         "trained_on": {"patients": 17, "Zürich": [None, {"a": 1.5}]},
         "metrics": {"dice": 0.5},
         "files": {"never asked for.onnx": "0" * 64},
-        "prognosis": None,
+        "prognosis": draw(st.sampled_from([None, RISK])),
     }
     weights.manifest["segmentation"] |= {"options": {"channels": 8}, "seen": [["0123"]]}
 
@@ -221,6 +221,20 @@ def names_that_are_no_files(draw: Draw, weights: Weights) -> None:
     weights.named = ("tiny", "manifest.json")
 
 
+RISK: dict[str, Any] = {
+    "settings": {},
+    "clinical": [{}],
+    "lesion_features": ["a"],
+    "risk_quantiles": [-1.0, 0.0, 1.0],
+    "expected_days": [[-1.0, 900.0], [1.0, 100.0]],
+    "files": [WEIGHTS],
+}
+WRONG_RISK: list[tuple[str, Any]] = [
+    *(("clinical", v) for v in ([], [{}, {}], None, [7])),
+    *(("risk_quantiles", v) for v in ([], [1.0, 0.0], [float("nan")], ["x"], None)),
+    *(("expected_days", v) for v in ([[1.0]], [[1.0, 2.0, 3.0]], [[1.0, 1.0], [0.0, 2.0]], 7)),
+    *(("files", v) for v in ([], None, [7], WEIGHTS)),
+]
 WRONG: list[tuple[str, Any]] = [
     *(("format", v) for v in (0, 2, "1", None, [1], {"a": "x" * 5000}, 1.5)),
     *(("classes", v) for v in (["background", "GTVn", "GTVp"], [], None, "x", ["x" * 5000])),
@@ -233,6 +247,8 @@ WRONG: list[tuple[str, Any]] = [
     ("preprocessing", {"unknown\nname": 1}),
     *(("postprocessing", v) for v in (None, {"threshold_gtvp": float("nan")}, {"a": 1})),
     *(("segmentation", v) for v in (None, {}, {"network": "hmvnet"})),
+    ("segmentation", {"network": "hmvnet", "patch_size": [8, 8, 8], "files": []}),
+    *(("prognosis", RISK | {key: v}) for key, v in WRONG_RISK),
     *(("files", v) for v in (None, [], {WEIGHTS: None}, {WEIGHTS: 7}, {WEIGHTS: "0" * 64})),
     *(("prognosis", v) for v in ({}, [], 7)),
     ("an unknown\nname", 1),
