@@ -112,6 +112,7 @@ def test_a_manifest_that_no_program_of_ours_wrote(tmp_path, text):
         {"segmentation": {"network": "x", "patch_size": [0, 1, 1], "files": []}},
         {"preprocessing": {"spacing_mm": float("nan")}},
         {"classes": ["x" * 5000]},
+        {"region": "knee"},
         {"segmentation": {"network": "x", "patch_size": [1, 1, 1], "files": []}},
         {"prognosis": {**RISK, "files": []}},
         {"prognosis": {**RISK, "clinical": [{}, {}]}},

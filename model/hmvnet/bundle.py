@@ -31,7 +31,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hmvnet.case import CLASSES, CaseError
-from hmvnet.config import PostprocessingSettings, PreprocessingSettings, Settings
+from hmvnet.config import PostprocessingSettings, PreprocessingSettings, RegionName, Settings
 from hmvnet.exits import RefusedError, shown
 from hmvnet.files import SHORT, lies_inside, read_bounded, replacing, sha256, write_text
 from hmvnet.reading.records import read_json
@@ -103,7 +103,7 @@ class Manifest(_Part):
     format: int = FORMAT
     name: str
     classes: list[str] = list(CLASSES)
-    region: str = "head-neck"
+    region: RegionName = "head-neck"
     preprocessing: PreprocessingSettings
     postprocessing: PostprocessingSettings
     segmentation: SegmentationPart

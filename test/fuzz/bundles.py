@@ -238,7 +238,7 @@ WRONG_RISK: list[tuple[str, Any]] = [
 WRONG: list[tuple[str, Any]] = [
     *(("format", v) for v in (0, 2, "1", None, [1], {"a": "x" * 5000}, 1.5)),
     *(("classes", v) for v in (["background", "GTVn", "GTVp"], [], None, "x", ["x" * 5000])),
-    *(("region", v) for v in (None, 7, [])),
+    *(("region", v) for v in (None, 7, [], "knee")),
     *(("name", v) for v in (None, 7, {})),
     *(("preprocessing", v) for v in (None, [], {"spacing_mm": -1}, {"spacing_mm": "x"})),
     ("preprocessing", {"spacing_mm": float("nan")}),
