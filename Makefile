@@ -7,11 +7,13 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 CASE   ?= test/cases/phantom-1
 OUTPUT ?= output
+COUNT  ?= 2000
+SEED   ?= 0
 # One tested release; on a GPU machine it brings CUDA along.
 TORCH  ?= torch==2.13.0
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow lint docs tutorial wheel resolve constraints audit setup clean
+.PHONY: run test test-slow fuzz lint docs tutorial wheel resolve constraints audit setup clean
 
 setup: $(VENV)/.ready
 
@@ -36,6 +38,10 @@ test: setup
 
 test-slow: setup
 	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+# Drawn inputs of every kind, each with the outcome that is right: make fuzz COUNT=2000 SEED=1
+fuzz: setup
+	@PYTHONPATH=test $(PY) -m fuzz --count $(COUNT) --seed $(SEED)
 
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

@@ -1,10 +1,15 @@
+import json
+import os
+import struct
 import tarfile
 import threading
+import tracemalloc
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from conftest import tensors_of
+from safetensors.torch import save
 
 from hmvnet.bundle import (
     WeightsError,
@@ -54,6 +59,159 @@ def test_damaged_manifest(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(WeightsError, match=r"manifest\.json"):
         load_bundle(tmp_path)
+
+
+RISK = {
+    "settings": {},
+    "clinical": [{}],
+    "lesion_features": [],
+    "risk_quantiles": [-1.0, 0.0, 1.0],
+    "expected_days": [[0.0, 1000.0], [1.0, 500.0]],
+    "files": ["w.safetensors"],
+}
+
+
+def small_bundle(folder, manifest=None, weights=None):
+    """A bundle without networks, of plain bytes; ``manifest`` overwrites its fields."""
+    data = save({"w": torch.arange(3.0)}) if weights is None else weights
+    (folder / "w.safetensors").write_bytes(data)
+    raw = {
+        "format": 1,
+        "name": "small",
+        "preprocessing": {},
+        "postprocessing": {},
+        "segmentation": {"network": "x", "patch_size": [32, 32, 32], "files": ["w.safetensors"]},
+        "files": {"w.safetensors": sha256(data)},
+    }
+    (folder / "manifest.json").write_text(json.dumps(raw | (manifest or {})))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"format": ' + "9" * 5000 + "}",
+        '{"format": 1, "format": 1}',
+        '{"format": 1,}',
+    ]
+    + ["\x00\x07", '{"format": "' + "x" * 5000 + '"}'],
+)
+def test_a_manifest_that_no_program_of_ours_wrote(tmp_path, text):
+    small_bundle(tmp_path)
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(WeightsError, match=r"manifest\.json") as refused:
+        load_bundle(tmp_path)
+    assert len(str(refused.value)) < 400 and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"un\nknown": 1},
+        {"segmentation": {"network": "x", "patch_size": [0, 1, 1], "files": []}},
+        {"preprocessing": {"spacing_mm": float("nan")}},
+        {"classes": ["x" * 5000]},
+        {"region": "knee"},
+        {"segmentation": {"network": "x", "patch_size": [1, 1, 1], "files": []}},
+        {"prognosis": {**RISK, "files": []}},
+        {"prognosis": {**RISK, "clinical": [{}, {}]}},
+        {"prognosis": {**RISK, "risk_quantiles": []}},
+        {"prognosis": {**RISK, "risk_quantiles": [0.0, float("nan")]}},
+        {"prognosis": {**RISK, "risk_quantiles": [1.0, 0.0]}},
+        {"prognosis": {**RISK, "expected_days": [[1.0]]}},
+        {"prognosis": {**RISK, "expected_days": [[1.0, 9.0], [0.0, 10.0]]}},
+    ],
+)
+def test_a_manifest_of_other_fields_is_refused_in_one_line(tmp_path, fields):
+    with pytest.raises(WeightsError, match=r"manifest\.json") as refused:
+        load_bundle(small_bundle(tmp_path, fields))
+    assert len(str(refused.value)) < 400 and "\n" not in str(refused.value)
+
+
+def test_a_manifest_with_a_survival_model_is_read(tmp_path):
+    assert load_bundle(small_bundle(tmp_path, {"prognosis": RISK})).manifest.prognosis
+
+
+def test_a_large_manifest_is_refused_before_it_is_read(tmp_path):
+    with (small_bundle(tmp_path) / "manifest.json").open("ab") as file:
+        file.truncate(1 << 30)
+    tracemalloc.start()
+    with pytest.raises(WeightsError, match="1073741824 bytes, expected at most"):
+        load_bundle(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "w.safetensors"])
+def test_no_link_leaves_a_bundle(tmp_path, name):
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    small_bundle(folder)
+    (folder / name).rename(folder / "inside")
+    (folder / name).symlink_to("inside")
+    assert load_bundle(folder).tensors("w.safetensors")
+    (folder / "inside").rename(tmp_path / "outside")
+    (folder / name).unlink()
+    (folder / name).symlink_to("../outside")
+    with pytest.raises(WeightsError, match=f"'{name}' leaves the bundle's folder"):
+        load_bundle(folder).tensors("w.safetensors")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "w.safetensors"])
+@pytest.mark.parametrize("place", ["pipe", "folder", "device", "nothing"])
+def test_no_file_in_the_place_of_one_of_a_bundle(tmp_path, name, place):
+    path = small_bundle(tmp_path) / name
+    path.unlink()
+    if place == "pipe":
+        os.mkfifo(path)
+    elif place == "folder":
+        path.mkdir()
+    elif place == "device":
+        path.symlink_to("/dev/zero")
+    with pytest.raises(WeightsError, match=name):
+        load_bundle(tmp_path).tensors("w.safetensors")
+
+
+@pytest.mark.parametrize("name", ["../w.safetensors", "/etc/passwd", "..", "", "a\0b", "x" * 300])
+def test_a_manifest_that_names_what_is_no_file_of_it(tmp_path, name):
+    folder = small_bundle(tmp_path, {"files": {name: "0" * 64}})
+    with pytest.raises(WeightsError):
+        load_bundle(folder).tensors(name)
+
+
+def header_of(dtype="F32", shape=(3,), offsets=(0, 12)):
+    return {"w": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        header_of("F31"),
+        header_of("F4", (24,)),
+        header_of(shape=(4,)),
+        header_of(shape=(2**62, 2**62)),
+        header_of(offsets=(12, 0)),
+        header_of(offsets=(0, 2**63)),
+        header_of(offsets=(1, 13)),
+        {"w": 1},
+        [],
+    ],
+)
+def test_weights_whose_header_makes_no_sense(tmp_path, header):
+    """The hash is right: whoever made the file made the manifest too."""
+    text = json.dumps(header).encode()
+    weights = struct.pack("<Q", len(text)) + text + bytes(12)
+    bundle = load_bundle(small_bundle(tmp_path, weights=weights))
+    with pytest.raises(WeightsError, match=r"w\.safetensors: not a safetensors file"):
+        bundle.tensors("w.safetensors")
+
+
+@pytest.mark.parametrize("length", [2**31, 2**40, 2**64 - 1])
+def test_a_header_longer_than_the_weights_asks_for_no_memory(tmp_path, length):
+    bundle = load_bundle(small_bundle(tmp_path, weights=struct.pack("<Q", length) + b"{}"))
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        bundle.tensors("w.safetensors")
 
 
 def test_where_bundles_are_looked_for(tiny_bundle, tmp_path, monkeypatch):

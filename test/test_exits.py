@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from hmvnet.case import CaseError
-from hmvnet.exits import Exit, RefusedError, UnfinishedError, ending
+from hmvnet.exits import Exit, RefusedError, UnfinishedError, ending, shown
 
 
 def raising(error: BaseException):
@@ -148,3 +148,17 @@ def test_a_working_directory_that_is_gone_is_refused(monkeypatch, capfd):
     monkeypatch.setattr(os, "getcwd", raising(FileNotFoundError(2, "No such file or directory")))
     assert ending(lambda: 0) == Exit.REFUSED
     assert capfd.readouterr().err.startswith("error: working directory: No such file")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Größe", "Größe"),
+        ("a\nb\tc", "a b c"),
+        ("\x1b[2J", r"\x1b[2J"),
+        ("\ud800", r"\ud800"),
+        (7, "7"),
+    ],
+)
+def test_a_text_of_somebodys_file_is_shown_in_one_line(text, told):
+    assert shown(text) == told and shown("x" * 100, 9) == "x" * 9

@@ -14,8 +14,10 @@ from hmvnet.files import (
     digest,
     is_name,
     leaves,
+    lies_inside,
     make_folder,
     name_for_libraries,
+    read_bounded,
     replacing,
     sha256,
     text_of_cell,
@@ -219,3 +221,30 @@ def test_a_name_for_libraries_is_utf8_or_refused():
     latin1 = Path(os.fsdecode("Müller".encode("latin-1")))
     with pytest.raises(RefusedError, match="not UTF-8"):
         name_for_libraries(latin1)
+
+
+def test_what_lies_inside_a_folder(tmp_path):
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    for name, target in {"in": "a", "out": "..", "loop": "loop", "broken": "nothing"}.items():
+        (root / name).symlink_to(target)
+    (tmp_path / "link").symlink_to("root")
+    for name in ("a", "a/../a", "in", "broken", "nothing/yet", "", root / "a"):
+        assert lies_inside(root, name) and lies_inside(tmp_path / "link", name)
+    for name in ("..", "../rooted", "out", "out/x", "/", "loop", "a\0b", "x" * 5000, "\ud800"):
+        assert not lies_inside(root, name)
+
+
+def test_a_file_is_looked_at_before_it_is_read(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("a")
+    assert read_bounded(path, 5) == read_bounded(tmp_path / "link", 5) == b"12345"
+    with pytest.raises(RefusedError, match=r"a: 5 bytes, expected at most 4"):
+        read_bounded(path, 4)
+    with pytest.raises(RefusedError, match=r"none: file not found or not readable"):
+        read_bounded(tmp_path / "none", 4)
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", ".", "/dev/zero"):
+        with pytest.raises(RefusedError, match=r"a folder, a pipe or a device, expected a file"):
+            read_bounded(tmp_path / name, 4)

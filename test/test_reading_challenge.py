@@ -43,6 +43,41 @@ def test_inputs_json_that_leaves_the_input_folder(write_case, relative):
         read_case(root)
 
 
+@pytest.mark.parametrize("relative", ["images/\0ct", "a" * 5000, "a/" * 3000, "\ud800", "loop/x"])
+@pytest.mark.parametrize("slug", ["ct-image", "electronic-health-record"])
+def test_inputs_json_with_what_is_no_path(write_case, relative, slug):
+    root = write_case()
+    (root / "loop").symlink_to("loop")
+    entry = [{"socket": {"slug": slug, "relative_path": relative}}]
+    (root / "inputs.json").write_text(json.dumps(entry))
+    with pytest.raises(CaseError, match=rf"inputs.json: relative_path of '{slug}' .* is no path"):
+        read_case(root)
+
+
+def test_inputs_json_with_entries_of_any_kind(write_case):
+    """A slug that is a list once was a TypeError."""
+    strange = [None, 7, "ct-image", [], {}, {"socket": None}, {"socket": {"slug": ["ct-image"]}}]
+    strange += [{"socket": {"slug": "dose", "relative_path": "../.."}}]
+    root = write_case()
+    (root / "inputs.json").write_text(json.dumps([*strange, *({"socket": s} for s in SOCKETS)]))
+    case = read_case(root)
+    assert case.record.values["Age"] == 62 and not case.notes
+
+
+def test_inputs_json_with_two_places_of_one_image(write_case):
+    root = write_case()
+    other = {"slug": "pet", "relative_path": "images/other"}
+    (root / "inputs.json").write_text(json.dumps([{"socket": s} for s in (*SOCKETS, other)]))
+    with pytest.raises(CaseError, match=r"inputs.json: two places of 'pet', expected one"):
+        read_case(root)
+
+
+def test_inputs_json_that_is_no_list_is_said(write_case):
+    root = write_case()
+    (root / "inputs.json").write_text('{"inputs": []}')
+    assert any("not a list of sockets; standard paths used" in w for w in read_case(root).notes)
+
+
 def test_damaged_inputs_json_falls_back_with_a_warning(write_case):
     root = write_case()
     (root / "inputs.json").write_text("[{")
@@ -93,6 +128,24 @@ def test_link_that_leaves_the_input_folder(write_case, tmp_path):
     (root / "images" / "ct" / "a.mha").symlink_to(tmp_path / "outside.mha")
     with pytest.raises(CaseError, match="leaves the input folder"):
         read_case(root)
+
+
+@pytest.mark.parametrize("name", ["ehr.json", "inputs.json", "images/pet"])
+def test_no_link_leaves_the_input_folder(write_case, tmp_path, name):
+    root, outside = write_case(), tmp_path / "outside"
+    (root / "inputs.json").write_text(json.dumps([{"socket": s} for s in SOCKETS[:2]]))
+    (root / name).rename(outside)
+    (root / name).symlink_to(outside)
+    with pytest.raises(CaseError, match=r"leaves the input folder"):
+        read_case(root, needs_record=False)
+
+
+def test_links_inside_the_input_folder_are_followed(write_case):
+    root = write_case()
+    for name in ("ehr.json", "images/pet"):
+        (root / name).rename(root / f"{name}-elsewhere")
+        (root / name).symlink_to(root / f"{name}-elsewhere")
+    assert read_case(root).record.values["Age"] == 62
 
 
 def test_pet_and_ct_that_do_not_overlap(write_case):

@@ -211,6 +211,8 @@ def test_bytes_after_the_pixels_are_said(tmp_path):
         (108, "<f", (1e9,), "vox_offset 1e"),
         (108, "<f", (float("nan"),), "vox_offset nan"),
         (112, "<2f", (1, float("inf")), "scl_inter inf"),
+        (112, "<2f", (1e30, 0), "scl_slope 1e"),
+        (112, "<2f", (1, -1e30), "scl_inter -1e"),
         (123, "B", (5,), "xyzt_units 5"),
         (280, "<4f", (0, 0, 0, 0), "no length"),
         (280, "<f", (float("nan"),), "no length, or no number"),
@@ -240,6 +242,32 @@ def test_a_size_that_the_file_cannot_hold_asks_for_no_memory(tmp_path, suffix):
     tracemalloc.stop()
 
 
+def test_a_plain_file_must_hold_every_byte_before_any_is_asked_for(tmp_path):
+    path = save(tmp_path / "a.nii")
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<3h", data, 42, 1024, 1024, 1024)
+    path.write_bytes(data + bytes(1 << 22))  # compressed, so much might hold it
+    tracemalloc.start()
+    with pytest.raises(CaseError, match=r"truncated image, 41\d+ bytes found"):
+        read_image(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_what_inflates_to_more_than_is_declared_is_refused(tmp_path, before):
+    """Beyond a bound nothing is read, so that the checksum of the pixels is not seen either."""
+    path = save(tmp_path / "a.nii", **({"vox_offset": 1 << 27} if before else {}))
+    bomb = gzip.compress(bytes(1 << 27), 1)
+    path = path.rename(tmp_path / "a.nii.gz")
+    path.write_bytes(gzip.compress(path.read_bytes()) + bomb)
+    tracemalloc.start()
+    with pytest.raises(CaseError, match=r"after the pixels, expected none|vox_offset"):
+        read_image(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize("size", [1, 3, 100, 347, 350, 400])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_cut_anywhere(tmp_path, size, compressed):
@@ -261,3 +289,16 @@ def test_a_stream_cut_or_changed(tmp_path, share):
     path.write_bytes(data)
     with pytest.raises(CaseError, match="damaged"):
         read_image(path)
+
+
+@pytest.mark.parametrize("at", [252, 254])
+def test_a_code_that_the_standard_has_not_is_said(tmp_path, at):
+    """A damaged header; nibabel takes such an orientation for none."""
+    path = save(tmp_path / "a.nii", sform=(turned(), 1), qform=(turned(), 1))
+    right = read_image(path)[0].GetDirection()
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<h", data, at, 33)
+    path.write_bytes(data)
+    image, notes = read_image(path)
+    assert len(notes) == 1 and "form_code 33, expected 0 to 5" in notes[0]
+    assert image.GetDirection() == pytest.approx(right, abs=1e-6)

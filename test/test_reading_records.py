@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from hmvnet.reading.records import (
     is_missing,
     parse_record,
     read_health_record,
+    read_json,
 )
 
 AGE, GENDER, TOBACCO, ALCOHOL, STATUS, TREATMENT, M_STAGE, HPV = HECKTOR.columns
@@ -253,4 +256,67 @@ def test_a_record_of_no_text_is_refused(tmp_path):
     path = tmp_path / "ehr.json"
     path.write_bytes(b"\0\5\x16\7 Mac OS X \xff")
     with pytest.raises(CaseError, match=r"ehr.json: not readable as text"):
+        read_health_record(path)
+
+
+@pytest.mark.parametrize("digits", ["1" * 400, "-" + "9" * 5000])
+def test_a_whole_number_that_no_number_holds_is_missing(tmp_path, digits):
+    """Beyond 4300 digits Python's int raises."""
+    (tmp_path / "ehr.json").write_text(f'{{"Age": {digits}, "Gender": 1}}')
+    record, notes = read_health_record(tmp_path / "ehr.json")
+    assert dict(record.values) == {"Age": None, "Gender": 1.0}
+    assert notes == (f"ehr.json: field 'Age': {NOT_FINITE}",)
+
+
+@pytest.mark.parametrize("first", ["Age", " Age ", r"\u0041ge"])
+def test_a_field_that_is_there_twice_is_said(tmp_path, first):
+    (tmp_path / "ehr.json").write_text(f'{{"{first}": 71.25, "Gender": 1, "Age": 62}}')
+    record, notes = read_health_record(tmp_path / "ehr.json")
+    assert dict(record.values) == {"Age": 62.0, "Gender": 1.0}
+    assert len(notes) == 1 and "'Age' more than once, the last is used" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("a\nb", "a b"), ("\x1b[2J", r"\x1b[2J"), ("\ud800", r"\ud800"), ("x" * 500, "x" * 60)],
+)
+def test_a_fields_name_is_told_in_one_line(tmp_path, name, told):
+    (tmp_path / "ehr.json").write_text(json.dumps({name: "5", "Gender": 1}))
+    record, notes = read_health_record(tmp_path / "ehr.json")
+    assert record.values[name] == 5.0 and notes == (f"ehr.json: field '{told}': {CONVERTED}",)
+
+
+@pytest.mark.parametrize("depth", [50_000, 400_000])
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_json_that_is_too_deep_is_refused(tmp_path, depth, opening):
+    (tmp_path / "ehr.json").write_text((opening * depth)[: 1 << 20])
+    with pytest.raises(CaseError, match=r"ehr.json: not valid JSON \(nesting\)"):
+        read_health_record(tmp_path / "ehr.json")
+
+
+@pytest.mark.timeout(60)
+def test_a_text_without_an_end_is_refused_at_once(tmp_path):
+    """The search for trailing commas once took the square of its length: hours for 1 MB."""
+    (tmp_path / "ehr.json").write_text('{"a": "' + r"\"" * 500_000)
+    with pytest.raises(CaseError, match="not valid JSON"):
+        read_health_record(tmp_path / "ehr.json")
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "ehr.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    tracemalloc.start()
+    with pytest.raises(CaseError, match=r"ehr.json: 1073741824 bytes, expected at most 1048576"):
+        read_json(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("place", ["pipe", "folder", "device"])
+def test_no_file_in_a_records_place(tmp_path, place):
+    path = tmp_path / "ehr.json"
+    make = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda p: p.symlink_to("/dev/zero")}
+    make[place](path)
+    with pytest.raises(CaseError, match=r"ehr.json: a folder, a pipe or a device, expected a file"):
         read_health_record(path)

@@ -4,11 +4,11 @@ import torch
 from conftest import SMALL_NETWORK, tiny_ct, tiny_pet
 
 from hmvnet.bundle import Bundle, WeightsError, load_bundle
-from hmvnet.case import Case
 from hmvnet.config import InferenceSettings
 from hmvnet.networks.output import Output
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
+from hmvnet.reading.checks import checked_case
 from hmvnet.segmentation.ensemble import (
     Ensemble,
     TorchForward,
@@ -197,7 +197,7 @@ def test_after_the_gpu_comes_the_cpu(monkeypatch, error):
 
 def test_a_patient_in_windows_still_has_a_risk(tiny_bundle):
     pipeline = Pipeline(load_bundle(tiny_bundle), torch.device("cpu"))
-    case = Case.of("a", tiny_ct(), tiny_pet())
+    case = checked_case("a", tiny_ct(), tiny_pet())
     (member,) = pipeline.segmenter.ensemble.members
     before = pipeline(case).risk
     fails_above(member.network, 32, SHORT_OF_MEMORY[0])

@@ -7,29 +7,39 @@ whose hash differs.
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from hmvnet.case import CLASSES
-from hmvnet.config import PostprocessingSettings, PreprocessingSettings, Settings
-from hmvnet.exits import RefusedError
-from hmvnet.files import SHORT, replacing, sha256, write_text
+from hmvnet.case import CLASSES, CaseError
+from hmvnet.config import PostprocessingSettings, PreprocessingSettings, RegionName, Settings
+from hmvnet.exits import RefusedError, shown
+from hmvnet.files import SHORT, lies_inside, read_bounded, replacing, sha256, write_text
+from hmvnet.reading.records import read_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+MAX_MANIFEST_BYTES = 1 << 24
+MAX_WEIGHT_BYTES = 1 << 31
 PLATFORM_MODEL_DIR = Path("/opt/ml/model")
 DEFAULT_BUNDLE = "hmvnet-base"
 UNPACKED = ".unpacked"  # marks a downloaded bundle that is there whole
@@ -45,6 +55,9 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+Files = Annotated[list[str], Field(min_length=1)]
+
+
 class SegmentationPart(_Part):
     """The networks of the ensemble: one file a fold.
 
@@ -55,8 +68,8 @@ class SegmentationPart(_Part):
 
     network: str
     options: dict[str, Any] = {}
-    patch_size: tuple[int, int, int]
-    files: list[str]
+    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    files: Files
     seen: list[list[str]] = []
 
 
@@ -69,10 +82,19 @@ class PrognosisPart(_Part):
     settings: dict[str, Any]
     clinical: list[dict[str, Any]]
     lesion_features: list[str]
-    risk_quantiles: list[float]
-    expected_days: list[list[float]] = []
+    risk_quantiles: Annotated[list[FiniteFloat], Field(min_length=1)]
+    expected_days: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]] = []
     seen: list[str] = []
-    files: list[str]
+    files: Files
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PrognosisPart:
+        if len(self.clinical) != len(self.files):
+            raise ValueError(f"{len(self.clinical)} clinical states for {len(self.files)} files")
+        for risks in (self.risk_quantiles, [risk for risk, _ in self.expected_days]):
+            if risks != sorted(risks):
+                raise ValueError("risks that do not rise")
+        return self
 
 
 class Manifest(_Part):
@@ -81,7 +103,7 @@ class Manifest(_Part):
     format: int = FORMAT
     name: str
     classes: list[str] = list(CLASSES)
-    region: str = "head-neck"
+    region: RegionName = "head-neck"
     preprocessing: PreprocessingSettings
     postprocessing: PostprocessingSettings
     segmentation: SegmentationPart
@@ -150,7 +172,7 @@ class Bundle:
         """
         try:
             state = load_tensors(self.read(name))
-        except SafetensorError as error:
+        except (SafetensorError, KeyError) as error:  # KeyError: a type that torch has not
             raise WeightsError(f"{name}: not a safetensors file") from error
         return {k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()}
 
@@ -160,11 +182,9 @@ class Bundle:
         if expected is None or Path(name).name != name:
             raise WeightsError(f"{name}: not a file of the bundle '{self.manifest.name}'")
         try:
-            data = (self.folder / name).read_bytes()
-        except OSError as error:
-            raise WeightsError(
-                f"{name}: weight file of '{self.manifest.name}' is missing"
-            ) from error
+            data = read_bounded(_inside(self.folder, name), MAX_WEIGHT_BYTES)
+        except RefusedError as error:
+            raise WeightsError(f"weights of '{self.manifest.name}': {error}") from error
         found = sha256(data)
         if found != expected:
             raise WeightsError(
@@ -252,25 +272,35 @@ def load_bundle(folder: Path) -> Bundle:
     """A bundle with its manifest checked; file hashes are checked when files are read.
 
     Raises:
-        WeightsError: the manifest is missing, not JSON, of another format, or incomplete.
+        WeightsError: the manifest is missing, too large, not JSON, of another format, incomplete,
+            or a link that leaves the folder.
     """
-    path = folder / MANIFEST
+    path = _inside(folder, MANIFEST)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not a readable manifest") from error
+        raw, repairs = read_json(path, MAX_MANIFEST_BYTES)
+    except CaseError as error:
+        raise WeightsError(f"{path}: not a readable manifest: {error}") from error
+    if repairs:  # written by a program, and changed since
+        raise WeightsError(f"{path}: not a manifest as it was written: {repairs[0]}")
     found = raw.get("format") if isinstance(raw, dict) else None
     if found != FORMAT:
-        raise WeightsError(f"{path}: bundle format {found!r}, expected {FORMAT}")
+        raise WeightsError(f"{path}: bundle format {shown(repr(found))}, expected {FORMAT}")
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise WeightsError(f"{path}: {where}: {first['msg']}") from error
+        where = shown(".".join(map(str, first["loc"])))
+        raise WeightsError(f"{path}: {where}: {shown(first['msg'], 200)}") from error
     if manifest.classes != list(CLASSES):
-        raise WeightsError(f"{path}: classes {manifest.classes}, expected {list(CLASSES)}")
+        found = shown(repr(manifest.classes))
+        raise WeightsError(f"{path}: classes {found}, expected {list(CLASSES)}")
     return Bundle(folder, manifest)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if not lies_inside(folder, name):
+        raise WeightsError(f"{folder}: '{name}' leaves the bundle's folder, or is no path")
+    return folder / name
 
 
 def write_bundle(

@@ -45,6 +45,15 @@ class RefusedError(ValueError):
     """What was given cannot be used. The message is one line, without patient data."""
 
 
+def shown(text: object, most: int = 60) -> str:
+    """A text of somebody's file, for a message: one line that a terminal can show, not all of it.
+
+    Args:
+        most: characters of it.
+    """
+    return one_line(str(text)[:most])
+
+
 class UnfinishedError(RuntimeError):
     """Told to stop early; the same command goes on where this one stopped."""
 

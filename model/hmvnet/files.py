@@ -1,4 +1,7 @@
-"""Files that are written whole or not at all, tables among them, and digests; their only home."""
+"""Files that are written whole or not at all, read within bounds, tables, and digests.
+
+The only home of each.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ import json
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -110,6 +114,38 @@ def name_for_libraries(path: Path) -> str:
         return os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise RefusedError(f"{path}: the name is not UTF-8, expected one that is") from error
+
+
+def lies_inside(root: Path, relative: Path | str) -> bool:
+    """Whether ``root / relative`` is a path, and below ``root`` when links are followed."""
+    path = root / relative
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError, ValueError):  # too long, links in a circle, a zero byte
+        return False
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of what somebody put in a file's place, looked at before it is opened.
+
+    Args:
+        most: bytes that it may have.
+
+    Raises:
+        RefusedError: it is missing or not readable, no file (a pipe and a device would not end),
+            or larger; names it.
+    """
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise RefusedError(f"{path.name}: a folder, a pipe or a device, expected a file")
+        if state.st_size > most:
+            raise RefusedError(f"{path.name}: {state.st_size} bytes, expected at most {most}")
+        return path.read_bytes()
+    except OSError as error:
+        raise RefusedError(f"{path.name}: file not found or not readable") from error
 
 
 def write_text(text: str, path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from hmvnet.case import Case, CaseError, ClinicalRecord
-from hmvnet.files import visible
+from hmvnet.files import lies_inside, visible
 from hmvnet.reading.checks import checked_case
 from hmvnet.reading.images import SUFFIXES, has_image_suffix, read_image
 from hmvnet.reading.records import read_health_record, read_json
@@ -62,7 +62,7 @@ def read_case(input_dir: Path, *, needs_record: bool = True) -> Case:
     with ThreadPoolExecutor(max_workers=2) as pool:  # inflating frees the GIL
         reads = [pool.submit(_read_socket_image, root, s) for s in (sockets.ct, sockets.pet)]
         (ct, ct_notes), (pet, pet_notes) = (read.result() for read in reads)
-    record, record_notes = _read_record(root / sockets.record, needs_record)
+    record, record_notes = _read_record(root, sockets.record, needs_record)
     notes = (*socket_notes, *ct_notes, *pet_notes, *record_notes)
     return checked_case("case", ct, pet, record=record, notes=notes)
 
@@ -71,23 +71,31 @@ def _read_sockets(root: Path) -> tuple[Sockets, tuple[str, ...]]:
     listing = root / "inputs.json"
     if not listing.exists():
         return Sockets(), ()
+    _check_inside(root, listing.name, f"{listing.name}: the file")
     try:
         raw, notes = read_json(listing)
     except CaseError as error:
         return Sockets(), (f"{error}; standard paths used",)
+    if not isinstance(raw, list):
+        return Sockets(), (*notes, "inputs.json: not a list of sockets; standard paths used")
     found: dict[str, Path] = {}
-    for entry in raw if isinstance(raw, list) else []:
+    for entry in raw:
         socket = _socket_of(entry)
-        name = next((n for n, slugs in _SLUGS.items() if socket.get("slug") in slugs), None)
-        relative = socket.get("relative_path")
-        if name is None or not isinstance(relative, str):
+        slug, relative = socket.get("slug"), socket.get("relative_path")
+        if not isinstance(slug, str) or not isinstance(relative, str):
             continue
-        if not (root / relative).resolve().is_relative_to(root):
-            raise CaseError(
-                f"inputs.json: relative_path of '{socket['slug']}' leaves the input folder"
-            )
-        found[name] = Path(relative)
+        name = next((n for n, slugs in _SLUGS.items() if slug in slugs), None)
+        if name is None:
+            continue
+        _check_inside(root, relative, f"inputs.json: relative_path of '{slug}'")
+        if found.setdefault(name, Path(relative)) != Path(relative):
+            raise CaseError(f"inputs.json: two places of '{slug}', expected one")
     return Sockets(**found), notes
+
+
+def _check_inside(root: Path, relative: Path | str, what: str) -> None:
+    if not lies_inside(root, relative):
+        raise CaseError(f"{what} leaves the input folder, or is no path; expected one inside it")
 
 
 def _socket_of(entry: object) -> Mapping[str, object]:
@@ -107,8 +115,7 @@ def _read_socket_image(root: Path, relative: Path) -> tuple[sitk.Image, tuple[st
         raise CaseError(f"no image in {relative}: expected one file ({', '.join(SUFFIXES)})")
     if len(files) > 1:
         raise CaseError(f"{len(files)} images in {relative}, expected one")
-    if not files[0].resolve().is_relative_to(root):
-        raise CaseError(f"{relative}: the image is a link that leaves the input folder")
+    _check_inside(root, files[0].relative_to(root), f"{relative}: the image")
     try:
         image, notes = read_image(files[0])
     except CaseError as error:
@@ -116,9 +123,13 @@ def _read_socket_image(root: Path, relative: Path) -> tuple[sitk.Image, tuple[st
     return image, tuple(f"{relative}: {note}" for note in notes)
 
 
-def _read_record(path: Path, needed: bool) -> tuple[ClinicalRecord, tuple[str, ...]]:
+def _read_record(
+    root: Path, relative: Path, needed: bool
+) -> tuple[ClinicalRecord, tuple[str, ...]]:
+    path = root / relative
     if not path.exists():
         return ClinicalRecord(), (f"{path.name}: not found, every field treated as missing",)
+    _check_inside(root, relative, f"{relative}: the health record")
     try:
         return read_health_record(path)
     except CaseError as error:

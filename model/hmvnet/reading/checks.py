@@ -22,6 +22,7 @@ PADDING_HU = -1100.0  # air with its noise ends here
 AIR_HU, FAT_HU, TISSUE_HU, LUNG_HU = (-1100, -800), (-150, -30), (-200, 200), (-800, -200)
 DENSE_HU, BONE_HU = 1000, 300  # metal and the densest bone; any bone
 LEAST_AIR, LEAST_FAT, LEAST_TISSUE, MOST_DENSE = 0.001, 0.005, 0.01, 0.2
+MOST_STREAKS = 0.05  # below air, of metal; beyond, it is padding or the CT is no HU
 SAMPLED_VOXELS = 500_000
 # What DICOM's rescale intercept is known to be, CT's and that of shifted unsigned values; negative:
 # subtracted twice.
@@ -132,10 +133,10 @@ class _Histogram:
         return float(self.counts[self.values < PADDING_HU].sum() / self.counts.sum())
 
     @property
-    def padding_is_constant(self) -> bool:
-        """Whether what lies below air is one value; a CT's own values have noise."""
+    def is_padded(self) -> bool:
+        """Whether what lies below air is one value; streaks and a CT that is no HU have many."""
         below = self.counts[self.values < PADDING_HU]
-        return self.padding < LEAST_AIR or below.max() > 0.5 * below.sum()
+        return self.padding >= LEAST_AIR and below.max() > 0.5 * below.sum()
 
     def share(self, low: float, high: float = np.inf) -> float:
         """The share of voxels from ``low`` to ``high``, of those that are no padding."""
@@ -148,7 +149,7 @@ class _Histogram:
         """Whether there is air, and soft tissue beside it."""
         tissue = self.share(*TISSUE_HU)
         return (
-            self.padding_is_constant
+            (self.is_padded or self.padding <= MOST_STREAKS)
             and self.share(*AIR_HU) >= LEAST_AIR
             and tissue >= max(LEAST_TISSUE, self.share(*LUNG_HU))
             and self.share(DENSE_HU) <= MOST_DENSE
@@ -158,7 +159,7 @@ class _Histogram:
     def is_body_alone(self) -> bool:
         """Whether there is fat, soft tissue and bone as in HU, though no air."""
         return (
-            self.padding_is_constant
+            (self.is_padded or self.padding <= MOST_STREAKS)
             and self.share(*FAT_HU) >= LEAST_FAT
             and self.share(*TISSUE_HU) >= 0.2
             and self.share(BONE_HU) > 0
@@ -199,7 +200,7 @@ def _hounsfield(image: sitk.Image, notes: list[str], findings: list[Finding]) ->
         findings.append(Finding("ct-repaired", text))
     elif not found.is_hounsfield:
         findings.append(Finding("ct-without-air", "CT image: no air around or in the patient"))
-    if found.padding >= LEAST_AIR:
+    if found.is_padded:
         notes.append(
             f"CT image: {found.padding:.0%} of the voxels are below {PADDING_HU:g} HU: padding, "
             f"set to {HU_OF_AIR:g}"

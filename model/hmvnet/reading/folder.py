@@ -18,6 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Outcome
+from hmvnet.exits import shown
 from hmvnet.reading.checks import checked_case
 from hmvnet.reading.images import read_image
 from hmvnet.reading.names import LeftOut, entries, first
@@ -30,6 +31,7 @@ PATIENT_SUFFIXES = (".nii.gz", ".nii", ".mha")  # of images in a data folder
 OTHER_IMAGES = ("__CTPlanning", "__RTDOSE")  # HECKTOR's, known and not needed
 MOST_LINES = 10  # on what is left out, in a summary
 MOST_CENTRES = 20
+MOST_CHANNELS, MOST_LABELS = 9999, 255  # of nnU-Net: four digits, and a byte
 
 
 @dataclass(frozen=True)
@@ -367,6 +369,14 @@ def _leave_strays(folder: Path, read: Path, left_out: list[LeftOut]) -> None:
             left_out.append(LeftOut(path, f"images beside {read.name}, which is read"))
 
 
+def _whole(value: object, most: int) -> int:
+    """A whole number from 0 to ``most``, or its digits. Raises: ValueError."""
+    text = str(value)
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or int(text) > most:
+        raise ValueError(f"'{shown(text)}' is no whole number from 0 to {most}")
+    return int(text)
+
+
 def read_dataset_json(
     path: Path, *, labels: bool = True
 ) -> tuple[int, int, tuple[tuple[int, int], ...]]:
@@ -384,17 +394,20 @@ def read_dataset_json(
     Raises:
         ValueError: it is not readable, or names other channels or classes.
     """
-    if not path.is_file():
+    if not path.exists():
         return 0, 1, ()
     try:
         content, _ = read_json(path)
         raw = cast(dict[str, dict[str, Any]], content)
         channels = raw.get("channel_names", raw.get("modality", {}))
-        named = {int(number): str(name).strip().lower() for number, name in channels.items()}
+        named = {
+            _whole(number, MOST_CHANNELS): str(name).strip().lower()
+            for number, name in channels.items()
+        }
         values = {}
         for key, value in raw.get("labels", {}).items() if labels else ():
             number, name = (key, value) if str(key).isdigit() else (value, key)
-            values[str(name).strip().lower()] = int(number)
+            values[str(name).strip().lower()] = _whole(number, MOST_LABELS)
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not readable as nnU-Net's dataset.json: {error}") from error
     ct = [number for number, name in named.items() if name.startswith("ct")]
@@ -407,6 +420,11 @@ def read_dataset_json(
         )
     known = {"gtvp": GTVP, "gtvt": GTVP, "gtvn": GTVN}
     classes = {value: known[name] for name, value in values.items() if name in known}
+    given = [values[name] for name in values if name in known]
+    if 0 in given or len(classes) < len(given) or len(set(classes.values())) < len(classes):
+        raise ValueError(
+            f"{path}: labels {values}, expected a value above 0 of its own for a class"
+        )
     others = [name for name, value in values.items() if value and name not in known]
     if (len(others) > 1) or (others and classes):
         raise ValueError(f"{path}: classes {others}, expected GTVp and GTVn, or one class alone")

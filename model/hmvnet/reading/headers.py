@@ -10,7 +10,9 @@ from hmvnet.case import SYNTHETIC, CaseError, Grid
 
 MAX_VOXELS = 2**30
 MAX_AXIS = 16_384
-MAX_SPACING_MM = 100.0
+MIN_SPACING_MM, MAX_SPACING_MM = 1e-3, 100.0
+MAX_ORIGIN_MM = 1e6
+MAX_RATIO = 1040  # of bytes inflated to bytes stored: what deflate can do is 1032
 ORTHONORMAL_REPAIR, ORTHONORMAL_REFUSE = 1e-6, 1e-2
 
 
@@ -36,8 +38,12 @@ def checked_grid(
             f"{name}: image size {size} voxels, expected 2 to {MAX_AXIS} along each of three axes "
             f"and at most 2^30 in all"
         )
-    if any(not 0.0 < s <= MAX_SPACING_MM for s in spacing):
-        raise CaseError(f"{name}: voxel spacing {spacing} mm, expected above 0 and at most 100")
+    if any(not MIN_SPACING_MM <= s <= MAX_SPACING_MM for s in spacing):
+        raise CaseError(
+            f"{name}: voxel spacing {spacing} mm, expected {MIN_SPACING_MM:g} to {MAX_SPACING_MM:g}"
+        )
+    if any(not abs(o) <= MAX_ORIGIN_MM for o in origin):
+        raise CaseError(f"{name}: origin {origin} mm, expected at most {MAX_ORIGIN_MM:g} from 0")
     axes = np.reshape(direction, (3, 3)).astype(float)
     error = orthonormal_error(axes)
     if not error <= ORTHONORMAL_REFUSE:
@@ -58,6 +64,23 @@ def checked_grid(
     return Grid((nx, ny, nz), (dx, dy, dz), (x, y, z), direction), notes
 
 
+def check_stored(expected: int, stored: int, name: str, *, compressed: bool) -> None:
+    """Whether so few bytes can hold what is declared, before memory is asked for.
+
+    Args:
+        expected, stored: bytes of the voxels in memory and in the file.
+
+    Raises:
+        CaseError: they cannot.
+    """
+    if expected > stored * (MAX_RATIO if compressed else 1):
+        raise CaseError(
+            f"{name}: truncated image, {stored} bytes found, which cannot hold the {expected} that "
+            "its header declares"
+        )
+
+
 def orthonormal_error(axes: np.ndarray) -> float:
     """How far the columns of a 3 x 3 matrix are from perpendicular unit vectors."""
-    return float(np.abs(axes.T @ axes - np.eye(3)).max())
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.abs(axes.T @ axes - np.eye(3)).max())

@@ -12,6 +12,7 @@ import errno
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -19,15 +20,17 @@ import tifffile
 from isal import isal_zlib
 
 from hmvnet.case import IDENTITY, CaseError, Grid
-from hmvnet.exits import is_out_of_memory
+from hmvnet.exits import is_out_of_memory, shown
 from hmvnet.files import name_for_libraries, replacing
-from hmvnet.reading.headers import checked_grid, remarked
+from hmvnet.reading.headers import MAX_AXIS, check_stored, checked_grid, remarked
 from hmvnet.reading.nifti import read_nifti, read_nifti_header
 
 FILE_NOTES = "ITK_FileNotes"  # a header's remarks, as ITK writes them
 SUFFIXES = (".mha", ".nii.gz", ".nii", ".tiff", ".tif")
 
 MAX_HEADER_BYTES = 16_384
+# Of a TIFF: none, and deflate by its two numbers.
+NO_COMPRESSION, DEFLATE = 1, (8, 32946)
 
 _ELEMENT_TYPES = {
     "MET_CHAR": "i1",
@@ -40,6 +43,16 @@ _ELEMENT_TYPES = {
     "MET_ULONG_LONG": "u8",
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
+}
+
+
+_ORIGIN = ("Offset", "Position", "Origin")
+_AXES = ("TransformMatrix", "Rotation", "Orientation")
+_FLAGS = {"t": True, "1": True, "f": False, "0": False}  # by the first letter, as MetaIO has it
+_TIFF_UNITS_MM = {
+    "mm": 1.0,
+    "cm": 10.0,
+    **dict.fromkeys(("micron", "um", "\u00b5m", r"\u00B5m"), 1e-3),
 }
 
 
@@ -59,10 +72,7 @@ def read_image(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
             spacing, an oblique shear, or points to another file.
     """
     name = path.name
-    if not path.is_file():
-        raise CaseError(f"{name}: image file not found")
-    if path.stat().st_size == 0:
-        raise CaseError(f"{name}: image file is empty (0 bytes)")
+    _check_file(path)
     lower = name.lower()
     try:
         if lower.endswith(".mha"):
@@ -116,6 +126,7 @@ def read_geometry(path: Path) -> Grid:
     Raises:
         CaseError: as ``read_image``, as far as the header shows it.
     """
+    _check_file(path)
     lower = path.name.lower()
     try:
         if lower.endswith(".mha"):
@@ -153,6 +164,15 @@ def write_image(image: sitk.Image, path: Path, level: int = -1) -> None:
             raise OSError(errno.EIO, "the image could not be written whole", str(path))
 
 
+def _check_file(path: Path) -> None:
+    """Looked at before it is opened: a pipe would not end, nor would a device."""
+    if not path.is_file():
+        found = "is a folder, a pipe or a device" if path.exists() else "not found"
+        raise CaseError(f"{path.name}: image file {found}")
+    if path.stat().st_size == 0:
+        raise CaseError(f"{path.name}: image file is empty (0 bytes)")
+
+
 def _read_metaimage(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
     name = path.name
     with path.open("rb") as file:
@@ -160,16 +180,21 @@ def _read_metaimage(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
         file.seek(header.pixels_at)
         grid, dtype, notes = _metaimage_geometry(header.fields, name)
         expected = math.prod(grid.size) * dtype.itemsize
-        payload = file.read()
-    if header.fields.get("CompressedData", "False").lower() == "true":
-        data = _inflate(payload, expected, name)
-    else:
-        data = payload
-    if len(data) != expected:
-        raise CaseError(
-            f"{name}: truncated or padded pixel data, {len(data)} bytes found, {expected} expected "
-            f"for size {grid.size}"
-        )
+        stored = path.stat().st_size - header.pixels_at
+        if _flag(header.fields, ("CompressedData",), name):
+            check_stored(expected, stored, name, compressed=True)
+            # No deflated file is twice as long as what is in it: what is beyond is not read.
+            most = min(stored, 2 * expected + MAX_HEADER_BYTES)
+            data, rest = _inflate(file.read(most), expected, name)
+            if rest:
+                notes = (*notes, f"{name}: {rest} bytes after the pixels, not read")
+        elif stored == expected:
+            data = file.read(expected)
+        else:
+            raise CaseError(
+                f"{name}: truncated or padded pixel data, {stored} bytes found, {expected} "
+                f"expected for size {grid.size}"
+            )
     array = np.frombuffer(data, dtype).reshape(grid.shape)
     array = array.astype(dtype.newbyteorder("="), copy=False)
     return grid.image(array), (*notes, *remarked(header.fields.get(FILE_NOTES, ""), name))
@@ -193,14 +218,17 @@ def _metaimage_header(head: bytes, name: str) -> _Header:
                 f"{name}: no MetaImage header that ends with ElementDataFile in the first "
                 f"{MAX_HEADER_BYTES} bytes"
             )
-        line, offset = head[offset:end], end + 1
-        key, equals, value = line.decode("latin-1").partition("=")
+        line, offset = head[offset:end].decode("latin-1").strip(), end + 1
+        if not line:
+            continue
+        key, equals, value = (part.strip() for part in line.partition("="))
         if not equals:
             raise CaseError(f"{name}: not a MetaImage header (a line without '=')")
-        fields[key.strip()] = value.strip()
-        if key.strip() == "ElementDataFile":
+        if fields.setdefault(key, value) != value:
+            raise CaseError(f"{name}: header field {shown(key)} twice, with two values")
+        if key == "ElementDataFile":
             break
-    if fields["ElementDataFile"] != "LOCAL":
+    if fields["ElementDataFile"].upper() != "LOCAL":
         raise CaseError(
             f"{name}: ElementDataFile points outside the file, expected ElementDataFile = LOCAL"
         )
@@ -213,7 +241,7 @@ def _metaimage_geometry(
     dimensions = fields.get("NDims", "")
     if dimensions != "3":
         raise CaseError(f"{name}: image has {dimensions or 'no'} dimensions (NDims), expected 3")
-    if fields.get("BinaryData", "True").lower() != "true":
+    if not _flag(fields, ("BinaryData",), name, default=True):
         raise CaseError(f"{name}: pixel data is text (BinaryData = False), expected binary")
     if fields.get("ElementNumberOfChannels", "1") != "1":
         raise CaseError(f"{name}: several values a voxel, expected a scalar image")
@@ -226,18 +254,38 @@ def _metaimage_geometry(
         raise CaseError(
             f"{name}: ElementType missing or unknown, expected MET_SHORT, MET_FLOAT, ..."
         )
-    big_endian = any(
-        fields.get(key, "False").lower() == "true"
-        for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
-    )
-    size = tuple(int(v) for v in _numbers(fields, ("DimSize",), 3, name))
-    spacing = _numbers(fields, ("ElementSpacing", "ElementSize"), 3, name)
-    origin = _numbers(fields, ("Offset", "Position", "Origin"), 3, name, (0.0, 0.0, 0.0))
+    for key, neutral in (("Slope", 1.0), ("Offset", 0.0)):
+        key = f"ElementToIntensityFunction{key}"
+        if _numbers(fields, (key,), 1, name, (neutral,)) != (neutral,):
+            raise CaseError(f"{name}: {key} is not supported, expected {neutral:g}")
+    big_endian = _flag(fields, ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"), name)
+    sizes = _numbers(fields, ("DimSize",), 3, name)
+    if not all(n.is_integer() for n in sizes):
+        raise CaseError(f"{name}: header field DimSize does not hold 3 whole numbers")
+    size = tuple(int(n) for n in sizes)
+    # Two things, of which many headers have but one: from voxel to voxel, and a voxel's own size.
+    alone = "ElementSize" in fields and "ElementSpacing" not in fields
+    spacing = _numbers(fields, ("ElementSize" if alone else "ElementSpacing",), 3, name)
+    origin = _numbers(fields, _ORIGIN, 3, name, (0.0, 0.0, 0.0))
     # MetaIO stores the axes one after the other: its rows are the columns of the direction.
-    axes = _numbers(fields, ("TransformMatrix", "Rotation", "Orientation"), 9, name, IDENTITY)
+    axes = _numbers(fields, _AXES, 9, name, IDENTITY)
     direction = tuple(np.reshape(axes, (3, 3)).T.ravel().tolist())
     grid, notes = checked_grid(size, spacing, origin, direction, name)
+    if absent := [keys[0] for keys in (_ORIGIN, _AXES) if not fields.keys() & set(keys)]:
+        assumed = f"{name}: no {' and no '.join(absent)}; origin 0 or axes L, P, S assumed"
+        notes = (*notes, assumed)
     return grid, np.dtype((">" if big_endian else "<") + kind), notes
+
+
+def _flag(
+    fields: Mapping[str, str], keys: tuple[str, ...], name: str, default: bool = False
+) -> bool:
+    """What a field says that has several names."""
+    found = {_FLAGS.get(fields[key][:1].lower()) for key in keys if key in fields} or {default}
+    value = found.pop()
+    if value is None or found:
+        raise CaseError(f"{name}: header field {keys[0]} says neither True nor False, or both")
+    return value
 
 
 def _numbers(
@@ -247,22 +295,32 @@ def _numbers(
     name: str,
     default: tuple[float, ...] | None = None,
 ) -> tuple[float, ...]:
-    text = next((fields[key] for key in keys if key in fields), None)
-    if text is None:
+    """The numbers of a field that has several names."""
+    found = {_finite(fields[key]) for key in keys if key in fields}
+    if not found:
         if default is not None:
             return default
         raise CaseError(f"{name}: header without {keys[0]}, expected {count} numbers")
-    try:
-        values = tuple(float(v) for v in text.split())
-    except ValueError:
-        values = ()
-    if len(values) != count or not all(math.isfinite(v) for v in values):
+    values = found.pop()
+    if len(values) != count:
         raise CaseError(f"{name}: header field {keys[0]} does not hold {count} finite numbers")
+    if found:
+        raise CaseError(f"{name}: header fields {', '.join(keys)} differ, expected one of them")
     return values
 
 
-def _inflate(payload: bytes, expected: int, name: str) -> bytes:
-    """zlib-compressed pixels, never more than ``expected`` bytes of them."""
+def _finite(text: str) -> tuple[float, ...]:
+    """Numbers between blanks; none where one of them is not finite, or no number."""
+    try:
+        values = tuple(float(v) for v in text.split())
+    except ValueError:
+        return ()
+    # Python alone takes 1_0 for 10.
+    return values if "_" not in text and all(math.isfinite(v) for v in values) else ()
+
+
+def _inflate(payload: bytes, expected: int, name: str) -> tuple[bytes, int]:
+    """zlib-compressed pixels, never more than ``expected`` bytes, and how many bytes follow."""
     inflater = isal_zlib.decompressobj()
     try:
         data = inflater.decompress(payload, expected + 1)
@@ -279,26 +337,44 @@ def _inflate(payload: bytes, expected: int, name: str) -> bytes:
             f"{name}: compressed pixel data is truncated: it inflates to {len(data)} bytes, "
             f"{expected} expected"
         )
-    return data
+    return data, len(inflater.unused_data)
 
 
 def _read_tiff(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
-    """A multi-page TIFF; the spacing is ImageJ's (unit mm) or OME's physical size."""
+    """A stack of slices as ImageJ writes it, plain or deflated.
+
+    Other layouts that tifffile knows have no spacing here, and some name other files.
+    """
     name = path.name
+    others: dict[str, Any] = dict.fromkeys(("is_shaped", "is_lsm", "is_mmstack", "is_ome"), False)
     try:
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            shape = series.shape
-            if len(shape) != 3 or series.dtype is None or series.dtype.kind not in "iuf":
-                raise CaseError(f"{name}: TIFF of shape {shape}, expected a 3D stack of numbers")
+        with tifffile.TiffFile(path, **others) as tiff:
             spacing = _tiff_spacing(tiff)
             if spacing is None:
                 raise CaseError(
                     f"{name}: TIFF without voxel spacing, expected ImageJ tags with unit mm "
                     "(or send .mha)"
                 )
+            pages = len(tiff.pages)
+            if pages > MAX_AXIS:
+                raise CaseError(f"{name}: TIFF of {pages} pages, expected at most {MAX_AXIS}")
+            series = tiff.series[0]
+            shape, axes, dtype = series.shape, series.axes, series.dtype
+            if axes not in ("ZYX", "IYX") or dtype is None or dtype.kind not in "iuf":
+                raise CaseError(
+                    f"{name}: TIFF of {dtype}, shape {shape} and axes {axes}, expected numbers in "
+                    "slices (ZYX)"
+                )
+            if series.kind != "imagej" or pages not in (1, shape[0]):
+                raise CaseError(
+                    f"{name}: truncated or damaged TIFF image, {pages} pages found, expected as "
+                    "many as its description says"
+                )
             grid, notes = checked_grid(shape[::-1], spacing, (0.0, 0.0, 0.0), IDENTITY, name)
+            _check_pieces(tiff, dtype, name)
             array = series.asarray()
+            if array.shape != grid.shape:
+                raise CaseError(f"{name}: TIFF of shape {array.shape}, expected {grid.shape}")
     except CaseError:
         raise
     except Exception as error:  # tifffile raises many kinds for damaged files
@@ -307,10 +383,41 @@ def _read_tiff(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
     return grid.image(np.ascontiguousarray(array)), (*notes, note)
 
 
+def _check_pieces(tiff: tifffile.TiffFile, dtype: np.dtype, name: str) -> None:
+    """Every strip or tile is in the file, and inflates to what it has to hold and to no more.
+
+    tifffile makes zeros of a piece that is not there, and inflates whatever it finds.
+    """
+    first = tiff.pages.first
+    plain = first.compression == NO_COMPRESSION
+    if not plain and first.compression not in DEFLATE:
+        raise CaseError(
+            f"{name}: TIFF compression {int(first.compression)}, expected none or deflate"
+        )
+    if first.bitspersample != 8 * dtype.itemsize:
+        raise CaseError(f"{name}: TIFF of {first.bitspersample} bits a voxel, expected whole bytes")
+    rows, columns = first.chunks[-2:]
+    height = first.shape[-2]
+    for page in tiff.pages:
+        needed = len(first.dataoffsets)
+        if not len(page.dataoffsets) == len(page.databytecounts) == needed:
+            raise CaseError(f"{name}: truncated or damaged TIFF image, a page of fewer pieces")
+        for index, (at, stored) in enumerate(zip(page.dataoffsets, page.databytecounts)):
+            there = rows if first.is_tiled else min(rows, height - index * rows)
+            expected = there * columns * dtype.itemsize
+            if at <= 0 or at + stored > tiff.filehandle.size or (plain and stored < expected):
+                raise CaseError(
+                    f"{name}: truncated TIFF image, {stored} bytes in place of {expected}"
+                )
+            if not plain:
+                tiff.filehandle.seek(at)
+                _inflate(tiff.filehandle.read(stored), expected, name)
+
+
 def _tiff_spacing(tiff: tifffile.TiffFile) -> tuple[float, float, float] | None:
     meta = tiff.imagej_metadata or {}
     tags = tiff.pages.first.tags
-    unit_mm = {"mm": 1.0, "cm": 10.0, "micron": 1e-3, "um": 1e-3}.get(str(meta.get("unit")))
+    unit_mm = _TIFF_UNITS_MM.get(str(meta.get("unit")))
     if unit_mm is None or "spacing" not in meta or "XResolution" not in tags:
         return None
     per_pixel = []

@@ -17,12 +17,19 @@ import SimpleITK as sitk
 from isal import igzip, isal_zlib
 
 from hmvnet.case import IDENTITY, CaseError, Grid
-from hmvnet.reading.headers import ORTHONORMAL_REFUSE, checked_grid, orthonormal_error, remarked
+from hmvnet.reading.headers import (
+    ORTHONORMAL_REFUSE,
+    check_stored,
+    checked_grid,
+    orthonormal_error,
+    remarked,
+)
 
-MAX_OFFSET = 1 << 24  # header extensions lie before the pixels
+MAX_OFFSET = 1 << 24  # header extensions lie before the pixels; and of what is behind them
 AGREE_VOXELS = 0.1  # how far apart the two orientations may put a corner
+MAX_SCALE = 1e18  # with it a whole number of any type is still a float32
+MAX_CODE = 5  # of an orientation
 SCANNER = 1  # the code of scanner coordinates: what PET and CT have in common
-MAX_RATIO = 1040  # of bytes inflated to bytes stored: what deflate can do is 1032
 _DAMAGED: tuple[type[Exception], ...] = (EOFError, isal_zlib.error, igzip.BadGzipFile)  # type: ignore
 _UNITS_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metres, millimetres, microns
 _UNIT_NAMES = {1: "metres", 3: "microns"}
@@ -124,8 +131,9 @@ def read_nifti(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
         with _open(path) as file:
             header = _header(file, name)
             expected = math.prod(header.grid.size) * header.dtype.itemsize
-            if expected > MAX_RATIO * path.stat().st_size:  # before memory is asked for
-                raise EOFError
+            compressed = isinstance(file, igzip.IGzipFile)
+            stored = path.stat().st_size - (0 if compressed else header.start)
+            check_stored(expected, stored, name, compressed=compressed)
             file.read(header.start - file.tell())
             data = file.read(expected)
             rest = len(file.read(MAX_OFFSET))  # with the end of what is compressed, its checksum
@@ -134,6 +142,11 @@ def read_nifti(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
     if len(data) < expected:
         raise CaseError(
             f"{name}: truncated NIfTI image, {len(data)} bytes of pixels found, {expected} expected"
+        )
+    if rest == MAX_OFFSET:  # and no checksum was seen
+        raise CaseError(
+            f"{name}: {rest} bytes or more after the pixels, expected none after the {expected} "
+            "that dim declares"
         )
     notes = header.notes
     if rest:
@@ -179,8 +192,9 @@ def _header(file: IO[bytes], name: str) -> NiftiHeader:
     slope, intercept = float(raw["scl_slope"]), float(raw["scl_inter"])
     if slope == 0 or not math.isfinite(slope):  # the standard's way to say: no scaling at all
         slope, intercept = 1.0, 0.0
-    if not math.isfinite(intercept):
-        raise CaseError(f"{name}: scl_inter {intercept}, expected a finite number")
+    for field, value in (("scl_slope", slope), ("scl_inter", intercept)):
+        if not abs(value) <= MAX_SCALE:
+            raise CaseError(f"{name}: {field} {value:g}, expected at most {MAX_SCALE:g} from 0")
     grid, notes = _grid(raw, shape, name)
     remarks = raw["descrip"].item().decode("latin-1")
     return NiftiHeader(
@@ -236,6 +250,9 @@ def _grid(raw: np.void, shape: tuple[int, int, int], name: str) -> tuple[Grid, t
     if unit not in _UNITS_MM:
         raise CaseError(f"{name}: xyzt_units {unit}, expected metres, millimetres or microns")
     notes = [f"{name}: in {_UNIT_NAMES[unit]}, read as mm"] if unit in _UNIT_NAMES else []
+    for field in ("sform_code", "qform_code"):
+        if not 0 <= raw[field] <= MAX_CODE:
+            notes.append(f"{name}: {field} {int(raw[field])}, expected 0 to {MAX_CODE}")
     sform = raw["srow"].astype(float) if raw["sform_code"] > 0 else None
     qform = _quaternion_affine(raw, spacing, name) if raw["qform_code"] > 0 else None
     affine = sform if sform is not None else qform

@@ -21,6 +21,8 @@ from typing import Any, Literal
 import numpy as np
 
 from hmvnet.case import CaseError, ClinicalRecord
+from hmvnet.exits import RefusedError, shown
+from hmvnet.files import read_bounded
 from hmvnet.reading.text import decode
 
 # In lower case. The second line is what pandas takes for missing when it reads a CSV file, so that
@@ -32,7 +34,10 @@ MISSING_WORDS = frozenset(
 YES_NO = {"yes": "1", "true": "1", "no": "0", "false": "0"}
 # A unit may follow a number, as in DICOM's "063Y"; the plausible range decides what it was.
 NUMBER = re.compile(r"([-+]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][-+]?\d+)?)\s*[A-Za-z%/]*")
-_STRING_OR_TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])')
+MAX_JSON_BYTES = 1 << 20
+MAX_DIGITS = 300  # of a whole number: no double holds more, and Python's int stops at 4300
+# A string without an end is one too: else each of its quotes would be tried to the end of the file.
+_STRING_OR_TRAILING_COMMA = re.compile(r'("(?:\\.|[^"\\])*"?)|,(?=\s*[}\]])', re.DOTALL)
 _NOT_FINITE = "not a finite number, treated as missing"
 _UNKNOWN_CODE = "with an unknown code, treated as missing"
 _JSON_KINDS = {
@@ -55,32 +60,31 @@ def read_health_record(path: Path) -> tuple[ClinicalRecord, tuple[str, ...]]:
     return record, (*repaired, *notes)
 
 
-def read_json(path: Path, max_bytes: int = 1 << 20) -> tuple[object, tuple[str, ...]]:
-    """JSON of a bounded file; trailing commas and encodings other than UTF-8 are noted.
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> tuple[object, tuple[str, ...]]:
+    """JSON of a bounded file; trailing commas, encodings other than UTF-8 and names that an object
+    has twice are noted.
 
     Raises:
-        CaseError: missing, too large, not text or not JSON.
+        CaseError: missing, no file, too large, not text or not JSON.
     """
     try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise CaseError(f"{path.name}: file not found or not readable") from error
-    if size > max_bytes:
-        raise CaseError(f"{path.name}: {size} bytes, expected at most {max_bytes}")
-    try:
-        text, encoding = decode(path.read_bytes())
-    except (OSError, ValueError) as error:
+        text, encoding = decode(read_bounded(path, max_bytes))
+    except RefusedError as error:
+        raise CaseError(str(error)) from error
+    except ValueError as error:
         raise CaseError(f"{path.name}: {error}") from error
-    notes = () if encoding == "utf-8" else (f"{path.name}: read as {encoding}, expected UTF-8",)
+    notes = [] if encoding == "utf-8" else [f"{path.name}: read as {encoding}, expected UTF-8"]
     try:
-        return json.loads(text), notes
+        value, twice = _parsed(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        repaired = _drop_trailing_commas(text)
         try:
-            return json.loads(repaired), (*notes, f"{path.name}: trailing comma dropped")
+            value, twice = _parsed(_drop_trailing_commas(text))
         except (json.JSONDecodeError, RecursionError):
             where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nesting"
             raise CaseError(f"{path.name}: not valid JSON ({where})") from error
+        notes.append(f"{path.name}: trailing comma dropped")
+    notes += [f"{path.name}: '{name}' more than once, the last is used" for name in twice]
+    return value, tuple(notes)
 
 
 def parse_record(raw: object, source: str) -> tuple[ClinicalRecord, tuple[str, ...]]:
@@ -98,9 +102,12 @@ def parse_record(raw: object, source: str) -> tuple[ClinicalRecord, tuple[str, .
     values: dict[str, float | str | None] = {}
     notes: list[str] = []
     for key, value in raw.items():
-        values[str(key).strip()], note = clean_scalar(value)
+        name = str(key).strip()
+        if name in values:
+            notes.append(f"{source}: field '{shown(name)}' more than once, the last is used")
+        values[name], note = clean_scalar(value)
         if note:
-            notes.append(f"{source}: field '{str(key)[:40]}': {note}")
+            notes.append(f"{source}: field '{shown(name)}': {note}")
     return ClinicalRecord(values), tuple(notes)
 
 
@@ -146,6 +153,22 @@ def _clean_text(text: str) -> tuple[float | str | None, str | None]:
     if _code_of(number) != text.removesuffix(".0"):
         return text, None
     return number, "text where a number was expected, converted"
+
+
+def _parsed(text: str) -> tuple[object, list[str]]:
+    """What JSON says, and the names that one of its objects has more than once."""
+    twice: dict[str, None] = {}
+
+    def joined(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        counts = Counter(name for name, _ in pairs)
+        twice.update((shown(name), None) for name, n in counts.items() if n > 1)
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=joined, parse_int=_whole), list(twice)
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) <= MAX_DIGITS else float(digits)
 
 
 def _drop_trailing_commas(text: str) -> str:
@@ -341,7 +364,7 @@ class ClinicalSchema:
                 cleaned[column.name] = [None] * len(records)
                 continue
             if label != column.name:
-                notes.append(f"{column.name}: read from column '{label}'")
+                notes.append(f"{column.name}: read from column '{shown(label)}'")
             results = [column.interpret(record.values.get(label)) for record in records]
             cleaned[column.name] = [value for value, _ in results]
             counts = Counter(repair for _, repair in results if repair)

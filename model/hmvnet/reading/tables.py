@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from hmvnet.case import ClinicalRecord, Outcome
-from hmvnet.files import text_of_cell
+from hmvnet.files import read_bounded, text_of_cell
 from hmvnet.reading.names import LeftOut, entries
 from hmvnet.reading.records import (
     NUMBER,
@@ -334,6 +334,11 @@ def _tables_under(
         frame.columns = [usual.get(plain_name(name), name) for name in frame.columns]
         if twice := sorted(set(frame.columns[frame.columns.duplicated()])):
             raise ValueError(f"{path}: columns {twice} more than once")
+        for name in {*names.outcome} & {*frame.columns}:
+            if frame[name].isin([float("inf"), float("-inf")]).any():
+                raise ValueError(
+                    f"{path}: column {name!r} holds what is infinite, expected numbers"
+                )
         if label is not None:
             yield path, _table(frame, path, label)
         elif {*names.outcome} & {*frame.columns}:
@@ -372,9 +377,7 @@ def read_csv(path: Path, patient: Sequence[str]) -> pd.DataFrame:
         patient: names that the column of patients may have; its cells stay texts.
     """
     try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise ValueError(f"{size} bytes, expected at most {MOST_BYTES}")
-        text, _ = decode(path.read_bytes())
+        text, _ = decode(read_bounded(path, MOST_BYTES))
         rows, separator = _rows(text, patient)
         header, *body = rows
         for number, row in enumerate(body, 2):
@@ -414,7 +417,10 @@ def _rows(text: str, patient: Sequence[str]) -> tuple[list[list[str]], str]:
     known = {plain_name(name) for name in patient}
 
     def worth(separator: str) -> tuple[bool, int]:
-        header = next(_parsed(text, separator), [])
+        try:
+            header = next(_parsed(text, separator), [])
+        except csv.Error:  # of quotes, where it separates nothing
+            return False, 0
         return any(plain_name(cell) in known for cell in header), len(header)
 
     separator = max(separators, key=worth)
