@@ -123,7 +123,7 @@ def lies_inside(root: Path, relative: Path | str) -> bool:
     """Whether ``root / relative`` is a path, and below ``root`` when links are followed."""
     path = root / relative
     try:
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             path.stat()
         return path.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError, ValueError):  # too long, links in a circle, a zero byte
