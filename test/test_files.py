@@ -1,9 +1,23 @@
-"""Files are whole or absent; digests tell states apart."""
+"""Files are whole or absent; a folder in use is one command's; digests tell states apart."""
+
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from hmvnet.files import digest, replacing, sha256, write_arrays, write_text
+from hmvnet.exits import RefusedError
+from hmvnet.files import (
+    RANKS,
+    claimed,
+    claiming_run,
+    digest,
+    replacing,
+    sha256,
+    write_arrays,
+    write_text,
+)
 
 
 def names(folder) -> list[str]:
@@ -93,3 +107,50 @@ def test_digests_hang_on_content_type_and_order(tmp_path):
     before = digest(path)
     path.write_bytes(b"abd")
     assert digest(path) != before
+
+
+CLAIM_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from hmvnet.files import claimed
+with claimed(Path(sys.argv[1])):
+    print("claimed", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_in_use_is_refused_until_its_process_ends_however_that_ends(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", CLAIM_AND_WAIT, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "claimed\n"
+        with pytest.raises(RefusedError, match=f"^{folder}: another command"), claimed(folder):
+            pass
+        other.send_signal(signal.SIGKILL)
+    with claimed(folder):
+        pass
+    with claimed(folder):  # and released by who ends well
+        pass
+
+
+@pytest.mark.parametrize("variable", RANKS)
+def test_processes_of_one_training_do_not_refuse_each_other(tmp_path, monkeypatch, variable):
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    with claimed(tmp_path):
+        monkeypatch.setenv(variable, "1")
+        with claimed(tmp_path):
+            pass
+        monkeypatch.setenv(variable, "0")
+        with pytest.raises(RefusedError), claimed(tmp_path):
+            pass
+
+
+def test_a_function_claims_the_folder_that_it_is_given_as_run(tmp_path):
+    @claiming_run
+    def work(number, run, other=0):
+        with pytest.raises(RefusedError, match="another --run"), claimed(run):
+            pass
+        return number + other
+
+    assert work(1, tmp_path) == 1 and work(1, other=2, run=tmp_path) == 3

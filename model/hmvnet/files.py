@@ -1,22 +1,32 @@
-"""Files that are written whole or not at all, and digests. The only home of either."""
+"""Files that are written whole or not at all, folders in use, digests. The only home of each."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import inspect
 import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from hmvnet.exits import RefusedError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 CHUNK_BYTES = 1 << 20
 SHORT = 16  # hexadecimal digits of a digest: 64 bits, enough to tell states apart
+CLAIM = ".lock"  # in a folder that a command keeps its state in
+# Which process of a distributed training this is, for torchrun, Fabric's own launcher and Slurm.
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
 @contextmanager
@@ -48,6 +58,48 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         _remove(temporary)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The folder is no other command's while the block runs; it is made if it is not there.
+
+    The lock is the operating system's: it ends with its process, however that ends. Of a
+    distributed training's processes the first holds it for all.
+
+    Raises:
+        RefusedError: another command has it.
+    """
+    from filelock import FileLock, Timeout  # torch brings it; the container does without
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(os.environ.get(name, "0") != "0" for name in RANKS):
+        yield
+        return
+    lock = FileLock(folder / CLAIM)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RefusedError(
+            f"{folder}: another command is at work in this folder; wait for its end, or use "
+            "another --run"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def claiming_run(work: Callable[P, T]) -> Callable[P, T]:
+    """A function whose argument ``run``, a folder, is ``claimed`` while it works."""
+    signature = inspect.signature(work)
+
+    @wraps(work)
+    def alone(*args: P.args, **options: P.kwargs) -> T:
+        with claimed(signature.bind(*args, **options).arguments["run"]):
+            return work(*args, **options)
+
+    return alone
 
 
 def visible(paths: Iterable[Path]) -> list[Path]:

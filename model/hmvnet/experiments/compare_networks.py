@@ -27,7 +27,7 @@ from hmvnet.bundle import MANIFEST, Bundle, load_bundle
 from hmvnet.config import InferenceSettings, NetworkSettings, Settings
 from hmvnet.experiments.bench import peak_memory, resident_mb
 from hmvnet.experiments.evaluate import score_patient
-from hmvnet.files import digest, write_text
+from hmvnet.files import claiming_run, digest, write_text
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.progress import track
@@ -101,6 +101,7 @@ class Scored:
     cost: Cost
 
 
+@claiming_run
 def compare_networks(
     settings: Settings,
     contenders: Sequence[Contender],

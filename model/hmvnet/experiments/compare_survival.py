@@ -19,7 +19,7 @@ from rich.console import Console
 from hmvnet.bundle import load_bundle
 from hmvnet.case import DAYS_PER_YEAR, Outcomes
 from hmvnet.config import Settings
-from hmvnet.files import digest, write_arrays, write_text
+from hmvnet.files import claiming_run, digest, write_arrays, write_text
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import BRANCHES, IMAGE_CHANNELS
@@ -200,6 +200,7 @@ def _classical(
     return fit_predict
 
 
+@claiming_run
 def compare_survival(
     settings: Settings,
     weights: Path | None,
@@ -212,7 +213,7 @@ def compare_survival(
     """Cross-validate every model, print one table, and write it with its pictures under ``run``.
 
     A model's predictions are kept, and used again by a call with the same settings and patients, so
-    a comparison can be spread over calls, or over processes of different ``names``.
+    a comparison can be spread over calls of different ``names``.
 
     Writes ``survival.md`` and ``survival.csv``, ``risks.csv`` (a row a patient and repeat),
     ``forest.png``, ``kaplan-meier.png`` (of the first model) and ``calibration.png``.

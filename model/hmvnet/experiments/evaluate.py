@@ -14,7 +14,7 @@ from rich.table import Table
 from hmvnet.bundle import load_bundle
 from hmvnet.case import Grid
 from hmvnet.config import Settings
-from hmvnet.files import write_text
+from hmvnet.files import claiming_run, write_text
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.progress import print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
@@ -22,6 +22,7 @@ from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
 
 
+@claiming_run
 def evaluate_segmentation(
     settings: Settings, weights: Path, run: Path, limit: int, console: Console
 ) -> metrics.Table1Scores:

@@ -10,7 +10,7 @@ from rich.console import Console
 from hmvnet.bundle import load_bundle
 from hmvnet.case import harrell_c
 from hmvnet.config import Settings
-from hmvnet.files import write_text
+from hmvnet.files import claiming_run, write_text
 from hmvnet.prognosis.risk import Prognosis
 from hmvnet.progress import print_notes
 from hmvnet.reading.folder import find_patients
@@ -18,6 +18,7 @@ from hmvnet.training.descriptions import load_described, outcomes_of
 from hmvnet.training.prognosis import predict
 
 
+@claiming_run
 def evaluate_survival(
     settings: Settings, weights: Path, run: Path, limit: int, console: Console
 ) -> float:

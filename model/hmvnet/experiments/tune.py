@@ -21,6 +21,7 @@ from rich.console import Console
 from hmvnet.bundle import check_other, load_bundle, write_bundle
 from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
+from hmvnet.files import claiming_run
 from hmvnet.imaging.resample import labels_onto
 from hmvnet.progress import print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
@@ -49,6 +50,7 @@ class Kept:
     truth: np.ndarray
 
 
+@claiming_run
 def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Console) -> Path:
     """Write ``<run>/bundle``: the bundle with the best postprocessing found.
 

@@ -16,7 +16,7 @@ from hmvnet.bundle import Manifest, SegmentationPart, fingerprint, load_bundle, 
 from hmvnet.case import CaseError
 from hmvnet.config import Settings
 from hmvnet.exits import UnfinishedError
-from hmvnet.files import digest
+from hmvnet.files import claiming_run, digest
 from hmvnet.networks.registry import build_network
 from hmvnet.progress import track
 from hmvnet.reading.folder import Patient, find_patients
@@ -132,6 +132,7 @@ def task_key(settings: Settings, plan: Sequence[Fold]) -> str:
     return digest(dumped, [p.state() for f in plan for p in [*f.seen, *f.validation]])
 
 
+@claiming_run
 def train_segmentation_bundle(
     settings: Settings,
     run: Path,

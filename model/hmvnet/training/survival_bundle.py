@@ -11,6 +11,7 @@ from sksurv.nonparametric import kaplan_meier_estimator
 from hmvnet.bundle import PrognosisPart, check_other, fingerprint, load_bundle, write_bundle
 from hmvnet.case import Outcomes
 from hmvnet.config import Settings
+from hmvnet.files import claiming_run
 from hmvnet.progress import print_notes
 from hmvnet.training.descriptions import load_described, outcomes_of
 from hmvnet.training.prognosis import cross_validate, fit, predict
@@ -19,6 +20,7 @@ from hmvnet.training.segmentation_bundle import BUNDLE
 RISK_QUANTILES = 21
 
 
+@claiming_run
 def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     """Cross-validate, fit on everyone, and write ``<run>/bundle`` with both tasks in it.
 
