@@ -40,7 +40,8 @@ from hmvnet.training.segmentation import train_segmentation
 from hmvnet.training.segmentation_bundle import (
     BUNDLE,
     Fold,
-    plan_folds,
+    all_folds,
+    chosen_folds,
     prepare_together,
     task_key,
     train_segmentation_bundle,
@@ -129,7 +130,8 @@ def compare_networks(
         UnfinishedError: time was up; the next call goes on.
     """
     cache = Path(settings.data.cache or run / "cache")  # one for all
-    plan = plan_folds(settings, folds)
+    everything = all_folds(settings)
+    plan = chosen_folds(everything, settings, folds)
     held_out = find_patients(test) if test else None
     inference = settings.inference.without_budget()
     deadline = time.monotonic() + 60 * minutes if minutes else np.inf
@@ -140,7 +142,7 @@ def compare_networks(
         folder = run / contender.folder
         if train_minutes:
             own = timed_budget(own, plan[0], folder, train_minutes, cache)
-        bundle = _trained(own, folder, plan) or train_segmentation_bundle(
+        bundle = _trained(own, folder, plan, everything) or train_segmentation_bundle(
             own, folder, folds, lambda step: time.monotonic() > deadline, cache
         )
         scored[contender.label] = _score(
@@ -201,16 +203,20 @@ def seconds_a_step(settings: Settings, fold: Fold, cache: Path, fabric: Fabric) 
     return float(np.median(np.diff(ends)[2:]))
 
 
-def _trained(settings: Settings, folder: Path, plan: Sequence[Fold]) -> Path | None:
-    """The bundle of an earlier call, if it is of these settings and patients.
+def _trained(
+    settings: Settings, folder: Path, plan: Sequence[Fold], everything: Sequence[Fold]
+) -> Path | None:
+    """The bundle of an earlier call, if it is of these settings and patients and has the folds.
 
     Training would find that out too, from its checkpoints, but only after reading every image.
     """
     found = folder / BUNDLE
     if not (found / MANIFEST).is_file():
         return None
-    key = load_bundle(found).manifest.trained_on.get("key")
-    return found if key == task_key(settings, plan) else None
+    manifest = load_bundle(found).manifest
+    same = manifest.trained_on.get("key") == task_key(settings, everything)
+    whole = {fold.file for fold in plan} <= set(manifest.segmentation.files)
+    return found if same and whole else None
 
 
 def _score(
@@ -222,10 +228,13 @@ def _score(
     folder: Path,
 ) -> Scored:
     """Scores from ``scores.json`` where they are of these very weights and patients."""
-    jobs = [(bundle, list(held_out))] if held_out else _fold_jobs(bundle, plan)
+    if held_out:
+        jobs = [(_only(bundle, plan), list(held_out))]
+    else:  # each fold's network alone, with the patients that it did not see
+        jobs = [(_only(bundle, [fold]), fold.validation) for fold in plan]
     manifest = bundle.manifest
     key = digest(
-        manifest.files,
+        {fold.file: manifest.files[fold.file] for fold in plan},
         *(s.model_dump(mode="json") for s in (manifest.preprocessing, manifest.postprocessing)),
         manifest.region,
         inference.model_dump(mode="json"),
@@ -250,7 +259,7 @@ def _score(
     cost = Cost(
         sum(p.numel() for p in network.parameters()),
         int(bundle.manifest.trained_on["steps"]),
-        float(bundle.manifest.trained_on["minutes"]),
+        sum(bundle.manifest.trained_on["minutes_a_fold"][fold.name] for fold in plan),
         float(np.mean(seconds)),
         float(max(peaks)),
     )
@@ -266,15 +275,13 @@ def _refuse_seen(bundle: Bundle, patients: Sequence[Patient]) -> None:
         raise ValueError(f"{names}: trained on (perhaps by the initial weights), not to be scored")
 
 
-def _fold_jobs(bundle: Bundle, plan: Sequence[Fold]) -> list[tuple[Bundle, list[Patient]]]:
-    """Each fold's network alone, with the patients that it did not see."""
-    jobs = []
-    for number, fold in enumerate(plan):
-        part = bundle.manifest.segmentation
-        alone = part.model_copy(update={"files": [part.files[number]], "seen": [part.seen[number]]})
-        manifest = bundle.manifest.model_copy(update={"segmentation": alone})
-        jobs.append((Bundle(bundle.folder, manifest), fold.validation))
-    return jobs
+def _only(bundle: Bundle, folds: Sequence[Fold]) -> Bundle:
+    """The networks of these folds; the bundle may hold those of other calls as well."""
+    part = bundle.manifest.segmentation
+    places = [part.files.index(fold.file) for fold in folds]
+    files, seen = ([these[place] for place in places] for these in (part.files, part.seen))
+    alone = part.model_copy(update={"files": files, "seen": seen})
+    return Bundle(bundle.folder, bundle.manifest.model_copy(update={"segmentation": alone}))
 
 
 @contextmanager

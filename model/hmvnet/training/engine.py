@@ -29,6 +29,7 @@ from hmvnet.files import replacing, write_text
 from hmvnet.progress import show_progress
 
 CHECKPOINT = "checkpoint.pt"
+DAMAGED = (EOFError, OSError, RuntimeError, UnpicklingError)  # what torch says of a damaged file
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,9 @@ class State:
         path = run / CHECKPOINT
         if not path.exists():
             return
-        # To the CPU: each tensor is copied to the device of the one that it replaces.
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (EOFError, OSError, RuntimeError, UnpicklingError) as error:
+            state = _load(path)
+        except DAMAGED as error:
             raise ValueError(
                 f"{path}: the checkpoint is cut or damaged; remove it to start anew, or put a "
                 "whole one in its place"
@@ -140,6 +140,20 @@ class State:
         self.history.losses[:] = state["losses"]
         self.history.validations[:] = state["validations"]
         self.history.seconds = float(state["seconds"])
+
+
+def is_finished(run: Path, key: str, steps: int) -> bool:
+    """Whether the checkpoint under ``run`` is of a training of this key after its last step."""
+    try:
+        state = _load(run / CHECKPOINT)
+    except DAMAGED:
+        return False
+    return state.get("key") == key and state.get("step") == steps
+
+
+def _load(path: Path) -> dict[str, Any]:
+    # To the CPU: each tensor is copied to the device of the one that it replaces.
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def make_fabric(run: Path, precision: str = "auto", devices: int | str = "auto") -> Fabric:
