@@ -1,8 +1,11 @@
 """Files are whole or absent; a folder in use is one command's; digests tell states apart."""
 
+import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -12,7 +15,9 @@ from hmvnet.files import (
     RANKS,
     claimed,
     claiming_run,
+    clear_leftovers,
     digest,
+    is_leftover,
     replacing,
     sha256,
     write_arrays,
@@ -70,6 +75,114 @@ def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
     with pytest.raises(IsADirectoryError, match="a folder is there"):
         write_text("report", path)
     assert names(path) == ["old"] and names(tmp_path) == ["data"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from hmvnet.files import replacing
+path, renames, before = Path(sys.argv[1]), 0, os.replace
+def replace(*paths):
+    global renames
+    renames += 1
+    if renames == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    before(*paths)
+os.replace = replace
+with replacing(path) as temporary:
+    temporary.mkdir()
+    (temporary / "new").write_text("new")
+"""
+
+
+def killed_at_rename(path, number: int) -> None:
+    """A process writes a folder and is killed; over another one it renames a third time."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path), str(number)])
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("rename", [1, 2, 3])
+def test_the_last_good_folder_is_found_again_after_a_kill(tmp_path, rename):
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "old").write_text("old")
+    killed_at_rename(path, rename)
+    left = names(tmp_path)
+    assert len(left) == 2 and ("bundle" in left) == (rename < 3)
+    clear_leftovers(tmp_path, "another")
+    assert names(tmp_path) == left
+    clear_leftovers(tmp_path, "bundle")
+    assert names(path) == ["old"] and names(tmp_path) == ["bundle"]
+
+
+def test_leftovers_of_killed_processes_go_when_the_same_is_written_again(tmp_path):
+    path = tmp_path / "bundle"
+    killed_at_rename(path, 1)
+    (left,) = tmp_path.iterdir()
+    assert is_leftover(left) and not path.exists()
+    with replacing(path) as temporary:
+        temporary.mkdir()
+    assert names(tmp_path) == ["bundle"] and names(path) == []
+
+
+def test_what_a_living_process_writes_stays(tmp_path, monkeypatch):
+    """Also another machine's, whose processes cannot be seen, as long as it is not a day old."""
+    path = tmp_path / "bundle"
+    with replacing(path) as mine:
+        mine.mkdir()
+        elsewhere = tmp_path / ".part-00000000-1-1.bundle"
+        elsewhere.mkdir()
+        clear_leftovers(tmp_path)
+        assert mine.is_dir() and elsewhere.is_dir()
+        monkeypatch.setattr("hmvnet.files.ABANDONED_S", 0.0)
+        clear_leftovers(tmp_path, "another")
+        assert elsewhere.is_dir()
+        clear_leftovers(tmp_path, "bundle")
+        assert not elsewhere.exists()
+        mine.mkdir(exist_ok=True)
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_what_only_looks_like_a_leftover_stays(tmp_path):
+    for name in (".part-1.a", ".old", ".git", "part-00000000-1-1.a"):
+        (tmp_path / name).mkdir()
+        assert not is_leftover(tmp_path / name)
+    before = names(tmp_path)
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == before
+
+
+def test_several_that_write_one_folder_leave_the_last_one_whole(tmp_path):
+    path, together = tmp_path / "patient", Barrier(8)
+
+    def write(number):
+        together.wait()
+        for _ in range(20):
+            with replacing(path) as temporary:
+                temporary.mkdir()
+                for name in "ab":
+                    (temporary / name).write_text(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert names(tmp_path) == ["patient"] and names(path) == ["a", "b"]
+    assert (path / "a").read_text() == (path / "b").read_text()
+
+
+def test_a_signal_while_it_is_cleaned_up_leaves_nothing(tmp_path, monkeypatch):
+    remove, told = shutil.rmtree, []
+
+    def interrupted(*args, **options):
+        if not told:
+            told.append(1)
+            raise SystemExit(143)
+        remove(*args, **options)
+
+    with pytest.raises(SystemExit), replacing(tmp_path / "bundle") as temporary:
+        temporary.mkdir()
+        monkeypatch.setattr(shutil, "rmtree", interrupted)
+        raise RuntimeError
+    assert names(tmp_path) == []
 
 
 def test_a_block_that_writes_nothing_is_an_error(tmp_path):

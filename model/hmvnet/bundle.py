@@ -26,7 +26,7 @@ from torch import Tensor
 from hmvnet.case import CLASSES
 from hmvnet.config import PostprocessingSettings, PreprocessingSettings, Settings
 from hmvnet.exits import RefusedError
-from hmvnet.files import SHORT, replacing, sha256, write_text
+from hmvnet.files import SHORT, clear_leftovers, replacing, sha256, visible, write_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -189,10 +189,12 @@ def find_bundle(explicit: Path | str | None = None, shipped: Sequence[Path] = SH
         explicit = fetch_bundle(str(explicit))
     places = [Path(explicit)] if explicit else [PLATFORM_MODEL_DIR, *shipped]
     for place in places:
+        clear_leftovers(place.parent, place.name)
+        clear_leftovers(place)
         for folder in (place, place / DEFAULT_BUNDLE):
             if (folder / MANIFEST).is_file():
                 return folder
-        inner = sorted(p.parent for p in place.glob(f"*/{MANIFEST}")) if place.is_dir() else []
+        inner = visible(p.parent for p in place.glob(f"*/{MANIFEST}"))
         if len(inner) == 1:
             return inner[0]
         if inner:
@@ -254,6 +256,7 @@ def load_bundle(folder: Path) -> Bundle:
     Raises:
         WeightsError: the manifest is missing, not JSON, of another format, or incomplete.
     """
+    clear_leftovers(folder.parent, folder.name)
     path = folder / MANIFEST
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

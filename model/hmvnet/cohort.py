@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from hmvnet.exits import Exit, RefusedError
+from hmvnet.files import clear_leftovers
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.inputs import Source
 from hmvnet.writing.folder import LESIONS, MASK, PICTURE, REPORT, is_ours, write_folder
@@ -76,6 +77,7 @@ def predict_cohort(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RefusedError(f"output folder {output} cannot be made: {error.strerror}") from error
+    clear_leftovers(output)
     whole = {name for name in names if is_whole(output / name, pipeline, picture)}
     done = whole if existing == "skip" else set()
     there = [name for name in names if (output / name).exists() and name not in done]

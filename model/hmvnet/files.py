@@ -7,15 +7,19 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+import psutil
 
 from hmvnet.exits import RefusedError
 
@@ -24,6 +28,11 @@ T = TypeVar("T")
 
 CHUNK_BYTES = 1 << 20
 SHORT = 16  # hexadecimal digits of a digest: 64 bits, enough to tell states apart
+MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+LEFTOVER = re.compile(
+    r"\.(?P<kind>part|old)-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\d+\.(?P<name>.+)", re.DOTALL
+)
+ABANDONED_S = 24 * 3600.0  # nobody writes for so long without a change
 CLAIM = ".lock"  # in a folder that a command keeps its state in
 # Which process of a distributed training this is, for torchrun, Fabric's own launcher and Slurm.
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
@@ -34,30 +43,79 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, a file or a folder, that takes the place of ``path`` at the end.
 
     It lies in the same folder and ends like ``path``, so that writers which look at the suffix see
-    the right one. Missing parents are made. When the block raises, what it wrote is removed and
-    ``path`` is as it was.
+    the right one. Missing parents are made, and what killed processes left of writing ``path`` is
+    cleared. When the block raises, what it wrote is removed and ``path`` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    mark = f"{os.getpid()}-{threading.get_ident()}"
-    temporary = path.with_name(f".part-{mark}.{path.name}")
+    clear_leftovers(path.parent, path.name)
+    mark = f"{MACHINE}-{os.getpid()}-{threading.get_ident()}"
+    temporary, old = (path.with_name(f".{kind}-{mark}.{path.name}") for kind in ("part", "old"))
     _remove(temporary)
     try:
         yield temporary
         if path.is_dir() and not temporary.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder is there, expected a file", str(path))
-        if path.is_dir():  # a folder cannot be renamed over one that holds something
-            old = path.with_name(f".old-{mark}.{path.name}")
-            os.replace(path, old)
-            try:
-                os.replace(temporary, path)
-            except BaseException:
-                os.replace(old, path)
-                raise
-            _remove(old)
-        else:
-            os.replace(temporary, path)
+        _put(temporary, path, old)
     finally:
         _remove(temporary)
+
+
+def _put(temporary: Path, path: Path, old: Path) -> None:
+    """In the place of ``path``, which goes to ``old`` first where it is a folder that holds files.
+
+    Another process may put its own there at any time: the last one stays.
+    """
+    try:
+        while True:
+            try:
+                return os.replace(temporary, path)
+            except OSError as error:  # a folder cannot be renamed over one that holds something
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not path.is_dir():
+                    raise
+            _remove(old)
+            with suppress(FileNotFoundError):
+                os.replace(path, old)
+    finally:
+        _put_back(old, path)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """A folder moved away goes back, unless another has its place."""
+    if not path.exists():
+        with suppress(OSError):
+            os.replace(old, path)
+    _remove(old)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this is what ``replacing`` is writing, or left when its process was killed."""
+    return LEFTOVER.fullmatch(path.name) is not None
+
+
+def clear_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left in a folder; a last good state that they left comes back.
+
+    What a living process is writing stays. For readers of folders that ``replacing`` writes: a kill
+    between its two renames leaves the old folder under another name.
+
+    Args:
+        name: of the file or folder that was to be written; None: of any.
+    """
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            found = LEFTOVER.fullmatch(path.name)
+            if not found or name not in (None, found["name"]) or _at_work(found, path):
+                continue
+            if found["kind"] == "old":
+                _put_back(path, path.with_name(found["name"]))
+            _remove(path)
+
+
+def _at_work(found: re.Match[str], path: Path) -> bool:
+    """Whether who writes this may still be there; another machine's processes cannot be seen."""
+    if found["machine"] == MACHINE and not psutil.pid_exists(int(found["process"])):
+        return False
+    return time.time() - path.lstat().st_ctime < ABANDONED_S
 
 
 @contextmanager
@@ -149,6 +207,14 @@ def digest(*values: Any) -> str:
 
 
 def _remove(path: Path) -> None:
+    try:
+        _remove_once(path)
+    except BaseException:  # SIGTERM's, say: nothing is left behind for that
+        _remove_once(path)
+        raise
+
+
+def _remove_once(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
