@@ -18,9 +18,12 @@ from hmvnet.files import (
     clear_leftovers,
     digest,
     is_leftover,
+    read_arrays,
+    read_state,
     replacing,
     sha256,
     write_arrays,
+    write_state,
     write_text,
 )
 
@@ -194,9 +197,33 @@ def test_text_and_arrays_come_back(tmp_path):
     write_text("µ\n", tmp_path / "a.txt")
     write_arrays(tmp_path / "b.npz", x=np.arange(3))
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "µ\n"
-    with np.load(tmp_path / "b.npz") as stored:
-        assert stored["x"].tolist() == [0, 1, 2]
+    assert {k: v.tolist() for k, v in read_arrays(tmp_path / "b.npz").items()} == {"x": [0, 1, 2]}
     assert names(tmp_path) == ["a.txt", "b.npz"]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 40, -1])
+def test_damaged_arrays_and_states_are_not_there(tmp_path, kept):
+    arrays, state = tmp_path / "b.npz", tmp_path / "c.json"
+    assert read_arrays(arrays) is None and read_state(state, "k") is None
+    write_arrays(arrays, x=np.arange(99), names=np.array(["a"]))
+    write_state(state, "k", {"figure": 0.5, "rows": [{"a": 1, "b": None}]})
+    assert read_state(state, "k") == {"figure": 0.5, "rows": [{"a": 1, "b": None}]}
+    assert read_state(state, "other") is None
+    for path in (arrays, state):
+        path.write_bytes(path.read_bytes()[:kept])
+    assert read_arrays(arrays) is None and read_state(state, "k") is None
+
+
+def test_another_bit_is_seen(tmp_path):
+    path = tmp_path / "c.json"
+    write_state(path, "k", {"figure": 0.5})
+    path.write_text(path.read_text().replace("0.5", "0.7"))
+    assert read_state(path, "k") is None
+    path = tmp_path / "b.npz"
+    write_arrays(path, x=np.arange(9))
+    with np.load(path) as stored:
+        np.savez(path, x=stored["x"] + 1, content=stored["content"])
+    assert read_arrays(path) is None
 
 
 def test_digests_hang_on_content_type_and_order(tmp_path):

@@ -12,7 +12,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -172,9 +172,56 @@ def write_text(text: str, path: Path) -> None:
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """An ``.npz`` file, whole or not at all, also beside other processes that write the same."""
+    """An ``.npz`` file for ``read_arrays``, whole or not at all."""
     with replacing(path) as temporary:
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(temporary, **arrays, content=_digest_of(arrays))  # type: ignore[arg-type]
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """What ``write_arrays`` wrote; None where it is gone, cut, or another bit than was written."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        content = str(arrays.pop("content"))
+    except Exception:  # numpy, zipfile and zlib raise many kinds for a damaged file
+        return None
+    return arrays if content == _digest_of(arrays) else None
+
+
+def _digest_of(arrays: Mapping[str, np.ndarray]) -> str:
+    return digest(*(value for pair in sorted(arrays.items()) for value in pair))
+
+
+def write_state(path: Path, key: str, values: Mapping[str, Any]) -> None:
+    """JSON for ``read_state``, whole or not at all.
+
+    Args:
+        key: ``digest`` of what the values hang on.
+    """
+    write_text(json.dumps({"key": key, "content": digest(values), **values}), path)
+
+
+def read_state(path: Path, key: str) -> dict[str, Any] | None:
+    """What ``write_state`` wrote; None where it is of another key, gone, cut or damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values.pop("key"), values.pop("content")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    return values if found == (key, digest(values)) else None
+
+
+def made_once(path: Path, load: Callable[[], T | None], make: Callable[[], T]) -> T:
+    """What ``load`` finds under ``path``, or what ``make`` makes there.
+
+    Of processes that come together one makes it, and the others wait.
+    """
+    from filelock import FileLock  # torch brings it; the container does without
+
+    if (found := load()) is not None:
+        return found
+    with FileLock(path.with_suffix(".lock")):
+        return make() if (found := load()) is None else found
 
 
 def sha256(data: bytes | Path) -> str:

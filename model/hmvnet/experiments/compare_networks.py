@@ -8,7 +8,6 @@ mean of the folds, in a test folder of their own).
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import time
@@ -27,7 +26,7 @@ from hmvnet.bundle import MANIFEST, Bundle, load_bundle
 from hmvnet.config import InferenceSettings, NetworkSettings, Settings
 from hmvnet.experiments.bench import peak_memory, resident_mb
 from hmvnet.experiments.evaluate import score_patient
-from hmvnet.files import claiming_run, digest, write_text
+from hmvnet.files import claiming_run, digest, read_state, write_state, write_text
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.progress import track
@@ -172,13 +171,13 @@ def timed_budget(
     key = digest(
         training.model_dump(mode="json", exclude=free), settings.network.model_dump(mode="json")
     )
-    stored = json.loads(path.read_text()) if path.is_file() else {}
-    if stored.get("key") != key:
+    stored = read_state(path, key)
+    if stored is None:
         fabric = make_fabric(folder, training.precision)
         seconds = fabric.broadcast(seconds_a_step(settings, fold, cache, fabric))
-        stored = {"key": key, "seconds_a_step": seconds}
+        stored = {"seconds_a_step": seconds}
         if fabric.global_rank == 0:
-            write_text(json.dumps(stored), path)
+            write_state(path, key, stored)
     steps = max(1, int(60 * minutes / stored["seconds_a_step"]))
     warmup = min(training.warmup_steps, max(1, steps // 10))
     training = training.model_copy(update={"steps": steps, "warmup_steps": warmup})
@@ -243,7 +242,7 @@ def _score(
     for one, patients in jobs:
         _refuse_seen(one, patients)
     path = folder / "scores.json"
-    if path.is_file() and (stored := json.loads(path.read_text()))["key"] == key:
+    if stored := read_state(path, key):
         scores = [metrics.CaseScore.from_dict(row) for row in stored["scores"]]
         return Scored(scores, Cost(**stored["cost"]))
     scores, seconds, peaks = [], [], []
@@ -264,7 +263,7 @@ def _score(
         float(max(peaks)),
     )
     rows = [score.to_dict() for score in scores]
-    write_text(json.dumps({"key": key, "cost": asdict(cost), "scores": rows}), path)
+    write_state(path, key, {"cost": asdict(cost), "scores": rows})
     return Scored(scores, cost)
 
 

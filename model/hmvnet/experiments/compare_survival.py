@@ -19,7 +19,7 @@ from rich.console import Console
 from hmvnet.bundle import load_bundle
 from hmvnet.case import DAYS_PER_YEAR, Outcomes
 from hmvnet.config import Settings
-from hmvnet.files import claiming_run, digest, write_arrays, write_text
+from hmvnet.files import claiming_run, digest, read_arrays, write_arrays, write_text
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import BRANCHES, IMAGE_CHANNELS
@@ -252,8 +252,10 @@ def compare_survival(
         for name, model in models.items():
             progress.note(name)
             path = run / "predictions" / f"{name}-{_key(name, settings, data)}.npz"
-            if path.is_file():
-                predictions[name] = _load(path)
+            if stored := read_arrays(path):
+                predictions[name] = OutOfFold(
+                    stored["risk"], stored.get("survival"), stored.get("times")
+                )
                 progress.advance(repeats * settings.data.folds)
                 continue
             rng = np.random.default_rng([seed, 1])
@@ -298,16 +300,10 @@ def _data_key(cohort: Cohort, fold: np.ndarray) -> str:
 
 
 def _save(found: OutOfFold, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {"risk": found.risk}
     if found.survival is not None and found.times is not None:
         arrays |= {"survival": found.survival, "times": found.times}
     write_arrays(path, **arrays)
-
-
-def _load(path: Path) -> OutOfFold:
-    with np.load(path, allow_pickle=False) as stored:
-        return OutOfFold(stored["risk"], stored.get("survival"), stored.get("times"))
 
 
 def _counted(model: FitPredict, done: Callable[[], None]) -> FitPredict:

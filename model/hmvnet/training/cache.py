@@ -11,11 +11,10 @@ from typing import Any
 import blosc2
 import numpy as np
 import SimpleITK as sitk
-from filelock import FileLock
 
 from hmvnet.case import GTVN, GTVP, Grid
 from hmvnet.config import PreprocessingSettings
-from hmvnet.files import digest, replacing, write_text
+from hmvnet.files import digest, made_once, replacing, write_text
 from hmvnet.imaging.resample import labels_onto
 from hmvnet.reading.folder import Patient
 from hmvnet.segmentation.segmenter import prepare
@@ -61,12 +60,13 @@ class Cache:
 
     def get(self, patient: Patient) -> Prepared:
         """The preprocessed patient, made now if it is not there or is stale."""
-        source = _files_hash(patient)
-        if prepared := self._load(patient, source):
-            return prepared
+        source = files_hash(patient)
         # Arrays are read chunk by chunk from their file: nobody may replace it under a reader.
-        with FileLock(self._paths(patient, source)[-1].with_suffix(".lock")):
-            return self._load(patient, source) or self._make(patient, source)
+        return made_once(
+            self._paths(patient, source)[-1],
+            lambda: self._load(patient, source),
+            lambda: self._make(patient, source),
+        )
 
     def _paths(self, patient: Patient, source: str) -> tuple[Path, Path, Path]:
         endings = (".b2nd", ".label.b2nd", ".json")
@@ -131,6 +131,7 @@ def _store(array: np.ndarray, path: Path, blocks: tuple[int, ...]) -> None:
         )
 
 
-def _files_hash(patient: Patient) -> str:
+def files_hash(patient: Patient) -> str:
+    """Digest of the content of a patient's files, and of what its labels mean."""
     paths = [path for path in (patient.ct, patient.pet, patient.label) if path]
     return digest(*paths, patient.classes)
