@@ -20,6 +20,9 @@ def raising(error: BaseException):
         (RefusedError("no"), 2, "error: no"),
         (UnfinishedError("goes on"), 75, "goes on"),
         (MemoryError(), 1, "error: out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: out of memory"),
+        (RuntimeError("Failed to allocate memory for image."), 1, "error: out of memory"),
+        (RuntimeError("std::bad_alloc"), 1, "error: out of memory"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (ValueError("ours"), 1, "error: ValueError: ours"),
         (OSError(28, "No space left on device"), 1, "No space left on device"),
@@ -33,6 +36,8 @@ def test_a_failure_ends_in_one_line_and_its_code(error, code, said, capfd):
 
 def test_only_faults_of_ours_show_a_traceback(capfd):
     ending(raising(RefusedError("no")))
+    assert "Traceback" not in capfd.readouterr().err
+    ending(raising(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")))
     assert "Traceback" not in capfd.readouterr().err
     ending(raising(ZeroDivisionError()))
     assert "Traceback" in capfd.readouterr().err

@@ -1,5 +1,6 @@
 """Files are whole or absent; a folder in use is one command's; digests tell states apart."""
 
+import errno
 import shutil
 import signal
 import subprocess
@@ -7,8 +8,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import blosc2
 import numpy as np
 import pytest
+import torch
+from conftest import files_of_at_most
+from matplotlib.figure import Figure
 
 from hmvnet.exits import RefusedError
 from hmvnet.files import (
@@ -186,6 +191,42 @@ def test_a_signal_while_it_is_cleaned_up_leaves_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(shutil, "rmtree", interrupted)
         raise RuntimeError
     assert names(tmp_path) == []
+
+
+def write_parts(path):
+    """A folder of which one file does not fit."""
+    path.mkdir()
+    write_text("small", path / "a.txt")
+    write_text("x" * 10_000, path / "b.txt")
+
+
+NOISE = np.random.default_rng(0).integers(0, 255, 10_000).astype(np.uint8)
+WRITERS = {
+    "text": lambda path: path.write_text("x" * 10_000),
+    "folder": write_parts,
+    "npz": lambda path: np.savez(path, NOISE),
+    "torch": lambda path: torch.save({"a": torch.from_numpy(NOISE)}, path),
+    "blosc2": lambda path: blosc2.asarray(NOISE, urlpath=str(path), mode="w"),
+    "png": lambda path: Figure().savefig(path, dpi=500),
+}
+
+
+@pytest.mark.parametrize("limit", [0, 1, 1000, 9000])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_is_one_kind_of_error_that_names_the_file(tmp_path, kind, limit):
+    """torch, blosc2 and ITK raise RuntimeErrors that do not say what happened."""
+    path = tmp_path / f"a.{'png' if kind == 'png' else 'npz'}"
+    with files_of_at_most(limit), pytest.raises(OSError) as raised, replacing(path) as temporary:
+        WRITERS[kind](temporary)
+    assert raised.value.errno == errno.EFBIG and raised.value.filename == str(path)
+    assert names(tmp_path) == []
+
+
+def test_a_fault_that_is_not_the_disks_stays_what_it_is(tmp_path):
+    for error in (RuntimeError("ours"), FileNotFoundError(2, "gone", "/another/file")):
+        with pytest.raises(type(error)) as raised, replacing(tmp_path / "a"):
+            raise error
+        assert raised.value is error and names(tmp_path) == []
 
 
 def test_a_block_that_writes_nothing_is_an_error(tmp_path):

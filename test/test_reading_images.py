@@ -1,11 +1,13 @@
 """One test for each way a file can be bad, named after it."""
 
+import errno
 import gzip
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+from conftest import files_of_at_most
 
 from hmvnet.case import SYNTHETIC, CaseError, Grid
 from hmvnet.reading.images import FILE_NOTES, read_geometry, read_image, write_image
@@ -228,3 +230,17 @@ def test_tiff_without_spacing(tmp_path, array):
     tifffile.imwrite(tmp_path / "a.tiff", array)
     with pytest.raises(CaseError, match="spacing"):
         read_image(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.mha"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.9999])
+def test_an_image_that_does_not_fit_is_an_error(tmp_path, name, share):
+    """ITK writes as much of a NIfTI file as there is room for, and says nothing."""
+    noise = np.random.default_rng(0).integers(0, 99, GRID.shape).astype(np.int16)
+    path = tmp_path / name
+    write_image(GRID.image(noise), path)
+    before = path.read_bytes()
+    with files_of_at_most(int(share * len(before))), pytest.raises(OSError) as raised:
+        write_image(GRID.image(noise + 1), path)
+    assert raised.value.errno == errno.EFBIG and raised.value.filename == str(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

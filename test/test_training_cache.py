@@ -1,9 +1,10 @@
+import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import numpy as np
 import pytest
-from conftest import COARSE, tiny_label, write_patient
+from conftest import COARSE, files_of_at_most, tiny_label, write_patient
 
 from hmvnet.case import Grid
 from hmvnet.reading.folder import find_patients
@@ -56,6 +57,25 @@ def test_a_damaged_entry_is_made_anew(tmp_path, ending, damage):
         file.unlink()
     again = cache.get(patient)
     assert (again.volume[:] == volume).all() and (again.label[:] == label).all()
+
+
+def test_a_volume_that_is_cut_under_its_reader_is_named(tmp_path):
+    write_patient(tmp_path / "data", "A-1")
+    (patient,) = find_patients(tmp_path / "data")
+    prepared = Cache(tmp_path / "cache", COARSE, "centre").get(patient)
+    os.truncate(prepared.volume.path, 1000)
+    with pytest.raises(OSError, match=r"A-1-.*b2nd: the cached volume cannot be read any more"):
+        prepared.volume[:]
+
+
+def test_a_full_disk_names_the_entry_and_leaves_none(tmp_path):
+    write_patient(tmp_path / "data", "A-1")
+    (patient,) = find_patients(tmp_path / "data")
+    cache = Cache(tmp_path / "cache", COARSE, "centre")
+    with files_of_at_most(1000), pytest.raises(OSError, match=r"File too large: .*b2nd"):
+        cache.get(patient)
+    assert [p.suffix for p in cache.folder.iterdir()] == [".lock"]
+    assert cache.get(patient).volume[:].any()
 
 
 def test_who_comes_together_makes_an_entry_once(tmp_path, monkeypatch):

@@ -1,9 +1,14 @@
+import errno
+import time
 import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import files_of_at_most
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from torch import nn
@@ -185,3 +190,38 @@ def test_an_infinite_loss_ends_the_training(tmp_path):
     endless = partial(loss_of_step, scale=float("inf"))
     with pytest.raises(RuntimeError, match="the loss became inf at step 0"):
         fit(tmp_path, losses=endless)
+
+
+def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(tmp_path):
+    whole, history = fit(tmp_path / "whole")
+    run = tmp_path / "run"
+    fit(run, stop=lambda done: done == 3)
+    before = (run / CHECKPOINT).read_bytes()
+    with files_of_at_most(len(before) // 2), pytest.raises(OSError) as raised:
+        fit(run)
+    assert raised.value.filename == str(run / CHECKPOINT) and raised.value.errno == errno.EFBIG
+    assert (run / CHECKPOINT).read_bytes() == before and not list(run.glob(".part-*"))
+    resumed, found = fit(run)
+    assert_same_weights(resumed, whole)
+    assert found.losses == history.losses
+
+
+@pytest.mark.parametrize("fault", ["no room", "no folder"])
+def test_a_log_that_cannot_be_written_costs_nothing_else(tmp_path, capfd, fault):
+    whole, _ = fit(tmp_path / "whole")
+    run, loop = tmp_path / "run", replace(LOOP, checkpoint_every=STEPS + 1)
+    (run).mkdir()
+    if fault == "no folder":
+        (run / "logs").write_text("a file is in its place")
+
+    def losses(network, step):  # the log is written from a thread, as it comes
+        with files_of_at_most(10) if fault == "no room" else nullcontext():
+            found = loss_of_step(network, step)
+            time.sleep(0.1)
+        return found
+
+    average, _ = fit(run, loop=loop, losses=losses)
+    assert_same_weights(average, whole)
+    assert (run / CHECKPOINT).is_file()
+    said = capfd.readouterr().err.strip().splitlines()
+    assert [line.startswith("warning: log not written") for line in said] == [True], said

@@ -241,6 +241,8 @@ def fetch_bundle(address: str, cache: Path | None = None) -> Path:
                 if not _manifests(temporary):
                     raise tarfile.TarError(f"no {MANIFEST} in it")
         except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            if isinstance(error, OSError) and error.errno:  # the disk's
+                raise
             raise WeightsError(f"{url}: not an archive of a bundle: {error}") from error
     return folder
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from enum import IntEnum
+
+# In the words of torch (CPU and GPU), ITK and C++ itself.
+NO_MEMORY = re.compile("allocate memory|out of memory|not enough memory|bad_alloc", re.IGNORECASE)
 
 
 class Exit(IntEnum):
@@ -50,16 +54,23 @@ def ending(
         return _say(str(unfinished), Exit.UNFINISHED)
     except refusals as error:
         return _say(f"error: {error}", Exit.REFUSED)
-    except MemoryError:
-        return _say("error: out of memory: this needs more than the machine allows", Exit.FAULT)
     except KeyboardInterrupt:
         return _say("error: interrupted", Exit.INTERRUPTED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"error: {where}{error.strerror or error}", Exit.FAULT)
     except Exception as error:
+        if _is_memory(error):
+            return _say("error: out of memory: this needs more than the machine allows", Exit.FAULT)
         traceback.print_exc()
         return _say(f"error: {type(error).__name__}: {error}", Exit.FAULT)
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory was short: libraries in C++ have no exception of their own for it."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
+    )
 
 
 def _ready_streams() -> None:

@@ -45,6 +45,9 @@ def replacing(path: Path) -> Iterator[Path]:
     It lies in the same folder and ends like ``path``, so that writers which look at the suffix see
     the right one. Missing parents are made, and what killed processes left of writing ``path`` is
     cleared. When the block raises, what it wrote is removed and ``path`` is as it was.
+
+    Raises:
+        OSError: names ``path`` where the disk was at fault, whatever its writer raised.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path.parent, path.name)
@@ -56,8 +59,28 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir() and not temporary.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder is there, expected a file", str(path))
         _put(temporary, path, old)
+    except Exception as error:
+        if fault := _fault_of_disk(error, temporary, path):
+            raise fault from error
+        raise
     finally:
         _remove(temporary)
+
+
+def _fault_of_disk(error: Exception, temporary: Path, path: Path) -> OSError | None:
+    """What the disk says where a writer failed on it; None where it takes more.
+
+    Writers in C++ raise errors that do not say what happened, so a little more is written.
+    """
+    if isinstance(error, OSError) and error.errno:
+        ours = error.filename is None or str(error.filename).startswith(str(temporary))
+        return OSError(error.errno, os.strerror(error.errno), str(path)) if ours else None
+    try:
+        with (temporary / "more" if temporary.is_dir() else temporary).open("ab") as file:
+            file.write(bytes(CHUNK_BYTES))
+    except OSError as fault:
+        return OSError(fault.errno, os.strerror(fault.errno or errno.EIO), str(path))
+    return None
 
 
 def _put(temporary: Path, path: Path, old: Path) -> None:

@@ -16,6 +16,7 @@ import pandas as pd
 import SimpleITK as sitk
 
 from hmvnet.files import replacing, write_text
+from hmvnet.reading.images import write_image
 from hmvnet.reading.tables import TRUTH_TABLE
 
 from .outcome import LESION_TERMS, TABLE_TERMS, WeibullCox, best_c_index
@@ -141,7 +142,7 @@ def _write_patient(root: Path, plan: PatientPlan, compress_level: int) -> None:
     with replacing(first) as folder:
         folder.mkdir()
         for image, file in _files(phantom):
-            sitk.WriteImage(image, str(folder / file), True, compress_level)
+            write_image(image, folder / file, compress_level)
     with replacing(second) as folder:
         folder.mkdir()
         for _, file in _files(phantom):

@@ -127,10 +127,21 @@ def read_geometry(path: Path) -> Grid:
     return Grid.of(read_image(path)[0])
 
 
-def write_image(image: sitk.Image, path: Path) -> None:
-    """Write an image compressed, whole or not at all."""
+def write_image(image: sitk.Image, path: Path, level: int = -1) -> None:
+    """Write an image compressed, whole or not at all.
+
+    Args:
+        level: of the compression; -1: ITK's.
+
+    Raises:
+        OSError: the disk does not hold all of it.
+    """
     with replacing(path) as temporary:
-        sitk.WriteImage(image, str(temporary), useCompression=True)
+        sitk.WriteImage(image, str(temporary), True, level)
+        try:  # ITK does not say when there was no room for the rest of a .nii.gz
+            read_image(temporary)
+        except CaseError as error:
+            raise OSError(f"{path}: could not be written whole") from error
 
 
 def _read_metaimage(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:

@@ -24,21 +24,45 @@ CACHE_VERSION = 2
 SAMPLED_VOXELS = 4000
 
 
+class Stored:
+    """An array in a blosc2 file, read where it is sliced."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._array = blosc2.open(str(path), mode="r")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As numpy's."""
+        return self._array.shape
+
+    def __getitem__(self, where: Any) -> np.ndarray:
+        """Values of a part.
+
+        Raises:
+            OSError: the file cannot be read any more.
+        """
+        try:
+            return self._array[where]
+        except RuntimeError as error:
+            raise OSError(f"{self.path}: the cached volume cannot be read any more") from error
+
+
 @dataclass(frozen=True)
 class Prepared:
     """One patient's preprocessed volume, on disk until sliced.
 
     Attributes:
-        volume: float16 ``[2, z, y, x]``, CT in [0, 1] and PET in [-1, 1], a blosc2 array.
-        label: uint8 ``[z, y, x]``, a blosc2 array; all 0 where there is no truth.
+        volume: float16 ``[2, z, y, x]``, CT in [0, 1] and PET in [-1, 1].
+        label: uint8 ``[z, y, x]``; all 0 where there is no truth.
         grid: the working grid.
         voxels: for GTVp and GTVn, up to 4000 of their voxels as ``[n, 3]`` (z, y, x).
         source: digest of the content of the files that it was made of.
     """
 
     patient_id: str
-    volume: blosc2.NDArray
-    label: blosc2.NDArray
+    volume: Stored
+    label: Stored
     grid: Grid
     voxels: Mapping[int, np.ndarray]
     source: str
@@ -90,8 +114,8 @@ class Cache:
         volume, label, _ = self._paths(patient, source)
         return Prepared(
             patient.patient_id,
-            blosc2.open(str(volume), mode="r"),
-            blosc2.open(str(label), mode="r"),
+            Stored(volume),
+            Stored(label),
             Grid(**{k: tuple(v) for k, v in meta["grid"].items()}),
             {int(k): np.array(v, dtype=int).reshape(-1, 3) for k, v in meta["voxels"].items()},
             source,

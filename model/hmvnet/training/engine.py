@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -181,6 +183,43 @@ def make_fabric(run: Path, precision: str = "auto", devices: int | str = "auto")
     return fabric
 
 
+class Log:
+    """TensorBoard's log. It is optional: where it cannot be written, that is said once."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.fabric = fabric
+        self.broken = False
+
+    def __enter__(self) -> Log:
+        self._hook, threading.excepthook = threading.excepthook, self._of_thread
+        return self
+
+    def __call__(self, row: Mapping[str, float], step: int) -> None:
+        """Log the figures of a step."""
+        self._try(lambda: self.fabric.log_dict(row, step))
+
+    def __exit__(self, *_: object) -> None:
+        for logger in self.fabric.loggers:
+            self._try(lambda logger=logger: logger.finalize("success"))  # type: ignore[misc]
+        threading.excepthook = self._hook
+
+    def _try(self, write: Callable[[], None]) -> None:
+        if self.broken:
+            return
+        try:
+            write()
+        except Exception as error:  # the training goes on, whatever it is
+            self.broken = True
+            why = error.__cause__ or error  # the logger takes all for values that it does not know
+            text = " ".join(f"{type(why).__name__}: {why}".split())
+            print(f"warning: log not written: {text}", file=sys.stderr)
+
+    def _of_thread(self, failed: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread of its own, whose failure it raises with the next row."""
+        if not type(failed.thread).__module__.startswith("tensorboard"):
+            self._hook(failed)
+
+
 def learning_rate(step: int, settings: LoopSettings) -> float:
     """Linear warm-up, then a cosine to 1% of the peak."""
     if step < settings.warmup_steps:
@@ -229,7 +268,7 @@ def train(
     history = state.history
     before, began = history.seconds, time.monotonic()
     silent = quiet or fabric.global_rank != 0
-    with show_progress(title, settings.steps, state.step, silent) as progress:
+    with show_progress(title, settings.steps, state.step, silent) as progress, Log(fabric) as log:
         for step in range(state.step, settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, settings)
@@ -244,14 +283,14 @@ def train(
             if not math.isfinite(row["total"]):
                 raise RuntimeError(f"{title}: the loss became {row['total']} at step {step}")
             history.losses.append({"step": step, **row})
-            fabric.log_dict(row, step)
+            log(row, step)
             progress.note(_note(history))
             progress.advance()
             done = state.step = step + 1
             if validate and (done % settings.validate_every == 0 or done == settings.steps):
                 figures = dict(validate(average.module, done))
                 history.validations.append({"step": done, **figures})
-                fabric.log_dict({f"validation/{k}": v for k, v in figures.items()}, step)
+                log({f"validation/{k}": v for k, v in figures.items()}, step)
                 progress.say(f"step {done}: " + _text(figures))
             # One process decides for all: their clocks differ.
             last = bool(fabric.broadcast(done == settings.steps or stop(done)))
@@ -262,8 +301,6 @@ def train(
                 fabric.barrier()
             if last:
                 break
-    for logger in fabric.loggers:
-        logger.finalize("success")
     return average.module, history
 
 
