@@ -11,7 +11,7 @@ OUTPUT ?= output
 TORCH  ?= torch==2.13.0
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow lint docs tutorial wheel resolve constraints setup clean
+.PHONY: run test test-slow faults lint docs tutorial wheel resolve constraints setup clean
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,10 @@ test: setup
 
 test-slow: setup
 	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+# Killed processes, full disks, several at once, short memory: some 20 minutes, a table at the end.
+faults: setup
+	@$(PY) test/faults.py $(FAULTS_ARGS)
 
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

@@ -145,11 +145,15 @@ def test_checkpoint_of_other_data_is_refused(tmp_path):
         train(fabric, small_network(), LOOP, loss_of_step, tmp_path, key="other", quiet=True)
 
 
-@pytest.mark.parametrize("kept", [0, 100, 2000, 0.9])
+@pytest.mark.parametrize("kept", [0, 100, 2000, 0.9, "another bit"])
 def test_a_damaged_checkpoint_is_named(tmp_path, kept):
     fit(tmp_path, stop=lambda done: done == 1)
     path = tmp_path / "checkpoint.pt"
-    data = path.read_bytes()
+    data = bytearray(path.read_bytes())
+    if kept == "another bit":
+        weight = stored(tmp_path)["network"]["0.weight"].numpy().tobytes()
+        data[data.index(weight)] ^= 1
+        kept = len(data)
     path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
     with pytest.raises(ValueError, match=r"checkpoint.pt: the checkpoint is cut or damaged"):
         fit(tmp_path)

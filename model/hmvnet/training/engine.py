@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,8 @@ from hmvnet.files import replacing, write_text
 from hmvnet.progress import show_progress
 
 CHECKPOINT = "checkpoint.pt"
-DAMAGED = (EOFError, OSError, RuntimeError, UnpicklingError)  # what torch says of a damaged file
+# What torch and zipfile say of a damaged file.
+DAMAGED = (EOFError, OSError, RuntimeError, UnpicklingError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,9 @@ def is_finished(run: Path, key: str, steps: int) -> bool:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:  # torch does not look at its checksums
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(damaged)
     # To the CPU: each tensor is copied to the device of the one that it replaces.
     return torch.load(path, map_location="cpu", weights_only=True)
 
