@@ -47,7 +47,7 @@ from conftest import (  # noqa: E402
 )
 
 from hmvnet import cli, container  # noqa: E402
-from hmvnet.bundle import fingerprint, load_bundle, write_bundle  # noqa: E402
+from hmvnet.bundle import MANIFEST, WeightsError, fingerprint, load_bundle, write_bundle  # noqa: E402
 from hmvnet.config import DataSettings  # noqa: E402
 from hmvnet.experiments import (  # noqa: E402, F401
     compare_networks,
@@ -158,8 +158,20 @@ def damaged(folder: Path, reference: Path, finished: bool) -> Iterator[str]:
             continue
         if not finished and str(path).endswith(GROWING):
             continue
+        if not finished and path.name == MANIFEST:  # whole, though perhaps not yet with all files
+            yield from _damaged_bundle((folder / path).parent)
+            continue
         if not equal(read, READERS.get(path.suffix, Path.read_bytes)(reference / path)):
             yield f"{path}: not as undisturbed"
+
+
+def _damaged_bundle(folder: Path) -> Iterator[str]:
+    try:
+        bundle = load_bundle(folder)
+        for name in bundle.manifest.files:
+            bundle.read(name)
+    except WeightsError as error:
+        yield f"{folder}: {error}"
 
 
 def leftovers(folder: Path) -> Iterator[str]:
