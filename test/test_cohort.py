@@ -97,6 +97,8 @@ def test_what_a_kill_leaves_does_not_stand_in_the_way(pipeline, tmp_path):
     sources = [Given("a"), Given("b")]
     result = predict_cohort(sources, pipeline, tmp_path, existing="skip", picture=False)
     assert result.skipped == ["a", "b"]
+    assert not list(tmp_path.rglob(".*"))  # also in a folder that is whole without it
+    (tmp_path / "a" / f".part-{mark}.picture.png").write_bytes(b"half")
     result = predict_cohort(sources, pipeline, tmp_path, existing="skip")
     assert result.done == ["a", "b"] and result.code == Exit.OK
     for name in ("a", "b"):

@@ -123,6 +123,23 @@ def test_the_last_good_folder_is_found_again_after_a_kill(tmp_path, rename):
     assert names(path) == ["old"] and names(tmp_path) == ["bundle"]
 
 
+def test_a_last_good_folder_that_cannot_come_back_yet_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "old").write_text("old")
+    killed_at_rename(path, 3)
+    with monkeypatch.context() as patched:
+
+        def refuse(*_):
+            raise PermissionError(errno.EACCES, "no")
+
+        patched.setattr("os.replace", refuse)
+        clear_leftovers(tmp_path)
+    assert not path.exists()
+    clear_leftovers(tmp_path)
+    assert names(path) == ["old"] and names(tmp_path) == ["bundle"]
+
+
 def test_leftovers_of_killed_processes_go_when_the_same_is_written_again(tmp_path):
     path = tmp_path / "bundle"
     killed_at_rename(path, 1)

@@ -77,7 +77,8 @@ def predict_cohort(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RefusedError(f"output folder {output} cannot be made: {error.strerror}") from error
-    clear_leftovers(output)
+    for folder in (output, *(output / name for name in names)):
+        clear_leftovers(folder)
     whole = {name for name in names if is_whole(output / name, pipeline, picture)}
     done = whole if existing == "skip" else set()
     there = [name for name in names if (output / name).exists() and name not in done]

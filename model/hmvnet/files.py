@@ -104,10 +104,11 @@ def _put(temporary: Path, path: Path, old: Path) -> None:
 
 def _put_back(old: Path, path: Path) -> None:
     """A folder moved away goes back, unless another has its place."""
-    if not path.exists():
-        with suppress(OSError):
+    if path.exists():
+        _remove(old)
+    else:
+        with suppress(OSError):  # it was not moved at all, or the disk does not let it back now
             os.replace(old, path)
-    _remove(old)
 
 
 def is_leftover(path: Path) -> bool:
@@ -124,13 +125,17 @@ def clear_leftovers(folder: Path, name: str | None = None) -> None:
     Args:
         name: of the file or folder that was to be written; None: of any.
     """
-    with suppress(OSError):
-        for path in list(folder.iterdir()):
-            found = LEFTOVER.fullmatch(path.name)
-            if not found or name not in (None, found["name"]) or _at_work(found, path):
-                continue
-            if found["kind"] == "old":
-                _put_back(path, path.with_name(found["name"]))
+    try:
+        paths = list(folder.iterdir())
+    except OSError:  # no such folder, or none of ours
+        return
+    for path in paths:
+        found = LEFTOVER.fullmatch(path.name)
+        if not found or name not in (None, found["name"]) or _at_work(found, path):
+            continue
+        if found["kind"] == "old":
+            _put_back(path, path.with_name(found["name"]))
+        else:
             _remove(path)
 
 
@@ -138,7 +143,10 @@ def _at_work(found: re.Match[str], path: Path) -> bool:
     """Whether who writes this may still be there; another machine's processes cannot be seen."""
     if found["machine"] == MACHINE and not psutil.pid_exists(int(found["process"])):
         return False
-    return time.time() - path.lstat().st_ctime < ABANDONED_S
+    try:
+        return time.time() - path.lstat().st_ctime < ABANDONED_S
+    except OSError:  # gone meanwhile
+        return True
 
 
 @contextmanager
