@@ -151,7 +151,9 @@ def _at_work(found: re.Match[str], path: Path) -> bool:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """The folder is no other command's while the block runs; it is made if it is not there.
+    """The folder is no other command's while the block runs.
+
+    It is made if it is not there, and does not stay when the block leaves nothing in it.
 
     The lock is the operating system's: it ends with its process, however that ends. Of a
     distributed training's processes the first holds it for all.
@@ -161,6 +163,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # torch brings it; the container does without
 
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     if any(os.environ.get(name, "0") != "0" for name in RANKS):
         yield
@@ -176,6 +179,9 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            if made and [path.name for path in folder.iterdir()] == [CLAIM]:
+                _remove(folder)
         lock.release()
 
 
