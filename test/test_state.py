@@ -74,6 +74,17 @@ def test_a_folder_in_use_is_refused_until_its_process_ends_however_that_ends(tmp
         pass
 
 
+def test_a_folder_in_which_nothing_came_about_does_not_stay(tmp_path):
+    with pytest.raises(RuntimeError), claimed(tmp_path / "refused"):
+        raise RuntimeError
+    with claimed(tmp_path / "done"):
+        (tmp_path / "done" / "a.txt").write_text("state")
+    (tmp_path / "there").mkdir()
+    with claimed(tmp_path / "there"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["done", "there"]
+
+
 @pytest.mark.parametrize("variable", RANKS)
 def test_processes_of_one_training_do_not_refuse_each_other(tmp_path, monkeypatch, variable):
     for name in RANKS:

@@ -51,7 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
     clear_leftovers(path.parent, path.name)
     mark = f"{MACHINE}-{os.getpid()}-{threading.get_ident()}"
     temporary, old = (path.with_name(f".{kind}-{mark}.{path.name}") for kind in ("part", "old"))
-    _remove(temporary)
+    remove(temporary)
     try:
         yield temporary
         if temporary.is_file():  # a full or distant disk may say so only now
@@ -65,7 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
             raise fault from error
         raise
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def _fault_of_disk(error: Exception, temporary: Path, path: Path) -> OSError | None:
@@ -97,7 +97,7 @@ def _put(temporary: Path, path: Path, old: Path) -> None:
                 there = path.is_dir() or (path.is_symlink() and temporary.is_dir())
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not there:
                     raise
-            _remove(old)
+            remove(old)
             with suppress(FileNotFoundError):
                 os.replace(path, old)
     finally:
@@ -107,7 +107,7 @@ def _put(temporary: Path, path: Path, old: Path) -> None:
 def _put_back(old: Path, path: Path) -> None:
     """A folder moved away goes back, unless another has its place."""
     if path.exists():
-        _remove(old)
+        remove(old)
     else:
         with suppress(OSError):  # it was not moved at all, or the disk does not let it back now
             os.replace(old, path)
@@ -138,7 +138,7 @@ def clear_leftovers(folder: Path, name: str | None = None) -> None:
         if found["kind"] == "old":
             _put_back(path, folder / found["name"])
         else:
-            _remove(path)
+            remove(path)
 
 
 def _at_work(found: re.Match[str], path: Path) -> bool:
@@ -258,7 +258,8 @@ def digest(*values: Any) -> str:
     return found.hexdigest()[:SHORT]
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file, a link or a folder with all that is in it; nothing happens where there is none."""
     try:
         _remove_once(path)
     except BaseException:  # SIGTERM's, say: nothing is left behind for that

@@ -9,7 +9,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from hmvnet.exits import RefusedError
-from hmvnet.files import digest, replacing, write_text
+from hmvnet.files import digest, remove, replacing, write_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,7 +29,9 @@ RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """The folder is no other command's while the block runs; it is made if it is not there.
+    """The folder is no other command's while the block runs.
+
+    It is made if it is not there, and does not stay when the block leaves nothing in it.
 
     The lock is the operating system's: it ends with its process, however that ends. Of a
     distributed training's processes the first holds it for all.
@@ -39,6 +41,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # torch brings it; the container does without
 
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     if any(os.environ.get(name, "0") != "0" for name in RANKS):
         yield
@@ -54,6 +57,9 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            if made and [path.name for path in folder.iterdir()] == [CLAIM]:
+                remove(folder)
         lock.release()
 
 
