@@ -17,6 +17,7 @@ from hmvnet.cohort import predict_cohort
 from hmvnet.exits import Exit, RefusedError
 from hmvnet.phantom.dicom import write_dicom
 from hmvnet.pipeline import Pipeline
+from hmvnet.reading.contours import read_truth
 from hmvnet.reading.inputs import find_sources
 from hmvnet.segmentation.ensemble import NetworkOutput, pick_device
 
@@ -115,6 +116,14 @@ def test_the_structure_set_gives_the_mask_back(written):
     assert 2 * both / (drawn.sum() + (mask > 0).sum()) > 0.98
     names = [roi.ROIName for roi in file.StructureSetROISequence]
     assert names[0] == "GTVp 1" and all(name[:4] in ("GTVp", "GTVn") for name in names)
+
+
+@pytest.mark.parametrize("name", ["seg.dcm", "rtstruct.dcm"])
+def test_what_is_written_is_read_as_truth(written, name):
+    image = sitk.ReadImage(str(written / "mask.nii.gz"))
+    truth, notes = read_truth(written / name, Grid.of(image))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(truth), mask_of(written))
+    assert "GTVp 1 is GTVp" in notes[0]
 
 
 @pytest.mark.parametrize("name", ["seg.dcm", "report.dcm", "rtstruct.dcm"])

@@ -20,7 +20,9 @@ MANIFEST = Manifest(
     name="some",
     preprocessing=PreprocessingSettings(),
     postprocessing=PostprocessingSettings(),
-    segmentation=SegmentationPart(network="hmvnet", patch_size=(32, 32, 32), files=[]),
+    segmentation=SegmentationPart(
+        network="hmvnet", patch_size=(32, 32, 32), files=["fold0.safetensors"]
+    ),
 )
 UP, DOWN = (1, 0, 0, 0, 1, 0, 0, 0, 1), (1, 0, 0, 0, 1, 0, 0, 0, -1)
 

@@ -64,9 +64,6 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-Files = Annotated[list[str], Field(min_length=1)]
-
-
 class SegmentationPart(_Part):
     """The networks of the ensemble: one file a fold.
 
@@ -78,7 +75,7 @@ class SegmentationPart(_Part):
     network: str
     options: dict[str, Any] = {}
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
-    files: Files
+    files: list[str]
     seen: list[list[str]] = []
 
 
@@ -94,7 +91,7 @@ class PrognosisPart(_Part):
     risk_quantiles: Annotated[list[FiniteFloat], Field(min_length=1)]
     expected_days: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]] = []
     seen: list[str] = []
-    files: Files
+    files: Annotated[list[str], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits_together(self) -> PrognosisPart:
@@ -189,7 +186,7 @@ class Bundle:
         """The bytes of one file, hash checked."""
         expected = self.manifest.files.get(name)
         if expected is None or Path(name).name != name:
-            raise WeightsError(f"{name}: not a file of the bundle '{self.manifest.name}'")
+            raise WeightsError(f"{shown(name)}: not a file of the bundle '{self.manifest.name}'")
         try:
             data = read_bounded(_inside(self.folder, name), MAX_WEIGHT_BYTES)
         except RefusedError as error:
@@ -308,12 +305,14 @@ def load_bundle(folder: Path) -> Bundle:
     if manifest.classes != list(CLASSES):
         found = shown(repr(manifest.classes))
         raise WeightsError(f"{path}: classes {found}, expected {list(CLASSES)}")
+    if not manifest.segmentation.files:
+        raise WeightsError(f"{path}: segmentation without files, expected one a network")
     return Bundle(folder, manifest)
 
 
 def _inside(folder: Path, name: str) -> Path:
     if not lies_inside(folder, name):
-        raise WeightsError(f"{folder}: '{name}' leaves the bundle's folder, or is no path")
+        raise WeightsError(f"{folder}: '{shown(name)}' leaves the bundle's folder, or is no path")
     return folder / name
 
 

@@ -220,6 +220,62 @@ def predict(
     return result.code
 
 
+@app.command()
+def convert(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="as of predict: DICOM, BIDS, a list")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the data folder to write")],
+    record: Annotated[
+        Path | None, typer.Option(help="ehr.json of a CT and a PET, or a CSV of many patients")
+    ] = None,
+    contour: Annotated[
+        list[str] | None,
+        typer.Option(help="name=gtvp or name=gtvn, of contours; repeatable; default: usual names"),
+    ] = None,
+    suv_factor: Annotated[
+        float | None, typer.Option(min=0, help="PET values times this are SUV")
+    ] = None,
+    series: Annotated[
+        list[str] | None, typer.Option(help="UID of a DICOM series to use; repeatable")
+    ] = None,
+    keep_names: Annotated[
+        bool, typer.Option("--keep-names", help="DICOM patients under their own ids")
+    ] = False,
+) -> int:
+    """Write a data folder for training: CT in HU, PET in SUV, RTSTRUCT or SEG as labels."""
+    from hmvnet.progress import print_lines
+    from hmvnet.reading.contours import parse_names
+    from hmvnet.reading.dicom import Scan
+    from hmvnet.reading.inputs import Asked, find_sources
+    from hmvnet.writing.dataset import write_case, write_records
+    from hmvnet.writing.summary import Narrator
+
+    names = parse_names(contour) if contour else None
+    asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor)
+    sources, narrator = find_sources(inputs, asked), Narrator()
+    print_lines(sources.told)
+    records, failed = {}, 0
+    for source in sources:
+        if (output / source.patient_id).exists():
+            raise RefusedError(f"{output / source.patient_id} is there already")
+    for source in sources:
+        try:
+            case = source.read_with_truth(names) if isinstance(source, Scan) else source.read()
+            write_case(case, output)
+        except RefusedError as error:
+            narrator.problem(f"{source.patient_id}: {error}")
+            failed += 1
+            continue
+        records[case.patient_id] = dict(case.record.values)
+        narrator(f"{case.patient_id}: {'with' if case.truth else 'without'} truth")
+        for note in case.notes:
+            narrator(f"{case.patient_id}: note: {note}")
+    write_records(records, output)
+    _say(f"{len(sources)} patients: {len(records)} written, {failed} refused; in {output}")
+    return Exit.REFUSED if failed else Exit.OK
+
+
 # --- segmentation --------------------------------------------------------------------------------
 
 

@@ -165,7 +165,10 @@ def make_folder(path: Path) -> None:
 def is_name(text: str) -> bool:
     """Whether a text is the name of one file or folder, on any system, and of a line in a log."""
     path = re.search(r"[/\\]|^[a-z]:|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", text, re.IGNORECASE)
-    shown = os.fsencode(text).decode("utf-8", "replace")  # whatever the locale made of it
+    try:
+        shown = os.fsencode(text).decode("utf-8")  # whatever the locale made of it
+    except UnicodeError:
+        return False
     return shown.isprintable() and text not in ("", ".", "..") and not path
 
 
@@ -195,7 +198,7 @@ def lies_inside(root: Path, relative: Path | str) -> bool:
     """
     path = root / relative
     try:
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             path.stat()
         return path.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError, ValueError):  # too long, links in a circle, a zero byte

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
 
-from hmvnet.case import Case, CaseError, Finding
+from hmvnet.case import Case, CaseError, Finding, Grid
 from hmvnet.reading.archive import unzipped
 from hmvnet.reading.checks import checked_case
+from hmvnet.reading.contours import read_truth
 from hmvnet.reading.headers import remarked
-from hmvnet.reading.series import Series, Slice, read_header, read_series, slices_of
+from hmvnet.reading.series import Series, Slice, drawn_on, read_header, read_series, slices_of
 from hmvnet.reading.suv import suv_scale
 from hmvnet.reading.tables import Known
 
@@ -35,6 +36,7 @@ class Scan:
 
     Attributes:
         notes: which series were chosen among several.
+        drawn: RTSTRUCT and SEG files that belong to the CT.
         known: what a table says of the patient.
         suv_factor: what PET values are multiplied by; None: as the headers say.
         keeps: what must not go away before the files are read.
@@ -44,6 +46,7 @@ class Scan:
     ct: Series
     pet: Series
     notes: tuple[str, ...] = ()
+    drawn: tuple[Path, ...] = field(default=(), repr=False)
     known: Known | None = None
     suv_factor: float | None = None
     keeps: object = field(default=None, repr=False)
@@ -73,6 +76,26 @@ class Scan:
             notes=(*notes, *said.notes),
             findings=findings,
         )
+
+    def read_with_truth(self, names: Mapping[str, int] | None = None) -> Case:
+        """The images, with what is drawn on the CT as truth; as ``read`` where nothing is.
+
+        Args:
+            names: as for ``hmvnet.reading.contours.label_of``.
+
+        Raises:
+            CaseError: as ``read`` and ``read_truth``, or several files draw GTVp or GTVn.
+        """
+        case = self.read()
+        read = [read_truth(path, Grid.of(case.ct), names) for path in self.drawn]
+        found = [truth for truth, _ in read if truth is not None]
+        if len(found) > 1:
+            raise CaseError(
+                f"{len(found)} RTSTRUCT or SEG files draw GTVp or GTVn, expected one (remove the "
+                "others, or name the contours)"
+            )
+        notes = (*case.notes, *(note for _, notes in read for note in notes))
+        return replace(case, truth=found[0] if found else None, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -126,7 +149,7 @@ def find_dicom(
     keeps = None
     if root.is_file():
         keeps, root = unzipped(root)
-    found, left_out = _find_series(root)
+    found, drawn, left_out = _find_series(root)
     if not found and not any(name != NO_DICOM for name in left_out):
         return None
     groups = defaultdict(list)
@@ -140,10 +163,11 @@ def find_dicom(
             continue
         number = numbers.setdefault(key[0], len(numbers) + 1)
         name = _file_name(key[0]) if keep_names else f"patient-{number:03d}"
-        scans += [
-            replace(scan, suv_factor=suv_factor, keeps=keeps) if isinstance(scan, Scan) else scan
-            for scan in [_pair(name, members, series)]
-        ]
+        scan = _pair(name, members, series)
+        if isinstance(scan, Scan):
+            drawings = tuple(_drawn_on(scan.ct, drawn, found))
+            scan = replace(scan, drawn=drawings, suv_factor=suv_factor, keeps=keeps)
+        scans.append(scan)
     return DicomFolder(tuple(_told_apart(scans)), dict(left_out))
 
 
@@ -173,9 +197,29 @@ def _examination(one: Series) -> tuple[str, str, str]:
 NO_DICOM = "files that are no DICOM"
 
 
-def _find_series(root: Path) -> tuple[list[Series], Counter[str]]:
-    """The PET and CT series under a folder, and a count of all else."""
+@dataclass(frozen=True)
+class _Drawing:
+    """An RTSTRUCT or SEG, the frame of reference and the series that it was drawn on."""
+
+    path: Path
+    frame: str
+    series: list[str]
+
+
+def _drawn_on(ct: Series, drawn: Sequence[_Drawing], found: Sequence[Series]) -> list[Path]:
+    """What was drawn on a CT, or else in its place on a series that is not there.
+
+    Anonymisation and export give series other UIDs, and do not always say so to what is drawn.
+    """
+    here = [one.path for one in drawn if ct.uid in one.series]
+    known, frame = {one.uid for one in found}, str(ct.header.get("FrameOfReferenceUID"))
+    return here or [o.path for o in drawn if o.frame == frame and not known & set(o.series)]
+
+
+def _find_series(root: Path) -> tuple[list[Series], list[_Drawing], Counter[str]]:
+    """The PET and CT series under a folder, what is drawn on each, and a count of all else."""
     members: dict[str, list[Slice]] = defaultdict(list)
+    drawn: list[_Drawing] = []
     left_out: Counter[str] = Counter()
     for folder, folders, names in os.walk(root):
         folders.sort()
@@ -185,6 +229,8 @@ def _find_series(root: Path) -> tuple[list[Series], Counter[str]]:
             if header is None:
                 left_out[NO_DICOM] += 1
                 continue
+            if (place := drawn_on(header)) is not None:
+                drawn.append(_Drawing(path, *place))
             if why := _unused(header):
                 left_out[why] += 1
                 continue
@@ -199,7 +245,7 @@ def _find_series(root: Path) -> tuple[list[Series], Counter[str]]:
         normal = slices[0].normal
         slices.sort(key=lambda one: float(one.position @ normal))
         series.append(Series(uid, modality, number, tuple(slices)))
-    return series, left_out
+    return series, drawn, left_out
 
 
 def _unused(header: Dataset) -> str:

@@ -371,15 +371,13 @@ def _read_tiff(path: Path) -> tuple[sitk.Image, tuple[str, ...]]:
                 )
             grid, notes = checked_grid(shape[::-1], spacing, (0.0, 0.0, 0.0), IDENTITY, name)
             _check_pieces(tiff, dtype, name)
-            array = series.asarray()
-            if array.shape != grid.shape:
-                raise CaseError(f"{name}: TIFF of shape {array.shape}, expected {grid.shape}")
+            image = grid.image(np.ascontiguousarray(series.asarray()))
     except CaseError:
         raise
     except Exception as error:  # tifffile raises many kinds for damaged files
         raise CaseError(f"{name}: truncated or damaged TIFF image") from error
     note = f"{name}: TIFF holds no position or orientation; origin 0 and axes L, P, S assumed"
-    return grid.image(np.ascontiguousarray(array)), (*notes, note)
+    return image, (*notes, note)
 
 
 def _check_pieces(tiff: tifffile.TiffFile, dtype: np.dtype, name: str) -> None:

@@ -66,6 +66,8 @@ TAGS = [
     "ActualFrameDuration",
     "RadiopharmaceuticalInformationSequence",
     "ImageComments",
+    "ReferencedFrameOfReferenceSequence",
+    "ReferencedSeriesSequence",
 ]
 KEPT: list[int] = [  # GE's scan start and Philips' factors, with their groups' owners, too
     *(tag for tag in map(tag_for_keyword, TAGS) if tag),
@@ -173,6 +175,22 @@ def read_header(path: Path) -> Dataset | None:
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=KEPT, force=bare)
     except Exception:  # pydicom raises many kinds for damaged files; a zip's, a text's bytes too
         return None
+
+
+def drawn_on(header: Dataset) -> tuple[str, list[str]] | None:
+    """What an RTSTRUCT or SEG was drawn on: frame of reference, and series; None for all else."""
+    if header.get("Modality") == "SEG":
+        series = header.get("ReferencedSeriesSequence") or ()
+        return str(header.get("FrameOfReferenceUID")), [str(s.SeriesInstanceUID) for s in series]
+    frames = header.get("ReferencedFrameOfReferenceSequence")
+    if header.get("Modality") != "RTSTRUCT" or not frames:
+        return None
+    return str(frames[0].get("FrameOfReferenceUID")), [
+        str(series.SeriesInstanceUID)
+        for frame in frames
+        for study in frame.get("RTReferencedStudySequence") or ()
+        for series in study.get("RTReferencedSeriesSequence") or ()
+    ]
 
 
 def slices_of(path: Path, header: Dataset) -> list[Slice]:

@@ -1,0 +1,178 @@
+"""Contours (RTSTRUCT) and segments (SEG) of DICOM as labels on a CT's grid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom import Dataset
+from skimage.draw import polygon2mask
+
+from hmvnet.case import CLASSES, CaseError, Grid
+from hmvnet.exits import shown
+
+# What drawers call them, in small letters without blanks, points, dashes and underscores; the first
+# that fits counts. Whoever has other names says so.
+USUAL_NAMES: tuple[tuple[str, int], ...] = (
+    (r"gtvn.*|gtvln.*|gtvnodes?.*|gtvlymph.*|.*gtvn\d*", 2),
+    (r"gtvp.*|gtvt.*|gtvprimary.*|gtv|gtv1|gtvmass.*", 1),
+)
+OFF_PLANE = 0.2  # of a slice's distance, that a contour may lie beside its slice
+
+
+def label_of(name: str, given: Mapping[str, int] | None = None) -> int | None:
+    """The class that a contour's name stands for: 1 = GTVp, 2 = GTVn; None: neither.
+
+    Args:
+        given: names and their classes, in the place of the usual ones.
+    """
+    if given is not None:
+        return {key.strip().lower(): value for key, value in given.items()}.get(
+            name.strip().lower()
+        )
+    plain = re.sub(r"[\s._\-]+", "", name.lower())
+    return next((label for way, label in USUAL_NAMES if re.fullmatch(way, plain)), None)
+
+
+def parse_names(texts: Sequence[str]) -> dict[str, int]:
+    """``name=gtvp`` and ``name=gtvn`` as names and their classes.
+
+    Raises:
+        ValueError: another form or class.
+    """
+    classes = {name.lower(): label for label, name in enumerate(CLASSES) if label}
+    given = {}
+    for text in texts:
+        name, _, kind = text.rpartition("=")
+        if not name.strip() or kind.strip().lower() not in classes:
+            raise ValueError(f"--contour {text}: expected name=gtvp or name=gtvn")
+        given[name.strip()] = classes[kind.strip().lower()]
+    return given
+
+
+def read_truth(
+    path: Path, grid: Grid, given: Mapping[str, int] | None = None
+) -> tuple[sitk.Image | None, tuple[str, ...]]:
+    """Labels of an RTSTRUCT or SEG on a CT's grid, and notes on what was taken for what.
+
+    A voxel is inside where its centre is; contours of one region in one slice exclude each other
+    where they overlap, as holes are drawn. Where GTVp and GTVn overlap, GTVp counts.
+
+    Args:
+        path: the DICOM file.
+        given: as for ``label_of``.
+
+    Returns:
+        None where no name stands for GTVp or GTVn.
+
+    Raises:
+        CaseError: not readable, contours that lie between the slices or outside the grid.
+    """
+    try:
+        with pydicom.config.disable_value_validation():
+            file = pydicom.dcmread(path)
+            parts = _regions(file, grid) if file.Modality == "RTSTRUCT" else _segments(file, grid)
+            found = list(parts)
+    except CaseError:
+        raise
+    except Exception as error:  # pydicom raises many kinds for damaged files
+        raise CaseError("contours: cut, damaged, or neither RTSTRUCT nor SEG") from error
+    labels, used, unused = np.zeros(grid.shape, np.uint8), [], []
+    for name, mask in found:
+        label = label_of(name, given)
+        if label is None:
+            unused.append(shown(name))
+            continue
+        labels[mask & ((labels == 0) | (label == 1))] = label
+        used.append(f"{shown(name)} is {CLASSES[label]}")
+    notes = [f"contours: {', '.join(used)}"] if used else []
+    if unused:
+        notes.append(f"contours not used: {', '.join(unused)}")
+    return (grid.image(labels) if used else None), tuple(notes)
+
+
+def _regions(file: Dataset, grid: Grid) -> Iterator[tuple[str, np.ndarray]]:
+    """The regions of an RTSTRUCT: names, and boolean ``[z, y, x]`` on the grid."""
+    names = {roi.ROINumber: str(roi.ROIName) for roi in file.StructureSetROISequence}
+    for roi in file.ROIContourSequence:
+        name = names[roi.ReferencedROINumber]
+        inside = np.zeros(grid.shape, bool)
+        for contour in roi.get("ContourSequence") or ():
+            if contour.ContourGeometricType != "CLOSED_PLANAR":
+                continue
+            points = np.reshape(np.array(contour.ContourData, dtype=float), (-1, 3))
+            index = grid.indices(points)
+            z = round(float(index[:, 2].mean()))
+            if np.abs(index[:, 2] - z).max() > OFF_PLANE:
+                raise CaseError(
+                    f"contours of {shown(name)}: they lie between the slices of the CT, expected "
+                    "in them"
+                )
+            if not 0 <= z < grid.shape[0]:
+                raise CaseError(f"contours of {shown(name)}: they lie outside the CT")
+            inside[z] ^= polygon2mask(grid.shape[1:], index[:, [1, 0]])
+        yield name, inside
+
+
+def _segments(file: Dataset, ct: Grid) -> Iterator[tuple[str, np.ndarray]]:
+    """The segments of a SEG: names, and boolean ``[z, y, x]`` on the CT's grid."""
+    names = {s.SegmentNumber: str(s.SegmentLabel) for s in file.SegmentSequence}
+    pixels = np.atleast_3d(file.pixel_array)
+    if pixels.shape[:1] != (int(file.NumberOfFrames),):
+        pixels = pixels.reshape(int(file.NumberOfFrames), int(file.Rows), int(file.Columns))
+    shared = file.SharedFunctionalGroupsSequence[0]
+    frames = file.PerFrameFunctionalGroupsSequence
+
+    def of(frame: Dataset, sequence: str) -> Dataset:
+        return (frame.get(sequence) or shared.get(sequence))[0]
+
+    measures = of(frames[0], "PixelMeasuresSequence")
+    axes = np.reshape(
+        [float(v) for v in of(frames[0], "PlaneOrientationSequence").ImageOrientationPatient],
+        (2, 3),
+    )
+    normal = np.cross(*axes)
+    down, across = (float(v) for v in measures.PixelSpacing)
+    places = np.array(
+        [
+            [float(v) for v in of(frame, "PlanePositionSequence").ImagePositionPatient]
+            for frame in frames
+        ]
+    )
+    depth = places @ normal
+    step = float(measures.get("SpacingBetweenSlices") or measures.SliceThickness)
+    index = np.rint((depth - depth.min()) / step).astype(int)
+    first = places[depth.argmin()]
+    grid = Grid(
+        (int(file.Columns), int(file.Rows), int(index.max()) + 1),
+        (across, down, step),
+        tuple(first.tolist()),
+        tuple(np.stack([*axes, normal], axis=1).ravel().tolist()),
+    )
+    for number, name in names.items():
+        volume = np.zeros(grid.shape, np.uint8)
+        for frame, z, plane in zip(frames, index, pixels, strict=True):
+            segment = of(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber
+            if segment == number:
+                volume[z] |= (plane > 0).astype(np.uint8)
+        yield name, _onto(grid.image(volume), ct)
+
+
+def _onto(image: sitk.Image, grid: Grid) -> np.ndarray:
+    """A segment on another grid, nearest neighbour, boolean ``[z, y, x]``."""
+    moved = sitk.Resample(
+        image,
+        grid.size,
+        sitk.Transform(),
+        sitk.sitkNearestNeighbor,
+        grid.origin,
+        grid.spacing,
+        grid.direction,
+        0.0,
+        sitk.sitkUInt8,
+    )
+    return sitk.GetArrayFromImage(moved) > 0

@@ -1,0 +1,143 @@
+"""RTSTRUCT as truth; SEG is read back in test_writing_dicom."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import HEAD_GRID, head
+from pydicom import Dataset
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
+from typer.testing import CliRunner
+
+from hmvnet.case import CaseError
+from hmvnet.cli import app
+from hmvnet.phantom.dicom import write_dicom
+from hmvnet.reading.contours import label_of, parse_names, read_truth
+from hmvnet.reading.folder import find_patients
+from hmvnet.reading.inputs import find_sources
+
+SQUARE = [(10, 10), (20, 10), (20, 20), (10, 20)]  # x and y of voxels
+HOLE = [(13, 13), (17, 13), (17, 17), (13, 17)]
+
+
+def structures(path, regions, series="1.2", frame="1.2.3.4"):
+    """An RTSTRUCT whose regions are (name, [(z, points), ...]) in voxels of HEAD_GRID."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = RTStructureSetStorage, "1.9"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    file.SOPClassUID, file.SOPInstanceUID, file.Modality = RTStructureSetStorage, "1.9", "RTSTRUCT"
+    reference, study, place = Dataset(), Dataset(), Dataset()
+    reference.SeriesInstanceUID = series
+    study.RTReferencedSeriesSequence = [reference]
+    place.FrameOfReferenceUID, place.RTReferencedStudySequence = frame, [study]
+    file.ReferencedFrameOfReferenceSequence = [place]
+    rois, contours = [], []
+    for number, (name, drawn) in enumerate(regions, start=1):
+        roi, contour = Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName = number, name
+        contour.ReferencedROINumber, contour.ContourSequence = number, []
+        for z, points in drawn:
+            one, index = Dataset(), [(x, y, z) for x, y in points]
+            one.ContourGeometricType, one.NumberOfContourPoints = "CLOSED_PLANAR", len(points)
+            one.ContourData = [f"{v:g}" for v in HEAD_GRID.points(np.array(index)).ravel()]
+            contour.ContourSequence.append(one)
+        rois.append(roi)
+        contours.append(contour)
+    file.StructureSetROISequence, file.ROIContourSequence = rois, contours
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+
+def labels(path, given=None) -> np.ndarray:
+    truth, _ = read_truth(path, HEAD_GRID, given)
+    return sitk.GetArrayFromImage(truth)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        *(("GTVp", 1), ("GTV_T", 1), ("gtv-primary", 1), ("GTV", 1), ("GTV_Mass_CT", 1)),
+        *(("GTVn", 2), ("GTV N1", 2), ("GTVn_left", 2), ("gtv_nodes", 2), ("GTVLN", 2)),
+        *(("CTV", None), ("Brain", None), ("PTV70", None), ("Parotid_L", None), ("", None)),
+    ],
+)
+def test_names_of_contours(name, label):
+    assert label_of(name) == label
+
+
+def test_names_that_are_given_count_alone():
+    given = parse_names(["Tumour = x=gtvp", "LN 1=GTVn"])
+    assert given == {"Tumour = x": 1, "LN 1": 2}
+    assert label_of("tumour = X", given) == 1 and label_of("GTVp", given) is None
+    for wrong in ("GTVp", "=gtvp", "a=ctv"):
+        with pytest.raises(ValueError, match="expected name=gtvp or name=gtvn"):
+            parse_names([wrong])
+
+
+def test_voxels_inside_and_holes_and_overlaps(tmp_path):
+    regions = [
+        ("GTVn", [(7, SQUARE)]),
+        ("GTVp", [(5, SQUARE), (5, HOLE), (7, HOLE)]),
+        ("Brain", [(9, SQUARE)]),
+    ]
+    path = structures(tmp_path / "a.dcm", regions)
+    found = labels(path)
+    assert found[5, 12, 12] == 1 and found[5, 15, 15] == 0 and found[5, 25, 25] == 0
+    assert found[7, 12, 12] == 2 and found[7, 15, 15] == 1  # where both are, the primary counts
+    assert not found[6].any() and not found[9].any()
+    _, notes = read_truth(path, HEAD_GRID)
+    assert notes == ("contours: GTVn is GTVn, GTVp is GTVp", "contours not used: Brain")
+
+
+def test_no_name_that_counts(tmp_path):
+    truth, notes = read_truth(structures(tmp_path / "a.dcm", [("Brain", [(5, SQUARE)])]), HEAD_GRID)
+    assert truth is None and notes == ("contours not used: Brain",)
+
+
+@pytest.mark.parametrize(("z", "said"), [(5.5, "between the slices"), (90, "outside the CT")])
+def test_contours_in_no_slice(tmp_path, z, said):
+    with pytest.raises(CaseError, match=said):
+        labels(structures(tmp_path / "a.dcm", [("GTVp", [(z, SQUARE)])]))
+
+
+def test_a_damaged_file(tmp_path):
+    path = structures(tmp_path / "a.dcm", [("GTVp", [(5, SQUARE)])])
+    path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(CaseError, match="cut, damaged, or neither"):
+        labels(path)
+
+
+def test_a_dicom_folder_becomes_a_data_folder_to_train_on(tmp_path):
+    ct, pet = head()
+    source = tmp_path / "in"
+    write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), source, "DOE-JOHN")
+    (scan,) = find_sources([source])
+    frame = str(scan.ct.header.FrameOfReferenceUID)
+    structures(source / "rt.dcm", [("Primary", [(30, SQUARE)])], scan.ct.uid, frame)
+    structures(source / "pet.dcm", [("Primary", [(30, HOLE)])], scan.pet.uid, frame)
+    (tmp_path / "records.csv").write_text("PatientID,Age\npatient-001,61\n")
+    words = ["convert", source, "-o", tmp_path / "out", "--record", tmp_path / "records.csv"]
+    done = CliRunner().invoke(app, [*map(str, words), "--contour", "primary=gtvp"])
+    assert done.exit_code == 0, done.output
+    (patient,) = find_patients(tmp_path / "out")
+    case = patient.read()
+    assert case.record.values == {"Age": 61.0} and patient.patient_id == "patient-001"
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(case.ct), ct)
+    truth = sitk.GetArrayFromImage(case.truth)
+    assert truth[30, 15, 15] == 1 and truth.sum() == truth[30].sum() == 11 * 11
+
+
+def test_contours_on_a_series_that_got_another_uid_still_belong(tmp_path):
+    ct, pet = head()
+    write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), tmp_path, "x")
+    (scan,) = find_sources([tmp_path])
+    frame = str(scan.ct.header.FrameOfReferenceUID)
+    structures(tmp_path / "rt.dcm", [("GTVp", [(30, SQUARE)])], "9.9.9", frame)
+    structures(tmp_path / "other.dcm", [("GTVp", [(30, SQUARE)])], "9.9.9", "8.8.8")
+    (scan,) = find_sources([tmp_path])
+    assert scan.drawn == (tmp_path / "rt.dcm",)
+    structures(tmp_path / "rt2.dcm", [("GTVp", [(30, SQUARE)])], "9.9.9", frame)
+    (scan,) = find_sources([tmp_path])
+    with pytest.raises(CaseError, match="2 RTSTRUCT or SEG files draw"):
+        scan.read_with_truth()
