@@ -13,7 +13,7 @@ SEED   ?= 0
 TORCH  ?= torch==2.13.0
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow fuzz lint docs tutorial wheel resolve constraints audit setup clean
+.PHONY: run test test-slow fuzz faults lint docs tutorial wheel resolve constraints audit setup clean
 
 setup: $(VENV)/.ready
 
@@ -42,6 +42,10 @@ test-slow: setup
 # Drawn inputs of every kind, each with the outcome that is right: make fuzz COUNT=2000 SEED=1
 fuzz: setup
 	@PYTHONPATH=test $(PY) -m fuzz --count $(COUNT) --seed $(SEED)
+
+# Killed processes, full disks, several at once, short memory: some 20 minutes, a table at the end.
+faults: setup
+	@$(PY) test/faults.py $(FAULTS_ARGS)
 
 lint: setup
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -142,24 +143,38 @@ def write_patient(root: Path, name: str, layout: str = "2025", label=...) -> Non
             sitk.WriteImage(image, str(file))
 
 
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writes beyond so many bytes fail, of every library: what a full disk is to them."""
+    resource = pytest.importorskip("resource", reason="limits of Unix")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def write_input(root: Path, ct=..., pet=..., ehr=EHR, suffix: str = ".mha") -> Path:
+    """A grand-challenge input folder; images can be replaced or left out (None)."""
+    for name, image in (("ct", ct), ("pet", pet)):
+        (root / "images" / name).mkdir(parents=True, exist_ok=True)
+        if image is ...:
+            image = tiny_ct() if name == "ct" else tiny_pet()
+        if image is not None:
+            sitk.WriteImage(image, str(root / "images" / name / f"uuid{suffix}"), True)
+    if ehr is not None:
+        text = ehr if isinstance(ehr, str) else json.dumps(ehr)
+        (root / "ehr.json").write_text(text)
+    return root
+
+
 @pytest.fixture
 def write_case(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a grand-challenge input folder; images can be replaced or left out (None)."""
-
-    def write(ct=..., pet=..., ehr=EHR, folder: str = "input", suffix: str = ".mha") -> Path:
-        root = tmp_path / folder
-        for name, image in (("ct", ct), ("pet", pet)):
-            (root / "images" / name).mkdir(parents=True, exist_ok=True)
-            if image is ...:
-                image = tiny_ct() if name == "ct" else tiny_pet()
-            if image is not None:
-                sitk.WriteImage(image, str(root / "images" / name / f"uuid{suffix}"), True)
-        if ehr is not None:
-            text = ehr if isinstance(ehr, str) else json.dumps(ehr)
-            (root / "ehr.json").write_text(text)
-        return root
-
-    return write
+    """``write_input`` into a folder of that name."""
+    return lambda *given, folder="input", **options: write_input(
+        tmp_path / folder, *given, **options
+    )
 
 
 YEAR = 365.25  # days
@@ -237,9 +252,13 @@ def described_patients(count: int = 24, seed: int = 0, lesions: bool = True) -> 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory) -> Path:
-    """A bundle of both tasks with untrained networks, on the coarse region."""
+    """``write_tiny_bundle``'s."""
     pytest.importorskip("sksurv", reason="the survival part is fitted with the extra 'baselines'")
-    folder = tmp_path_factory.mktemp("bundle")
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def write_tiny_bundle(folder: Path) -> Path:
+    """A bundle of both tasks with untrained networks, on the coarse region."""
     torch.manual_seed(0)
     network = build_network("hmvnet", SMALL_NETWORK)
     with torch.no_grad():  # lean to the background, so that masks are sparse

@@ -19,7 +19,7 @@ from hmvnet.bundle import (
     load_bundle,
     write_bundle,
 )
-from hmvnet.files import sha256
+from hmvnet.files import MACHINE, sha256
 from hmvnet.settings_file import load_settings
 
 
@@ -52,6 +52,19 @@ def test_hash_mismatch_is_refused(tiny_bundle, tmp_path):
     (folder / "fold0.safetensors").write_bytes(b"changed")
     with pytest.raises(WeightsError, match="sha256"):
         load_bundle(folder).tensors("fold0.safetensors")
+
+
+def test_a_bundle_that_a_kill_left_moved_away_is_found(tiny_bundle, tmp_path):
+    """And one that is not written to its end, beside it, is nobody's bundle."""
+    bundle = load_bundle(tiny_bundle)
+    whole = write_bundle(tmp_path / "run" / "bundle", bundle.manifest, tensors_of(bundle))
+    gone = f"{MACHINE}-{2**22 + 1}-1"  # Linux gives no process an id above 2**22
+    for find in (load_bundle, find_bundle):
+        whole.rename(whole.with_name(f".old-{gone}.bundle"))
+        assert find(whole) and whole.is_dir()
+    alive = whole.with_name(f".part-{MACHINE}-{os.getpid()}-1.bundle")
+    write_bundle(alive, bundle.manifest, tensors_of(bundle))
+    assert find_bundle(tmp_path / "run") == whole
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 99}', '{"format": 1}'])

@@ -14,6 +14,7 @@ from conftest import ROOT, tiny_ct, tiny_pet
 
 from hmvnet import __version__, cli
 from hmvnet.exits import Exit
+from hmvnet.state import claimed
 
 PHANTOM = ROOT / "test" / "cases" / "phantom-1" / "input"
 
@@ -102,6 +103,23 @@ def test_wrong_words_end_in_one_line(words, said, capfd):
     assert run(*words) == Exit.REFUSED
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("segmentation", name) for name in ("train", "eval", "tune", "compare")),
+        *(("survival", name) for name in ("train", "eval", "compare")),
+    ],
+    ids=" ".join,
+)
+def test_two_commands_in_one_run_folder(words, tmp_path, capfd):
+    if words[0] == "survival":
+        pytest.importorskip("sksurv", reason="of the extra 'baselines'")
+    with claimed(tmp_path):
+        assert run(*words, "--run", tmp_path) == Exit.REFUSED
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {tmp_path}: another command is at work")
 
 
 def test_a_wrong_device_is_one_line(write_case, tiny_bundle, tmp_path, capfd):

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 from conftest import tiny_ct, tiny_label, tiny_pet
 
+from hmvnet import files
 from hmvnet.bundle import load_bundle
 from hmvnet.case import Case, CaseError, Grid
 from hmvnet.cohort import predict_cohort
@@ -17,6 +18,8 @@ from hmvnet.exits import Exit, RefusedError
 from hmvnet.pipeline import Pipeline
 from hmvnet.reading.checks import checked_case
 from hmvnet.writing import folder as writing
+
+GONE = 2**22 + 1  # no process has this id: Linux gives none above 2**22
 
 
 @dataclass
@@ -129,6 +132,25 @@ def test_half_a_folder_is_not_taken_for_a_whole_one(pipeline, tmp_path):
     (tmp_path / "a" / "mask.nii.gz").write_bytes(b"half")
     result = predict_cohort([Given("a")], pipeline, tmp_path, existing="skip", picture=False)
     assert result.done == ["a"] and (tmp_path / "a" / "report.json").is_file()
+
+
+def test_what_a_kill_leaves_does_not_stand_in_the_way(pipeline, tmp_path):
+    """Half a picture in a patient's folder; a folder that was moved away and not yet replaced."""
+    for name in ("a", "b"):
+        predict_cohort([Given(name)], pipeline, tmp_path, picture=False)
+    mark = f"{files.MACHINE}-{GONE}-1"
+    (tmp_path / "a" / f".part-{mark}.picture.png").write_bytes(b"half")
+    (tmp_path / "b").rename(tmp_path / f".old-{mark}.b")
+    sources = [Given("a"), Given("b")]
+    result = predict_cohort(sources, pipeline, tmp_path, existing="skip", picture=False)
+    assert result.skipped == ["a", "b"]
+    assert not list(tmp_path.rglob(".*"))  # also in a folder that is whole without it
+    (tmp_path / "a" / f".part-{mark}.picture.png").write_bytes(b"half")
+    result = predict_cohort(sources, pipeline, tmp_path, existing="skip")
+    assert result.done == ["a", "b"] and result.code == Exit.OK
+    for name in ("a", "b"):
+        found = sorted(p.name for p in (tmp_path / name).iterdir())
+        assert found == ["lesions.csv", "mask.nii.gz", "picture.png", "report.json"]
 
 
 @pytest.mark.parametrize("existing", ["refuse", "replace", "skip"])

@@ -64,6 +64,7 @@ def test_the_works_own_code_is_passed_on(given, code):
     [
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("ITK ERROR: Image: Failed to allocate memory for image."),
@@ -77,6 +78,12 @@ def test_memory_that_is_short_is_one_line_whoever_says_so(error, capfd):
     assert ending(raising(error)) == Exit.FAULT
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("error: out of memory")
+
+
+def test_a_file_whose_name_speaks_of_memory_is_no_short_memory(capfd):
+    assert ending(raising(OSError(28, "No space left on device", "out of memory.txt"))) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == "error: out of memory.txt: No space left on device"
 
 
 # Talks, writes its file, and lets a library talk past Python; then it is refused or not.

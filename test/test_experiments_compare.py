@@ -6,6 +6,7 @@ import pytest
 from conftest import COARSE, FAST_PROGNOSIS, SMALL_NETWORK, described_patients, write_patient
 from rich.console import Console
 
+from hmvnet.bundle import load_bundle
 from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings
 from hmvnet.exits import UnfinishedError
 from hmvnet.experiments import compare_networks as networks_room
@@ -70,6 +71,21 @@ def test_networks_side_by_side(task1, tmp_path):
     again = compare_networks(settings, contenders, run, None, QUIET)
     assert stored.stat().st_mtime_ns == before
     pd.testing.assert_frame_equal(table, again)
+
+
+def test_one_fold_of_a_comparison_of_all_is_scored_by_its_own_network(task1, tmp_path):
+    settings, contenders = task1
+    both = compare_networks(settings, contenders[1:], tmp_path / "both", None, QUIET)
+    again = compare_networks(settings, contenders[1:], tmp_path / "both", [1], QUIET)
+    alone = compare_networks(settings, contenders[1:], tmp_path / "alone", [1], QUIET)
+    figures = ["network", "patients", "GTVp mean Dice", "GTVp HD95 mm", "steps a fold"]
+    pd.testing.assert_frame_equal(again[figures], alone[figures])
+    assert list(both["patients"]) == [4] and list(again["patients"]) == [2]
+    bundle = tmp_path / "both" / contenders[1].folder / "bundle"
+    assert load_bundle(bundle).manifest.segmentation.files == [
+        "fold0.safetensors",
+        "fold1.safetensors",
+    ]
 
 
 def test_time_is_up_and_the_next_call_goes_on(task1, tmp_path):

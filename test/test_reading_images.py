@@ -1,8 +1,8 @@
 """One test for each way a file can be bad, named after it."""
 
+import errno
 import gzip
 import os
-import resource
 import tracemalloc
 import zlib
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+from conftest import files_of_at_most
 
 from hmvnet.case import SYNTHETIC, CaseError, Grid
 from hmvnet.reading.images import FILE_NOTES, read_geometry, read_image, write_image
@@ -338,20 +339,37 @@ def test_tiff_without_spacing(tmp_path, array):
         read_image(tmp_path / "a.tiff")
 
 
-@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
-def test_an_image_that_the_disk_cuts_does_not_take_the_place(tmp_path, suffix):
-    """ITK says nothing of a NIfTI that it could not write whole, and reads it again."""
-    path = tmp_path / f"a{suffix}"
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.mha"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.9999])
+def test_an_image_that_does_not_fit_is_an_error(tmp_path, name, share):
+    """ITK writes as much of a NIfTI file as there is room for, and says nothing."""
+    noise = np.random.default_rng(0).integers(0, 99, GRID.shape).astype(np.int16)
+    path = tmp_path / name
+    write_image(GRID.image(noise), path)
+    before = path.read_bytes()
+    with files_of_at_most(int(share * len(before))), pytest.raises(OSError) as raised:
+        write_image(GRID.image(noise + 1), path)
+    assert raised.value.errno == errno.EFBIG and raised.value.filename == str(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_an_image_that_is_not_what_was_written_does_not_take_the_place(
+    tmp_path, monkeypatch, damage
+):
+    path = tmp_path / "a.nii.gz"
     path.write_bytes(b"old")
-    noise = np.random.default_rng(0).integers(0, 255, (80, 80, 80)).astype(np.uint8)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, before[1]))
-    try:
-        with pytest.raises(OSError, match="could not be written whole"):
-            write_image(sitk.GetImageFromArray(noise), path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
+    write, image = sitk.WriteImage, GRID.image(np.ones(GRID.shape, np.int16))
+
+    def faulty(given, name, *options):
+        write(given if damage == "cut" else given + 1, name, *options)
+        if damage == "cut":
+            os.truncate(name, os.path.getsize(name) - 9)
+
+    monkeypatch.setattr(sitk, "WriteImage", faulty)
+    with pytest.raises(OSError, match=r"a\.nii\.gz: the image could not be written whole"):
+        write_image(image, path)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 def write_stack(path, array, description: str | None = None, **options):

@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 
 from hmvnet.case import Outcome
-from hmvnet.files import write_table
 from hmvnet.reading import tables
 from hmvnet.reading.names import LeftOut
 from hmvnet.reading.records import clean_scalar
@@ -17,6 +16,7 @@ from hmvnet.reading.tables import (
     read_records,
     read_tables,
 )
+from hmvnet.table_files import write_table
 
 NAMES = {"patient": "id", "time": "RFS", "event": "Relapse"}
 

@@ -73,7 +73,7 @@ def test_what_would_run_it_is_found(source):
 
 
 def test_tables_are_written_in_one_place():
-    """Where cells are made harmless: ``files.write_table`` and ``files.write_markdown``."""
+    """Where cells are made harmless: ``write_table`` and ``write_markdown``."""
     writers = {"to_csv", "to_markdown", "to_html"}
     found = {
         path.name
@@ -81,7 +81,7 @@ def test_tables_are_written_in_one_place():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and name_of(node.func).split(".")[-1] in writers
     }
-    assert found == {"files.py"}
+    assert found == {"table_files.py"}
 
 
 def audit():

@@ -1,9 +1,11 @@
+import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 
 import numpy as np
 import pytest
-from conftest import COARSE, tiny_label, write_patient
+from conftest import COARSE, files_of_at_most, tiny_label, write_patient
 
 from hmvnet.case import Grid
 from hmvnet.reading.folder import find_patients
@@ -26,6 +28,8 @@ def test_cache_is_reused_and_a_stale_entry_is_noticed(tmp_path):
     assert not renewed.label[:].any() and not len(renewed.voxels[1])
     assert renewed.source != first.source
     assert (first.label[:] == 2).any()  # another process may still read the entry of before
+    brighter = cache.get(replace(patient, suv_factor=2.0))
+    assert (brighter.volume[1] > renewed.volume[1]).any()
     other = Cache(tmp_path / "cache", COARSE.model_copy(update={"suv_window": (0, 10)}), "centre")
     assert other.folder != cache.folder
 
@@ -56,6 +60,25 @@ def test_a_damaged_entry_is_made_anew(tmp_path, ending, damage):
         file.unlink()
     again = cache.get(patient)
     assert (again.volume[:] == volume).all() and (again.label[:] == label).all()
+
+
+def test_a_volume_that_is_cut_under_its_reader_is_named(tmp_path):
+    write_patient(tmp_path / "data", "A-1")
+    (patient,) = find_patients(tmp_path / "data")
+    prepared = Cache(tmp_path / "cache", COARSE, "centre").get(patient)
+    os.truncate(prepared.volume.path, 1000)
+    with pytest.raises(OSError, match=r"A-1-.*b2nd: the cached volume cannot be read any more"):
+        prepared.volume[:]
+
+
+def test_a_full_disk_names_the_entry_and_leaves_none(tmp_path):
+    write_patient(tmp_path / "data", "A-1")
+    (patient,) = find_patients(tmp_path / "data")
+    cache = Cache(tmp_path / "cache", COARSE, "centre")
+    with files_of_at_most(1000), pytest.raises(OSError, match=r"File too large: .*b2nd"):
+        cache.get(patient)
+    assert [p.suffix for p in cache.folder.iterdir()] == [".lock"]
+    assert cache.get(patient).volume[:].any()
 
 
 def test_who_comes_together_makes_an_entry_once(tmp_path, monkeypatch):

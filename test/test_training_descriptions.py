@@ -1,6 +1,11 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
-from conftest import tensors_of, write_patient
+from conftest import tensors_of, tiny_label, write_patient
 
 from hmvnet.bundle import fingerprint, load_bundle, write_bundle
 from hmvnet.case import Outcome
@@ -41,3 +46,66 @@ def test_outcomes_are_read_as_the_settings_say_and_the_folder_is_told(
         f"{tmp_path}: 1 patient, 0 with a health record, 1 with a label, 1 with an outcome\n"
         in (capsys.readouterr().err)
     )
+
+
+@pytest.fixture
+def described(tiny_bundle, tmp_path):
+    """Describes the patient A-1, whose outcome is known; and counts how often it is made."""
+    write_patient(tmp_path / "data", "A-1", "plain")
+    made = []
+
+    def describe(label=..., **changed):
+        if label is not ...:
+            write_patient(tmp_path / "data", "A-1", "plain", label=label)
+        (patient,) = find_patients(tmp_path / "data")
+        patient = replace(patient, outcome=Outcome(100.0, True), **changed)
+        describer = LesionDescriber(
+            load_bundle(tiny_bundle), torch.device("cpu"), 8.0, tmp_path / "cache"
+        )
+        make = describer._describe
+        describer._describe = lambda *given: made.append(given) or make(*given)
+        return describer(patient).description
+
+    return describe, made
+
+
+def equal(one, other) -> bool:
+    same = np.array_equal(one.features.values, other.features.values, equal_nan=True)
+    return same and one.features.names == other.features.names and (one.image == other.image).all()
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "a bit of the data", "a bit of a name"])
+def test_a_damaged_description_is_made_anew(described, tmp_path, damage):
+    describe, made = described
+    first = describe()
+    assert equal(describe(), first) and len(made) == 1
+    (file,) = (tmp_path / "cache").glob("lesions-*/A-1-*.npz")
+    data = bytearray(file.read_bytes())
+    data[data.index(b"names.npy") if damage == "a bit of a name" else len(data) // 2] ^= 1
+    kept = {"gone": 0, "empty": 0, "cut": len(data) // 2}.get(damage, len(data))
+    file.write_bytes(data[:kept])
+    if damage == "gone":
+        file.unlink()
+    assert equal(describe(), first) and len(made) == 2
+    assert equal(describe(), first) and len(made) == 2
+
+
+def test_a_description_hangs_on_the_content_of_the_files(described, tmp_path):
+    """Sizes and times of files may be the same where their content is not, and the other way."""
+    describe, made = described
+    describe()
+    label = next((tmp_path / "data").rglob("A-1.nii.gz"))
+    os.utime(label, (1, 1))
+    describe()
+    assert len(made) == 1
+    describe(tiny_label() * 0)
+    assert len(made) == 2
+    describe(suv_factor=2.0)
+    assert len(made) == 3
+
+
+def test_who_comes_together_makes_a_description_once(described):
+    describe, made = described
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(lambda _: describe(), range(4))
+    assert len(made) == 1 and all(equal(one, first) for one in others)

@@ -1,9 +1,14 @@
+import errno
+import time
 import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import files_of_at_most
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from torch import nn
@@ -142,11 +147,15 @@ def test_checkpoint_of_other_data_is_refused(tmp_path):
         train(fabric, small_network(), LOOP, loss_of_step, tmp_path, key="other", quiet=True)
 
 
-@pytest.mark.parametrize("kept", [0, 100, 2000, 0.9])
+@pytest.mark.parametrize("kept", [0, 100, 2000, 0.9, "another bit"])
 def test_a_damaged_checkpoint_is_named(tmp_path, kept):
     fit(tmp_path, stop=lambda done: done == 1)
     path = tmp_path / "checkpoint.pt"
-    data = path.read_bytes()
+    data = bytearray(path.read_bytes())
+    if kept == "another bit":
+        weight = stored(tmp_path)["network"]["0.weight"].numpy().tobytes()
+        data[data.index(weight)] ^= 1
+        kept = len(data)
     path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
     with pytest.raises(ValueError, match=r"checkpoint.pt: the checkpoint is cut or damaged"):
         fit(tmp_path)
@@ -187,3 +196,38 @@ def test_an_infinite_loss_ends_the_training(tmp_path):
     endless = partial(loss_of_step, scale=float("inf"))
     with pytest.raises(RuntimeError, match="the loss became inf at step 0"):
         fit(tmp_path, losses=endless)
+
+
+def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(tmp_path):
+    whole, history = fit(tmp_path / "whole")
+    run = tmp_path / "run"
+    fit(run, stop=lambda done: done == 3)
+    before = (run / CHECKPOINT).read_bytes()
+    with files_of_at_most(len(before) // 2), pytest.raises(OSError) as raised:
+        fit(run)
+    assert raised.value.filename == str(run / CHECKPOINT) and raised.value.errno == errno.EFBIG
+    assert (run / CHECKPOINT).read_bytes() == before and not list(run.glob(".part-*"))
+    resumed, found = fit(run)
+    assert_same_weights(resumed, whole)
+    assert found.losses == history.losses
+
+
+@pytest.mark.parametrize("fault", ["no room", "no folder"])
+def test_a_log_that_cannot_be_written_costs_nothing_else(tmp_path, capfd, fault):
+    whole, _ = fit(tmp_path / "whole")
+    run, loop = tmp_path / "run", replace(LOOP, checkpoint_every=STEPS + 1)
+    (run).mkdir()
+    if fault == "no folder":
+        (run / "logs").write_text("a file is in its place")
+
+    def losses(network, step):  # the log is written from a thread, as it comes
+        with files_of_at_most(10) if fault == "no room" else nullcontext():
+            found = loss_of_step(network, step)
+            time.sleep(0.1)
+        return found
+
+    average, _ = fit(run, loop=loop, losses=losses)
+    assert_same_weights(average, whole)
+    assert (run / CHECKPOINT).is_file()
+    said = capfd.readouterr().err.strip().splitlines()
+    assert [line.startswith("warning: log not written") for line in said] == [True], said

@@ -1,12 +1,14 @@
 import pytest
 from conftest import short_training, tiny_label, write_patient
 
-from hmvnet.bundle import load_bundle
+from hmvnet.bundle import fingerprint, load_bundle
 from hmvnet.config import DataSettings, Settings
+from hmvnet.exits import RefusedError
 from hmvnet.reading.folder import find_patients
 from hmvnet.training.segmentation_bundle import (
+    all_folds,
     check_label_grids,
-    plan_folds,
+    chosen_folds,
     train_segmentation_bundle,
 )
 
@@ -22,7 +24,7 @@ def two_folders(root, own: str, more: str, **data) -> DataSettings:
 def test_extra_patients_are_trained_on_and_remembered(tmp_path):
     data = two_folders(tmp_path, "A-0 A-1 A-2 A-3", "B-0 B-1", region="centre", folds=2)
     options = short_training(steps=1, validate_every=1).model_copy(update={"data": data})
-    fold = plan_folds(options, [1])[0]
+    fold = chosen_folds(all_folds(options), options, [1])[0]
     assert [p.patient_id for p in fold.extra] == ["B-0", "B-1"]
     bundle = load_bundle(train_segmentation_bundle(options, tmp_path / "run", [1]))
     assert bundle.manifest.trained_on["patients"] == len(fold.train) + 2
@@ -32,16 +34,69 @@ def test_extra_patients_are_trained_on_and_remembered(tmp_path):
     assert not trained & {p.patient_id for p in fold.validation}
 
 
+@pytest.fixture
+def three_folds(tmp_path) -> Settings:
+    """Settings of three folds of one step."""
+    for i in range(3):
+        write_patient(tmp_path / "data", f"A-{i}", "plain")
+    data = DataSettings(root=str(tmp_path / "data"), region="centre", folds=3)
+    return short_training(steps=1, validate_every=1).model_copy(update={"data": data})
+
+
+def test_a_fold_trained_again_keeps_the_others_in_the_bundle(three_folds, tmp_path, capfd):
+    run = tmp_path / "run"
+    whole = load_bundle(train_segmentation_bundle(three_folds, run, None)).manifest
+    assert capfd.readouterr().err.count("earlier call") == 0
+    again = load_bundle(train_segmentation_bundle(three_folds, run, [1])).manifest
+    assert again.files == whole.files and again.segmentation == whole.segmentation
+    assert again.metrics == whole.metrics and again.trained_on == whole.trained_on
+    assert "of an earlier call, also in the bundle: fold0, fold2" in capfd.readouterr().err
+
+
+def test_folds_of_several_calls_come_together(three_folds, tmp_path):
+    run = tmp_path / "run"
+    for fold in (2, 0):
+        bundle = load_bundle(train_segmentation_bundle(three_folds, run, [fold]))
+    part = bundle.manifest.segmentation
+    assert part.files == ["fold0.safetensors", "fold2.safetensors"]
+    for number, seen in zip((0, 2), part.seen):
+        (fold,) = chosen_folds(all_folds(three_folds), three_folds, [number])
+        assert set(seen) == {fingerprint(p.patient_id) for p in fold.seen}
+
+
+def test_a_subset_never_takes_the_place_of_more_networks(three_folds, tmp_path):
+    """Nor do other settings; nor a call that does not find a checkpoint any more, or half of it."""
+    run = tmp_path / "run"
+    before = load_bundle(train_segmentation_bundle(three_folds, run, [0, 1])).manifest
+
+    def refused(settings, fold):
+        lost = r"holds .*fold1\.safetensors, which the new bundle would lack"
+        with pytest.raises(RefusedError, match=lost):
+            train_segmentation_bundle(settings, run, [fold])
+        assert load_bundle(run / "bundle").manifest == before and not (run / "fold2").exists()
+
+    training = three_folds.training.model_copy(update={"learning_rate": 0.1})
+    refused(three_folds.model_copy(update={"training": training}), 2)
+    checkpoint = run / "fold1" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    refused(three_folds, 0)
+    checkpoint.unlink()
+    refused(three_folds, 0)
+
+
 def test_a_patient_in_both_folders_is_refused(tmp_path):
     data = two_folders(tmp_path, "A-0 A-1", "A-0 A-1", folds=2)
     with pytest.raises(ValueError, match=r"A-0 is both in data\.root and in data\.extra_root"):
-        plan_folds(Settings(data=data), None)
+        all_folds(Settings(data=data))
 
 
 def test_a_left_out_centre_is_not_trained_on_by_way_of_the_extra_folder(tmp_path):
     data = two_folders(tmp_path, "A-0 B-1", "B-2", fold_by="leave-one-centre-out")
+    settings = Settings(data=data)
+    everything = all_folds(settings)
     with pytest.raises(ValueError, match="left-out centre B"):
-        plan_folds(Settings(data=data), None)
+        chosen_folds(everything, settings, None)
+    assert [fold.number for fold in chosen_folds(everything, settings, [0])] == [0]
 
 
 def test_label_on_another_grid_is_found_before_work_starts(tmp_path):

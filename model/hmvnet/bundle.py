@@ -33,7 +33,16 @@ from torch import Tensor
 from hmvnet.case import CLASSES, CaseError
 from hmvnet.config import PostprocessingSettings, PreprocessingSettings, RegionName, Settings
 from hmvnet.exits import RefusedError, shown
-from hmvnet.files import SHORT, lies_inside, read_bounded, replacing, sha256, write_text
+from hmvnet.files import (
+    SHORT,
+    clear_leftovers,
+    lies_inside,
+    read_bounded,
+    replacing,
+    sha256,
+    visible,
+    write_text,
+)
 from hmvnet.reading.records import read_json
 
 MANIFEST = "manifest.json"
@@ -206,10 +215,12 @@ def find_bundle(explicit: Path | str | None = None, shipped: Sequence[Path] = SH
         explicit = fetch_bundle(str(explicit))
     places = [Path(explicit)] if explicit else [PLATFORM_MODEL_DIR, *shipped]
     for place in places:
+        clear_leftovers(place.parent, place.name)
+        clear_leftovers(place)
         for folder in (place, place / DEFAULT_BUNDLE):
             if (folder / MANIFEST).is_file():
                 return folder
-        inner = sorted(p.parent for p in place.glob(f"*/{MANIFEST}")) if place.is_dir() else []
+        inner = visible(p.parent for p in place.glob(f"*/{MANIFEST}"))
         if len(inner) == 1:
             return inner[0]
         if inner:
@@ -256,6 +267,8 @@ def fetch_bundle(address: str, cache: Path | None = None) -> Path:
                 if not _manifests(temporary):
                     raise tarfile.TarError(f"no {MANIFEST} in it")
         except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            if isinstance(error, OSError) and error.errno:  # the disk's
+                raise
             raise WeightsError(f"{url}: not an archive of a bundle: {error}") from error
     return folder
 
@@ -272,6 +285,7 @@ def load_bundle(folder: Path) -> Bundle:
         WeightsError: the manifest is missing, too large, not JSON, of another format, incomplete,
             or a link that leaves the folder.
     """
+    clear_leftovers(folder.parent, folder.name)
     path = _inside(folder, MANIFEST)
     try:
         raw, repairs = read_json(path, MAX_MANIFEST_BYTES)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from hmvnet.case import Grid, Verdict
 from hmvnet.exits import Exit, RefusedError, fault
-from hmvnet.files import is_name, make_folder
+from hmvnet.files import clear_leftovers, is_name, make_folder
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.contours import read_mask
 from hmvnet.reading.dicom import Scan
@@ -117,6 +117,8 @@ def predict_cohort(
         raise RefusedError(
             f"output folder {output} cannot be made or written: {error.strerror}"
         ) from error
+    for folder in (output, *(output / name for name in names)):
+        clear_leftovers(folder)
     whole = {name for name in names if is_whole(output / name, pipeline, picture, dicom)}
     done = whole if existing == "skip" else set()
     there = [name for name in names if (output / name).exists() and name not in done]

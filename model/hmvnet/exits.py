@@ -6,6 +6,7 @@ says to the packages that are loaded later.
 
 from __future__ import annotations
 
+import errno
 import getpass
 import io
 import os
@@ -21,7 +22,8 @@ from typing import Any, TextIO, cast
 
 # How torch, CUDA's libraries, oneDNN, ITK, ONNX Runtime and the loader of libraries say it.
 NO_MEMORY = re.compile(
-    "allocate memory|out of memory|alloc_failed|bad_alloc|could not create a primitive|map segment",
+    "allocate memory|out of memory|not enough memory|alloc_failed|bad_alloc"
+    "|could not create a primitive|map segment",
     re.IGNORECASE,
 )
 # Packages that read these as they load fail on what is no whole number.
@@ -88,6 +90,8 @@ def ending(
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory was short, the machine's or the GPU's, whichever package says so."""
+    if isinstance(error, OSError) and error.errno:  # its words may be a file's name
+        return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))
 
 

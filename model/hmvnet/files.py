@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, read within bounds, tables, and digests.
+"""Files that are written whole or not at all, read within bounds, and digests.
 
 The only home of each.
 """
@@ -11,31 +11,28 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from html import escape
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import psutil
 
 from hmvnet.exits import RefusedError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 CHUNK_BYTES = 1 << 20
 SHORT = 16  # hexadecimal digits of a digest: 64 bits, enough to tell states apart
-
-
-# A text that a spreadsheet would run as a formula (OWASP, "CSV injection"), perhaps made harmless
-# before; but not a number, nor an interval such as "+0.01 (-0.02 to +0.04)".
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-_NUMBER = r"[-+]?(\d+\.?\d*(e[-+]?\d+)?|nan|inf)"
-_NUMBERS = re.compile(rf"{_NUMBER}( \({_NUMBER} to {_NUMBER}\))?")
+MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+LEFTOVER = re.compile(
+    r"\.(?P<kind>part|old)-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\d+\.(?P<name>.+)", re.DOTALL
+)
+ABANDONED_S = 24 * 3600.0  # nobody writes for so long without a change
 
 
 @contextmanager
@@ -43,14 +40,18 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, a file or a folder, that takes the place of ``path`` at the end.
 
     It lies in the same folder and ends like ``path``, so that writers which look at the suffix see
-    the right one. Missing parents are made. A link is replaced and never followed. When the block
-    raises, what it wrote is removed and ``path`` is as it was. A file is on the disk before it
-    takes the place.
+    the right one. Missing parents are made, and what killed processes left of writing ``path`` is
+    cleared. A link is replaced and never followed. When the block raises, what it wrote is removed
+    and ``path`` is as it was. A file is on the disk before it takes the place.
+
+    Raises:
+        OSError: names ``path`` where the disk was at fault, whatever its writer raised.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    mark = f"{os.getpid()}-{threading.get_ident()}"
-    temporary = path.with_name(f".part-{mark}.{path.name}")
-    _remove(temporary)
+    clear_leftovers(path.parent, path.name)
+    mark = f"{MACHINE}-{os.getpid()}-{threading.get_ident()}"
+    temporary, old = (path.with_name(f".{kind}-{mark}.{path.name}") for kind in ("part", "old"))
+    remove(temporary)
     try:
         yield temporary
         if temporary.is_file():  # a full or distant disk may say so only now
@@ -58,20 +59,96 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
         if path.is_dir() and not temporary.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder is there, expected a file", str(path))
-        # A folder cannot be renamed over a link, nor over a folder that holds something.
-        if path.is_dir() or (path.is_symlink() and temporary.is_dir()):
-            old = path.with_name(f".old-{mark}.{path.name}")
-            os.replace(path, old)
-            try:
-                os.replace(temporary, path)
-            except BaseException:
-                os.replace(old, path)
-                raise
-            _remove(old)
-        else:
-            os.replace(temporary, path)
+        _put(temporary, path, old)
+    except Exception as error:
+        if fault := _fault_of_disk(error, temporary, path):
+            raise fault from error
+        raise
     finally:
-        _remove(temporary)
+        remove(temporary)
+
+
+def _fault_of_disk(error: Exception, temporary: Path, path: Path) -> OSError | None:
+    """What the disk says where a writer failed on it; None where it takes more.
+
+    Writers in C++ raise errors that do not say what happened, so a little more is written.
+    """
+    if isinstance(error, OSError) and error.errno:
+        ours = error.filename is None or str(error.filename).startswith(str(temporary))
+        return OSError(error.errno, os.strerror(error.errno), str(path)) if ours else None
+    try:
+        with (temporary / "more" if temporary.is_dir() else temporary).open("ab") as file:
+            file.write(bytes(CHUNK_BYTES))
+    except OSError as fault:
+        return OSError(fault.errno, os.strerror(fault.errno or errno.EIO), str(path))
+    return None
+
+
+def _put(temporary: Path, path: Path, old: Path) -> None:
+    """In the place of ``path``, which goes to ``old`` first where a folder cannot replace it.
+
+    Another process may put its own there at any time: the last one stays.
+    """
+    try:
+        while True:
+            try:
+                return os.replace(temporary, path)
+            except OSError as error:  # of a folder: over one that holds something, or over a link
+                there = path.is_dir() or (path.is_symlink() and temporary.is_dir())
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not there:
+                    raise
+            remove(old)
+            with suppress(FileNotFoundError):
+                os.replace(path, old)
+    finally:
+        _put_back(old, path)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """A folder moved away goes back, unless another has its place."""
+    if path.exists():
+        remove(old)
+    else:
+        with suppress(OSError):  # it was not moved at all, or the disk does not let it back now
+            os.replace(old, path)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether this is what ``replacing`` is writing, or left when its process was killed."""
+    return LEFTOVER.fullmatch(path.name) is not None
+
+
+def clear_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left in a folder; a last good state that they left comes back.
+
+    What a living process is writing stays. For readers of folders that ``replacing`` writes: a kill
+    between its two renames leaves the old folder under another name.
+
+    Args:
+        name: of the file or folder that was to be written; None: of any.
+    """
+    try:
+        paths = list(folder.iterdir())
+    except OSError:  # no such folder, or none of ours
+        return
+    for path in paths:
+        found = LEFTOVER.fullmatch(path.name)
+        if not found or name not in (None, found["name"]) or _at_work(found, path):
+            continue
+        if found["kind"] == "old":
+            _put_back(path, folder / found["name"])
+        else:
+            remove(path)
+
+
+def _at_work(found: re.Match[str], path: Path) -> bool:
+    """Whether who writes this may still be there; another machine's processes cannot be seen."""
+    if found["machine"] == MACHINE and not psutil.pid_exists(int(found["process"])):
+        return False
+    try:
+        return time.time() - path.lstat().st_ctime < ABANDONED_S
+    except OSError:  # gone meanwhile
+        return True
 
 
 def make_folder(path: Path) -> None:
@@ -95,11 +172,6 @@ def is_name(text: str) -> bool:
     return shown.isprintable() and text not in ("", ".", "..") and not path
 
 
-def leaves(path: Path, folder: Path) -> bool:
-    """Whether a path in a folder lies outside it, by ``..`` or by a link on the way to it."""
-    return not path.parent.resolve().is_relative_to(folder.resolve())
-
-
 def visible(paths: Iterable[Path]) -> list[Path]:
     """Sorted, without names that start with a dot: a Mac's companions, half-written files."""
     return sorted(path for path in paths if not path.name.startswith("."))
@@ -120,7 +192,10 @@ def name_for_libraries(path: Path) -> str:
 
 
 def lies_inside(root: Path, relative: Path | str) -> bool:
-    """Whether ``root / relative`` is a path, and below ``root`` when links are followed."""
+    """Whether ``root / relative`` is a path, and below ``root`` when links are followed.
+
+    Of what is to be replaced ask for its parent: a link in its own place is not followed.
+    """
     path = root / relative
     try:
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
@@ -157,50 +232,6 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """A table without its index as CSV, in which no text is a spreadsheet's formula."""
-    write_text(_with_texts(table, _no_formula).to_csv(index=False), path)
-
-
-def write_markdown(table: pd.DataFrame, path: Path, floatfmt: str = "g") -> None:
-    """A table without its index as Markdown, in which no text is markup."""
-    shown = _with_texts(table, _no_markup)
-    write_text(shown.to_markdown(index=False, floatfmt=floatfmt) + "\n", path)
-
-
-def text_of_cell(cell: str) -> str:
-    """What a cell said before ``write_table`` made it harmless."""
-    return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
-
-
-def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
-    """Texts and names of columns changed; numbers stay numbers."""
-    changed = table.rename(columns=lambda name: change(str(name)))
-    for name in changed.select_dtypes(exclude=["number", "bool"]):
-        column = changed[name]
-        changed[name] = column.map(lambda cell: change(cell) if isinstance(cell, str) else cell)
-    return changed
-
-
-def _is_formula(cell: str) -> bool:
-    return bool(_FORMULA.match(cell)) and not _NUMBERS.fullmatch(cell)
-
-
-def _no_formula(cell: str) -> str:
-    cell = f"'{cell}" if _is_formula(cell) else cell
-    return cell.replace("\r", " ")  # which pandas does not quote, and readers take for a row's end
-
-
-def _no_markup(cell: str) -> str:
-    return escape(" ".join(cell.split()), quote=False).replace("|", "\\|")
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """An ``.npz`` file, whole or not at all, also beside other processes that write the same."""
-    with replacing(path) as temporary:
-        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-
-
 def sha256(data: bytes | Path) -> str:
     """The SHA-256 of bytes, or of a file's content, in hexadecimal."""
     if isinstance(data, bytes):
@@ -230,7 +261,16 @@ def digest(*values: Any) -> str:
     return found.hexdigest()[:SHORT]
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file, a link or a folder with all that is in it; nothing happens where there is none."""
+    try:
+        _remove_once(path)
+    except BaseException:  # SIGTERM's, say: nothing is left behind for that
+        _remove_once(path)
+        raise
+
+
+def _remove_once(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -8,7 +8,6 @@ mean of the folds, in a test folder of their own).
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import time
@@ -28,20 +27,23 @@ from hmvnet.bundle import MANIFEST, Bundle, load_bundle
 from hmvnet.config import InferenceSettings, NetworkSettings, Settings
 from hmvnet.experiments.bench import peak_memory, resident_mb
 from hmvnet.experiments.evaluate import score_patient
-from hmvnet.files import digest, write_markdown, write_table, write_text
+from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.progress import print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
+from hmvnet.state import claiming_run, read_state, write_state
 from hmvnet.survival.bootstrap import bootstrap_segmentation
+from hmvnet.table_files import write_markdown, write_table
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation import train_segmentation
 from hmvnet.training.segmentation_bundle import (
     BUNDLE,
     Fold,
-    plan_folds,
+    all_folds,
+    chosen_folds,
     prepare_together,
     task_key,
     train_segmentation_bundle,
@@ -102,6 +104,7 @@ class Scored:
     cost: Cost
 
 
+@claiming_run
 def compare_networks(
     settings: Settings,
     contenders: Sequence[Contender],
@@ -129,7 +132,8 @@ def compare_networks(
         UnfinishedError: time was up; the next call goes on.
     """
     cache = Path(settings.data.cache or run / "cache")  # one for all
-    plan = plan_folds(settings, folds)
+    everything = all_folds(settings)
+    plan = chosen_folds(everything, settings, folds)
     held_out = find_patients(test, settings.clinical.table_names) if test else None
     print_lines(held_out.summary() if held_out else ())
     inference = settings.inference.without_budget()
@@ -141,8 +145,8 @@ def compare_networks(
         folder = run / contender.folder
         if train_minutes:
             own = timed_budget(own, plan[0], folder, train_minutes, cache)
-        bundle = _trained(own, folder, plan) or train_segmentation_bundle(
-            own, folder, None, lambda step: time.monotonic() > deadline, cache, plan
+        bundle = _trained(own, folder, plan, everything) or train_segmentation_bundle(
+            own, folder, folds, lambda step: time.monotonic() > deadline, cache, everything
         )
         scored[contender.label] = _score(
             contender, load_bundle(bundle), plan, held_out, inference, folder
@@ -172,13 +176,13 @@ def timed_budget(
     key = digest(
         training.model_dump(mode="json", exclude=free), settings.network.model_dump(mode="json")
     )
-    stored = json.loads(path.read_text()) if path.is_file() else {}
-    if stored.get("key") != key:
+    stored = read_state(path, key)
+    if stored is None:
         fabric = make_fabric(folder, training.precision)
         seconds = fabric.broadcast(seconds_a_step(settings, fold, cache, fabric))
-        stored = {"key": key, "seconds_a_step": seconds}
+        stored = {"seconds_a_step": seconds}
         if fabric.global_rank == 0:
-            write_text(json.dumps(stored), path)
+            write_state(path, key, stored)
     steps = max(1, int(60 * minutes / stored["seconds_a_step"]))
     warmup = min(training.warmup_steps, max(1, steps // 10))
     training = training.model_copy(update={"steps": steps, "warmup_steps": warmup})
@@ -203,16 +207,20 @@ def seconds_a_step(settings: Settings, fold: Fold, cache: Path, fabric: Fabric) 
     return float(np.median(np.diff(ends)[2:]))
 
 
-def _trained(settings: Settings, folder: Path, plan: Sequence[Fold]) -> Path | None:
-    """The bundle of an earlier call, if it is of these settings and patients.
+def _trained(
+    settings: Settings, folder: Path, plan: Sequence[Fold], everything: Sequence[Fold]
+) -> Path | None:
+    """The bundle of an earlier call, if it is of these settings and patients and has the folds.
 
     Training would find that out too, from its checkpoints, but only after reading every image.
     """
     found = folder / BUNDLE
     if not (found / MANIFEST).is_file():
         return None
-    key = load_bundle(found).manifest.trained_on.get("key")
-    return found if key == task_key(settings, plan) else None
+    manifest = load_bundle(found).manifest
+    same = manifest.trained_on.get("key") == task_key(settings, everything)
+    whole = {fold.file for fold in plan} <= set(manifest.segmentation.files)
+    return found if same and whole else None
 
 
 def _score(
@@ -224,10 +232,13 @@ def _score(
     folder: Path,
 ) -> Scored:
     """Scores from ``scores.json`` where they are of these very weights and patients."""
-    jobs = [(bundle, list(held_out))] if held_out else _fold_jobs(bundle, plan)
+    if held_out:
+        jobs = [(_only(bundle, plan), list(held_out))]
+    else:  # each fold's network alone, with the patients that it did not see
+        jobs = [(_only(bundle, [fold]), fold.validation) for fold in plan]
     manifest = bundle.manifest
     key = digest(
-        manifest.files,
+        {fold.file: manifest.files[fold.file] for fold in plan},
         *(s.model_dump(mode="json") for s in (manifest.preprocessing, manifest.postprocessing)),
         manifest.region,
         inference.model_dump(mode="json"),
@@ -236,7 +247,7 @@ def _score(
     for one, patients in jobs:
         _refuse_seen(one, patients)
     path = folder / "scores.json"
-    if path.is_file() and (stored := json.loads(path.read_text()))["key"] == key:
+    if stored := read_state(path, key):
         scores = [metrics.CaseScore.from_dict(row) for row in stored["scores"]]
         return Scored(scores, Cost(**stored["cost"]))
     scores, seconds, peaks = [], [], []
@@ -252,12 +263,12 @@ def _score(
     cost = Cost(
         sum(p.numel() for p in network.parameters()),
         int(bundle.manifest.trained_on["steps"]),
-        float(bundle.manifest.trained_on["minutes"]),
+        sum(bundle.manifest.trained_on["minutes_a_fold"][fold.name] for fold in plan),
         float(np.mean(seconds)),
         float(max(peaks)),
     )
     rows = [score.to_dict() for score in scores]
-    write_text(json.dumps({"key": key, "cost": asdict(cost), "scores": rows}), path)
+    write_state(path, key, {"cost": asdict(cost), "scores": rows})
     return Scored(scores, cost)
 
 
@@ -268,15 +279,13 @@ def _refuse_seen(bundle: Bundle, patients: Sequence[Patient]) -> None:
         raise ValueError(f"{names}: trained on (perhaps by the initial weights), not to be scored")
 
 
-def _fold_jobs(bundle: Bundle, plan: Sequence[Fold]) -> list[tuple[Bundle, list[Patient]]]:
-    """Each fold's network alone, with the patients that it did not see."""
-    jobs = []
-    for number, fold in enumerate(plan):
-        part = bundle.manifest.segmentation
-        alone = part.model_copy(update={"files": [part.files[number]], "seen": [part.seen[number]]})
-        manifest = bundle.manifest.model_copy(update={"segmentation": alone})
-        jobs.append((Bundle(bundle.folder, manifest), fold.validation))
-    return jobs
+def _only(bundle: Bundle, folds: Sequence[Fold]) -> Bundle:
+    """The networks of these folds; the bundle may hold those of other calls as well."""
+    part = bundle.manifest.segmentation
+    places = [part.files.index(fold.file) for fold in folds]
+    files, seen = ([these[place] for place in places] for these in (part.files, part.seen))
+    alone = part.model_copy(update={"files": files, "seen": seen})
+    return Bundle(bundle.folder, bundle.manifest.model_copy(update={"segmentation": alone}))
 
 
 @contextmanager

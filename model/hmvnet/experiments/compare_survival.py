@@ -19,13 +19,14 @@ from rich.console import Console
 from hmvnet.bundle import load_bundle
 from hmvnet.case import DAYS_PER_YEAR, Outcomes
 from hmvnet.config import Settings
-from hmvnet.files import digest, write_arrays, write_markdown, write_table
+from hmvnet.files import digest
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import BRANCHES, IMAGE_CHANNELS
 from hmvnet.prognosis.risk import LesionDescription
 from hmvnet.progress import print_notes, show_progress
 from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
+from hmvnet.state import claiming_run, read_arrays, write_arrays
 from hmvnet.survival import baselines
 from hmvnet.survival.bootstrap import Bootstrap, bootstrap_concordance
 from hmvnet.survival.validation import (
@@ -36,6 +37,7 @@ from hmvnet.survival.validation import (
     cross_validate_by,
     score,
 )
+from hmvnet.table_files import write_markdown, write_table
 from hmvnet.training.descriptions import Described, handcrafted, load_described, outcomes_of
 from hmvnet.training.folds import repeated_folds
 from hmvnet.training.prognosis import fit, predict
@@ -201,6 +203,7 @@ def _classical(
     return fit_predict
 
 
+@claiming_run
 def compare_survival(
     settings: Settings,
     weights: Path | None,
@@ -213,7 +216,7 @@ def compare_survival(
     """Cross-validate every model, print one table, and write it with its pictures under ``run``.
 
     A model's predictions are kept, and used again by a call with the same settings and patients, so
-    a comparison can be spread over calls, or over processes of different ``names``.
+    a comparison can be spread over calls of different ``names``.
 
     Writes ``survival.md`` and ``survival.csv``, ``risks.csv`` (a row a patient and repeat),
     ``forest.png``, ``kaplan-meier.png`` (of the first model) and ``calibration.png``.
@@ -252,8 +255,10 @@ def compare_survival(
         for name, model in models.items():
             progress.note(name)
             path = run / "predictions" / f"{name}-{_key(name, settings, data)}.npz"
-            if path.is_file():
-                predictions[name] = _load(path)
+            if stored := read_arrays(path):
+                predictions[name] = OutOfFold(
+                    stored["risk"], stored.get("survival"), stored.get("times")
+                )
                 progress.advance(repeats * settings.data.folds)
                 continue
             rng = np.random.default_rng([seed, 1])
@@ -298,16 +303,10 @@ def _data_key(cohort: Cohort, fold: np.ndarray) -> str:
 
 
 def _save(found: OutOfFold, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {"risk": found.risk}
     if found.survival is not None and found.times is not None:
         arrays |= {"survival": found.survival, "times": found.times}
     write_arrays(path, **arrays)
-
-
-def _load(path: Path) -> OutOfFold:
-    with np.load(path, allow_pickle=False) as stored:
-        return OutOfFold(stored["risk"], stored.get("survival"), stored.get("times"))
 
 
 def _counted(model: FitPredict, done: Callable[[], None]) -> FitPredict:

@@ -16,14 +16,17 @@ from hmvnet.bundle import load_bundle
 from hmvnet.case import Grid
 from hmvnet.config import Settings
 from hmvnet.exits import one_line
-from hmvnet.files import write_table, write_text
+from hmvnet.files import write_text
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.progress import print_lines, print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
+from hmvnet.state import claiming_run
+from hmvnet.table_files import write_table
 
 
+@claiming_run
 def evaluate_segmentation(
     settings: Settings, weights: Path, run: Path, limit: int, console: Console
 ) -> metrics.Table1Scores:

@@ -11,14 +11,16 @@ from rich.console import Console
 from hmvnet.bundle import load_bundle
 from hmvnet.case import harrell_c
 from hmvnet.config import Settings
-from hmvnet.files import write_table
 from hmvnet.prognosis.risk import Prognosis
 from hmvnet.progress import print_notes
 from hmvnet.reading.folder import find_patients
+from hmvnet.state import claiming_run
+from hmvnet.table_files import write_table
 from hmvnet.training.descriptions import load_described, outcomes_of
 from hmvnet.training.prognosis import predict
 
 
+@claiming_run
 def evaluate_survival(
     settings: Settings, weights: Path, run: Path, limit: int, console: Console
 ) -> float:

@@ -21,12 +21,14 @@ from rich.console import Console
 from hmvnet.bundle import check_other, load_bundle, write_bundle
 from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
+from hmvnet.files import replacing
 from hmvnet.imaging.resample import labels_onto
 from hmvnet.progress import print_lines, print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import Segmenter, label_map
+from hmvnet.state import claiming_run
 from hmvnet.training.segmentation_bundle import BUNDLE
 
 CANDIDATES: Mapping[str, Sequence[float]] = {
@@ -49,6 +51,7 @@ class Kept:
     truth: np.ndarray
 
 
+@claiming_run
 def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Console) -> Path:
     """Write ``<run>/bundle``: the bundle with the best postprocessing found.
 
@@ -123,9 +126,10 @@ def _run(patient: Patient, segmenter: Segmenter, folder: Path) -> Kept:
     arrays = found.probabilities.astype(np.float16), ct.astype(np.float16), truth
     stored = []
     for number, array in enumerate(arrays):
-        path = folder / f"{patient.patient_id}.{number}.npy"
-        np.save(path, array)
-        stored.append(np.load(path, mmap_mode="r"))
+        path = folder / f"{patient.patient_id}.{number}"
+        with replacing(path) as temporary:  # numpy does not say when there was no room for the end
+            temporary.write_bytes(np.ascontiguousarray(array).data)
+        stored.append(np.memmap(path, array.dtype, "r", shape=array.shape))
     return Kept(patient.patient_id, grid, *stored)
 
 

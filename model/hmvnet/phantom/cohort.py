@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 
-from hmvnet.files import replacing, write_table, write_text
+from hmvnet.files import replacing, write_text
 from hmvnet.reading.images import write_image
 from hmvnet.reading.tables import TRUTH_TABLE
+from hmvnet.table_files import write_table
 
 from .dicom import write_dicom
 from .outcome import LESION_TERMS, TABLE_TERMS, WeibullCox, best_c_index

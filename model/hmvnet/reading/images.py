@@ -8,7 +8,6 @@ the same way (``hmvnet.reading.nifti``), TIFF by tifffile; all headers pass the 
 
 from __future__ import annotations
 
-import errno
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,8 +159,8 @@ def write_image(image: sitk.Image, path: Path, level: int = -1) -> None:
             if is_out_of_memory(error):
                 raise
             whole = False
-        if not whole:
-            raise OSError(errno.EIO, "the image could not be written whole", str(path))
+        if not whole:  # without a number: ``replacing`` asks the disk for its own
+            raise OSError(f"{path}: the image could not be written whole")
 
 
 def _check_file(path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from hmvnet.case import ClinicalRecord, Outcome
-from hmvnet.files import read_bounded, text_of_cell
+from hmvnet.files import read_bounded
 from hmvnet.reading.names import LeftOut, entries
 from hmvnet.reading.records import (
     NUMBER,
@@ -32,6 +32,7 @@ from hmvnet.reading.records import (
     plain_name,
 )
 from hmvnet.reading.text import decode
+from hmvnet.table_files import text_of_cell
 
 ID_COLUMN, EVENT_COLUMN, TIME_COLUMN = "PatientID", "Relapse", "RFS"
 # Names of the column of patients, as ``plain_name`` has them; the first that is there is it.

@@ -11,7 +11,6 @@ from typing import Any
 import blosc2
 import numpy as np
 import SimpleITK as sitk
-from filelock import FileLock
 
 from hmvnet.case import GTVN, GTVP, Grid
 from hmvnet.config import PreprocessingSettings
@@ -19,10 +18,35 @@ from hmvnet.files import digest, replacing, write_text
 from hmvnet.imaging.resample import labels_onto
 from hmvnet.reading.folder import Patient
 from hmvnet.segmentation.segmenter import prepare
+from hmvnet.state import made_once
 
 CACHE_VERSION = 2
 # Voxels of each class remembered for patch sampling.
 SAMPLED_VOXELS = 4000
+
+
+class Stored:
+    """An array in a blosc2 file, read where it is sliced."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._array = blosc2.open(str(path), mode="r")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As numpy's."""
+        return self._array.shape
+
+    def __getitem__(self, where: Any) -> np.ndarray:
+        """Values of a part.
+
+        Raises:
+            OSError: the file cannot be read any more.
+        """
+        try:
+            return self._array[where]
+        except RuntimeError as error:
+            raise OSError(f"{self.path}: the cached volume cannot be read any more") from error
 
 
 @dataclass(frozen=True)
@@ -30,16 +54,16 @@ class Prepared:
     """One patient's preprocessed volume, on disk until sliced.
 
     Attributes:
-        volume: float16 ``[2, z, y, x]``, CT in [0, 1] and PET in [-1, 1], a blosc2 array.
-        label: uint8 ``[z, y, x]``, a blosc2 array; all 0 where there is no truth.
+        volume: float16 ``[2, z, y, x]``, CT in [0, 1] and PET in [-1, 1].
+        label: uint8 ``[z, y, x]``; all 0 where there is no truth.
         grid: the working grid.
         voxels: for GTVp and GTVn, up to 4000 of their voxels as ``[n, 3]`` (z, y, x).
         source: digest of the content of the files that it was made of.
     """
 
     patient_id: str
-    volume: blosc2.NDArray
-    label: blosc2.NDArray
+    volume: Stored
+    label: Stored
     grid: Grid
     voxels: Mapping[int, np.ndarray]
     source: str
@@ -61,12 +85,13 @@ class Cache:
 
     def get(self, patient: Patient) -> Prepared:
         """The preprocessed patient, made now if it is not there or is stale."""
-        source = _files_hash(patient)
-        if prepared := self._load(patient, source):
-            return prepared
+        source = files_hash(patient)
         # Arrays are read chunk by chunk from their file: nobody may replace it under a reader.
-        with FileLock(self._paths(patient, source)[-1].with_suffix(".lock")):
-            return self._load(patient, source) or self._make(patient, source)
+        return made_once(
+            self._paths(patient, source)[-1],
+            lambda: self._load(patient, source),
+            lambda: self._make(patient, source),
+        )
 
     def _paths(self, patient: Patient, source: str) -> tuple[Path, Path, Path]:
         endings = (".b2nd", ".label.b2nd", ".json")
@@ -90,8 +115,8 @@ class Cache:
         volume, label, _ = self._paths(patient, source)
         return Prepared(
             patient.patient_id,
-            blosc2.open(str(volume), mode="r"),
-            blosc2.open(str(label), mode="r"),
+            Stored(volume),
+            Stored(label),
             Grid(**{k: tuple(v) for k, v in meta["grid"].items()}),
             {int(k): np.array(v, dtype=int).reshape(-1, 3) for k, v in meta["voxels"].items()},
             source,
@@ -131,6 +156,7 @@ def _store(array: np.ndarray, path: Path, blocks: tuple[int, ...]) -> None:
         )
 
 
-def _files_hash(patient: Patient) -> str:
+def files_hash(patient: Patient) -> str:
+    """Digest of the content of a patient's files, and of what their values mean."""
     paths = [path for path in (patient.ct, patient.pet, patient.label) if path]
-    return digest(*paths, patient.classes)
+    return digest(*paths, patient.classes, patient.suv_factor)

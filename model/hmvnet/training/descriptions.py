@@ -12,7 +12,7 @@ import torch
 from hmvnet.bundle import Bundle, fingerprint
 from hmvnet.case import ClinicalRecord, Outcome, Outcomes
 from hmvnet.config import InferenceSettings, Settings
-from hmvnet.files import digest, write_arrays
+from hmvnet.files import digest
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.fusion import signed_log
 from hmvnet.prognosis.risk import LesionDescription, describe
@@ -20,6 +20,8 @@ from hmvnet.progress import print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import Segmenter
+from hmvnet.state import made_once, read_arrays, write_arrays
+from hmvnet.training.cache import files_hash
 
 DESCRIPTION_VERSION = 3  # counts changes to masks and features that no setting shows
 ENCODER_PREFIX = "encoder"  # names of pooled encoder features, see pool_encoder_features
@@ -43,7 +45,8 @@ class Described:
 class LesionDescriber:
     """Describes patients' lesions with the networks of a bundle that did not see them.
 
-    Descriptions are kept on disk, keyed by the networks' hashes and the patient's files.
+    Descriptions are kept on disk, keyed by the networks' hashes and the content of the patient's
+    files. One that is gone or not what was written is made anew; processes may share them.
     """
 
     def __init__(
@@ -101,13 +104,17 @@ class LesionDescriber:
         if patient.outcome is None:
             raise ValueError(f"patient {patient.patient_id} has no outcome (RFS, Relapse)")
         members = self.unseen_members(patient.patient_id)
-        key = digest(members, patient.state())
+        key = digest(members, files_hash(patient))
         path = self.folder / f"{patient.patient_id}-{key}.npz"
-        if not path.exists():
-            self._write(self._describe(patient, members), path)
-        with np.load(path, allow_pickle=False) as stored:
-            features = LesionFeatures(tuple(stored["names"].tolist()), stored["values"])
-            description = LesionDescription(stored["image"].astype(np.float32), features)
+
+        def make() -> dict[str, np.ndarray]:
+            arrays = _arrays(self._describe(patient, members))
+            write_arrays(path, **arrays)
+            return arrays
+
+        stored = made_once(path, lambda: read_arrays(path), make)
+        features = LesionFeatures(tuple(stored["names"].tolist()), stored["values"])
+        description = LesionDescription(stored["image"].astype(np.float32), features)
         return Described(
             patient.patient_id, patient.centre, description, patient.record, patient.outcome
         )
@@ -115,14 +122,14 @@ class LesionDescriber:
     def _describe(self, patient: Patient, members: Sequence[int]) -> LesionDescription:
         return describe(self.segmenter.only(members)(patient.read()), self.image_spacing_mm)
 
-    @staticmethod
-    def _write(description: LesionDescription, path: Path) -> None:
-        write_arrays(
-            path,
-            image=description.image.astype(np.float16),
-            names=np.array(description.features.names),
-            values=description.features.values,
-        )
+
+def _arrays(description: LesionDescription) -> dict[str, np.ndarray]:
+    """What is kept on disk."""
+    return {
+        "image": description.image.astype(np.float16),
+        "names": np.array(description.features.names),
+        "values": description.features.values,
+    }
 
 
 def outcomes_of(patients: Sequence[Described]) -> Outcomes:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +28,13 @@ from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hmvnet.files import replacing, write_table
+from hmvnet.files import replacing
 from hmvnet.progress import show_progress
+from hmvnet.table_files import write_table
 
 CHECKPOINT = "checkpoint.pt"
+# What torch and zipfile say of a damaged file.
+DAMAGED = (EOFError, OSError, RuntimeError, UnpicklingError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -113,10 +119,9 @@ class State:
         path = run / CHECKPOINT
         if not path.exists():
             return
-        # To the CPU: each tensor is copied to the device of the one that it replaces.
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (EOFError, OSError, RuntimeError, UnpicklingError) as error:
+            state = _load(path)
+        except DAMAGED as error:
             raise ValueError(
                 f"{path}: the checkpoint is cut or damaged; remove it to start anew, or put a "
                 "whole one in its place"
@@ -142,6 +147,23 @@ class State:
         self.history.seconds = float(state["seconds"])
 
 
+def is_finished(run: Path, key: str, steps: int) -> bool:
+    """Whether the checkpoint under ``run`` is of a training of this key after its last step."""
+    try:
+        state = _load(run / CHECKPOINT)
+    except DAMAGED:
+        return False
+    return state.get("key") == key and state.get("step") == steps
+
+
+def _load(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:  # torch does not look at its checksums
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(damaged)
+    # To the CPU: each tensor is copied to the device of the one that it replaces.
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def make_fabric(run: Path, precision: str = "auto", devices: int | str = "auto") -> Fabric:
     """A launched Fabric that logs to TensorBoard under ``run``.
 
@@ -165,6 +187,43 @@ def make_fabric(run: Path, precision: str = "auto", devices: int | str = "auto")
         )
         fabric.launch()
     return fabric
+
+
+class Log:
+    """TensorBoard's log. It is optional: where it cannot be written, that is said once."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.fabric = fabric
+        self.broken = False
+
+    def __enter__(self) -> Log:
+        self._hook, threading.excepthook = threading.excepthook, self._of_thread
+        return self
+
+    def __call__(self, row: Mapping[str, float], step: int) -> None:
+        """Log the figures of a step."""
+        self._try(lambda: self.fabric.log_dict(row, step))
+
+    def __exit__(self, *_: object) -> None:
+        for logger in self.fabric.loggers:
+            self._try(lambda logger=logger: logger.finalize("success"))  # type: ignore[misc]
+        threading.excepthook = self._hook
+
+    def _try(self, write: Callable[[], None]) -> None:
+        if self.broken:
+            return
+        try:
+            write()
+        except Exception as error:  # the training goes on, whatever it is
+            self.broken = True
+            why = error.__cause__ or error  # the logger takes all for values that it does not know
+            text = " ".join(f"{type(why).__name__}: {why}".split())
+            print(f"warning: log not written: {text}", file=sys.stderr)
+
+    def _of_thread(self, failed: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread of its own, whose failure it raises with the next row."""
+        if not type(failed.thread).__module__.startswith("tensorboard"):
+            self._hook(failed)
 
 
 def learning_rate(step: int, settings: LoopSettings) -> float:
@@ -215,7 +274,7 @@ def train(
     history = state.history
     before, began = history.seconds, time.monotonic()
     silent = quiet or fabric.global_rank != 0
-    with show_progress(title, settings.steps, state.step, silent) as progress:
+    with show_progress(title, settings.steps, state.step, silent) as progress, Log(fabric) as log:
         for step in range(state.step, settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, settings)
@@ -230,14 +289,14 @@ def train(
             if not math.isfinite(row["total"]):
                 raise RuntimeError(f"{title}: the loss became {row['total']} at step {step}")
             history.losses.append({"step": step, **row})
-            fabric.log_dict(row, step)
+            log(row, step)
             progress.note(_note(history))
             progress.advance()
             done = state.step = step + 1
             if validate and (done % settings.validate_every == 0 or done == settings.steps):
                 figures = dict(validate(average.module, done))
                 history.validations.append({"step": done, **figures})
-                fabric.log_dict({f"validation/{k}": v for k, v in figures.items()}, step)
+                log({f"validation/{k}": v for k, v in figures.items()}, step)
                 progress.say(f"step {done}: " + _text(figures))
             # One process decides for all: their clocks differ.
             last = bool(fabric.broadcast(done == settings.steps or stop(done)))
@@ -248,8 +307,6 @@ def train(
                 fabric.barrier()
             if last:
                 break
-    for logger in fabric.loggers:
-        logger.finalize("success")
     return average.module, history
 
 

@@ -104,7 +104,7 @@ def train_segmentation(
         loop,
         loss_of_step,
         run,
-        key=_run_key(settings, cases),
+        key=run_key(settings, cases),
         before_step=before_step,
         validate=validate if validation else None,
         title=settings.network.name,
@@ -144,7 +144,7 @@ def freeze_norms(network: nn.Module) -> None:
             module.eval()
 
 
-def _run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
+def run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
     """What the course of a training hangs on."""
     often = {"checkpoint_every", "validate_every"}  # these may change between calls
     sections = settings.model_dump(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,22 +12,31 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-from hmvnet.bundle import Manifest, SegmentationPart, fingerprint, load_bundle, write_bundle
+from hmvnet.bundle import (
+    Manifest,
+    SegmentationPart,
+    WeightsError,
+    fingerprint,
+    load_bundle,
+    write_bundle,
+)
 from hmvnet.case import CaseError
 from hmvnet.config import Settings
-from hmvnet.exits import UnfinishedError
+from hmvnet.exits import RefusedError, UnfinishedError
 from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
 from hmvnet.progress import print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.reading.images import read_geometry
+from hmvnet.state import claiming_run
 from hmvnet.training.cache import Cache, Prepared
-from hmvnet.training.engine import make_fabric
+from hmvnet.training.engine import is_finished, make_fabric
 from hmvnet.training.folds import split_folds
 from hmvnet.training.segmentation import (
     SegmentationRun,
     one_network,
     predict_labels,
+    run_key,
     train_segmentation,
 )
 from hmvnet.writing.folder import write_optional
@@ -46,16 +55,26 @@ class Fold:
     extra: list[Patient] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        """Of its folder, and of its figures in a manifest."""
+        return f"fold{self.number}"
+
+    @property
+    def file(self) -> str:
+        """Of its network in a bundle."""
+        return f"{self.name}.safetensors"
+
+    @property
     def seen(self) -> list[Patient]:
         """Everyone whom the fold's network is trained on."""
         return [*self.train, *self.extra]
 
 
-def plan_folds(settings: Settings, folds: Sequence[int] | None) -> list[Fold]:
-    """The folds asked for (None: all), after every patient's files were looked at.
+def all_folds(settings: Settings) -> list[Fold]:
+    """Every fold, after every patient's files were looked at.
 
     Raises:
-        ValueError: the data folder, a label, or a fold number is wrong.
+        ValueError: the data folder or a label is wrong.
     """
     data, names = settings.data, settings.clinical.table_names
     roots = [data.root, *([data.extra_root] if data.extra_root else [])]
@@ -66,16 +85,25 @@ def plan_folds(settings: Settings, folds: Sequence[int] | None) -> list[Fold]:
     if twice := {p.patient_id for p in patients} & {p.patient_id for p in extra}:
         raise ValueError(f"patient {min(twice)} is both in data.root and in data.extra_root")
     check_label_grids([*patients, *extra])
-    parts = split_folds(patients, settings.data)
-    chosen = range(len(parts)) if folds is None else list(dict.fromkeys(folds))
-    bad = [n for n in chosen if not 0 <= n < len(parts)]
-    if bad:
-        raise ValueError(f"fold {bad[0]} asked for, but there are folds 0 to {len(parts) - 1}")
-    dealt = {n: [[patients[i] for i in part] for part in parts[n]] for n in chosen}
-    plan = [Fold(n, train, validation, extra) for n, (train, validation) in dealt.items()]
+    dealt = [[[patients[i] for i in part] for part in fold] for fold in split_folds(patients, data)]
+    return [Fold(n, known, unseen, extra) for n, (known, unseen) in enumerate(dealt)]
+
+
+def chosen_folds(
+    everything: Sequence[Fold], settings: Settings, folds: Sequence[int] | None
+) -> list[Fold]:
+    """The folds asked for; None: all.
+
+    Raises:
+        ValueError: a fold number is wrong, or ``data.extra_root`` has a left-out centre's patients.
+    """
+    numbers = range(len(everything)) if folds is None else list(dict.fromkeys(folds))
+    if bad := [n for n in numbers if not 0 <= n < len(everything)]:
+        raise ValueError(f"fold {bad[0]} asked for, but there are folds 0 to {len(everything) - 1}")
+    plan = [everything[n] for n in numbers]
     if settings.data.fold_by == "leave-one-centre-out":
         for fold in plan:
-            if shared := {p.centre for p in fold.validation} & {p.centre for p in extra}:
+            if shared := {p.centre for p in fold.validation} & {p.centre for p in fold.extra}:
                 raise ValueError(f"data.extra_root has patients of left-out centre {min(shared)}")
     return plan
 
@@ -129,43 +157,53 @@ def prepare_together(
         return [cache.get(p) for p in track(patients, "preprocess", quiet=quiet)]
 
 
-def task_key(settings: Settings, plan: Sequence[Fold]) -> str:
+def task_key(settings: Settings, everything: Sequence[Fold]) -> str:
     """What a bundle hangs on: settings, patients, and the state of their files."""
     dumped = settings.model_dump(mode="json", exclude={"prognosis", "clinical", "inference"})
     dumped["data"] = settings.data.model_dump(include={"region", "extra_region", "note"})
-    return digest(dumped, [p.state() for f in plan for p in [*f.seen, *f.validation]])
+    return digest(dumped, [p.state() for f in everything for p in [*f.seen, *f.validation]])
 
 
+@claiming_run
 def train_segmentation_bundle(
     settings: Settings,
     run: Path,
     folds: Sequence[int] | None,
     stop: Callable[[int], bool] = lambda step: False,
     cache: Path | None = None,
-    plan: Sequence[Fold] | None = None,
+    everything: Sequence[Fold] | None = None,
 ) -> Path:
     """Train the folds asked for and write ``<run>/bundle``.
+
+    It holds them, and the other folds that earlier calls with the same settings and data finished.
 
     Args:
         stop: asked after every step; true ends training with a checkpoint.
         cache: of preprocessed volumes; None: ``data.cache``, or a folder under ``run``.
-        plan: the folds asked for, where they are planned already.
+        everything: ``all_folds``, where they are planned already.
 
     Raises:
-        ValueError: as ``plan_folds``, or an unknown network.
+        ValueError: as ``all_folds`` and ``chosen_folds``, or an unknown network.
+        RefusedError: the bundle that is there holds networks that the new one would lack.
         UnfinishedError: ``stop`` said so before the last step.
     """
-    plan = plan or plan_folds(settings, folds)
+    everything = everything or all_folds(settings)
+    asked = chosen_folds(everything, settings, folds)
     check_network(settings)
+    fabric = make_fabric(run, settings.training.precision)
     cache = cache or Path(settings.data.cache or run / "cache")
-    networks, figures, minutes = {}, {}, 0.0
+    prepared = _prepare(fabric, settings, everything, cache)
+    kept = fabric.broadcast(_finished(run, settings, everything, prepared))
+    plan = [fold for fold in everything if fold in asked or fold.number in kept]
+    _refuse_loss(run / BUNDLE, [fold.file for fold in plan])
+    networks, figures, minutes = {}, {}, {}
     results: dict[Path, tuple[SegmentationRun, list[Prepared]]] = {}
     for fold in plan:
-        folder = run / f"fold{fold.number}"
+        folder = run / fold.name
         fabric = make_fabric(folder, settings.training.precision)
-        cases = prepare_together(fabric, settings, [*fold.train, *fold.validation], cache)
-        train, validation = cases[: len(fold.train)], cases[len(fold.train) :]
-        train += prepare_together(fabric, settings, fold.extra, cache, settings.data.extra_region)
+        train, validation = (
+            [prepared[p.patient_id] for p in part] for part in (fold.seen, fold.validation)
+        )
         result = train_segmentation(fabric, settings, train, validation, folder, stop=stop)
         done = len(result.history.losses)
         if done < settings.training.steps:
@@ -173,10 +211,11 @@ def train_segmentation_bundle(
                 f"{folder}: stopped after step {done} of {settings.training.steps}; "
                 "the same command goes on from there"
             )
-        networks[f"fold{fold.number}.safetensors"] = result.network.state_dict()
-        figures[f"fold{fold.number}"] = dict(result.figures)
-        minutes += result.history.seconds / 60
-        results[folder] = result, validation
+        networks[fold.file] = result.network.state_dict()
+        figures[fold.name] = dict(result.figures)
+        minutes[fold.name] = result.history.seconds / 60
+        if fold in asked:
+            results[folder] = result, validation
     # What the initial weights were trained on, these networks have seen too.
     earlier = _seen_by(settings.training.initial_weights)
     manifest = Manifest(
@@ -197,10 +236,11 @@ def train_segmentation_bundle(
             "patients": len({p.patient_id for f in plan for p in f.seen}),
             "steps": settings.training.steps,
             "batch_size": settings.training.batch_size,
-            "minutes": round(minutes, 1),
+            "minutes": round(sum(minutes.values()), 1),
+            "minutes_a_fold": {name: round(value, 2) for name, value in minutes.items()},
             "device": "GPU" if torch.cuda.is_available() else "CPU",
             "torch": torch.__version__,
-            "key": task_key(settings, plan),
+            "key": task_key(settings, everything),
         },
         metrics={"validation": figures},
     )
@@ -210,8 +250,53 @@ def train_segmentation_bundle(
             draw = partial(_draw, result, validation, settings, folder)
             for problem in write_optional({folder / CURVES: draw}).values():
                 print_lines([f"warning: {problem}"])
+        if earlier_folds := [fold.name for fold in plan if fold not in asked]:
+            names = ", ".join(earlier_folds)
+            print_lines([f"note: of an earlier call, also in the bundle: {names}"])
     fabric.barrier()
     return run / BUNDLE
+
+
+def _prepare(
+    fabric: Fabric, settings: Settings, everything: Sequence[Fold], cache: Path
+) -> dict[str, Prepared]:
+    """Everyone preprocessed, by patient id; every fold has all of them, known or unseen."""
+    first = everything[0]
+    own = prepare_together(fabric, settings, [*first.train, *first.validation], cache)
+    extra = prepare_together(fabric, settings, first.extra, cache, settings.data.extra_region)
+    return {case.patient_id: case for case in [*own, *extra]}
+
+
+def _finished(
+    run: Path,
+    settings: Settings,
+    everything: Sequence[Fold],
+    prepared: Mapping[str, Prepared],
+) -> list[int]:
+    """Numbers of the folds that were trained to their end on these settings and data."""
+    keys = (run_key(settings, [prepared[p.patient_id] for p in fold.seen]) for fold in everything)
+    return [
+        fold.number
+        for fold, key in zip(everything, keys)
+        if is_finished(run / fold.name, key, settings.training.steps)
+    ]
+
+
+def _refuse_loss(target: Path, files: Sequence[str]) -> None:
+    """A bundle never takes the place of one that holds more; a damaged one holds nothing.
+
+    Raises:
+        RefusedError: networks would be lost.
+    """
+    try:
+        present = load_bundle(target).manifest.files
+    except WeightsError:
+        return
+    if lost := [n for n in present if n.endswith(".safetensors") and n not in files]:
+        raise RefusedError(
+            f"{target}: holds {', '.join(lost)}, which the new bundle would lack (of other "
+            "settings or data, or without a finished checkpoint); use another --run, or remove it"
+        )
 
 
 def _names(settings: Settings) -> str:

@@ -12,6 +12,7 @@ from hmvnet.bundle import PrognosisPart, check_other, fingerprint, load_bundle, 
 from hmvnet.case import Outcomes
 from hmvnet.config import Settings
 from hmvnet.progress import print_notes
+from hmvnet.state import claiming_run
 from hmvnet.training.descriptions import load_described, outcomes_of
 from hmvnet.training.prognosis import cross_validate, fit, predict
 from hmvnet.training.segmentation_bundle import BUNDLE
@@ -19,6 +20,7 @@ from hmvnet.training.segmentation_bundle import BUNDLE
 RISK_QUANTILES = 21
 
 
+@claiming_run
 def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     """Cross-validate, fit on everyone, and write ``<run>/bundle`` with both tasks in it.
 

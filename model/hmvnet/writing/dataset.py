@@ -8,8 +8,9 @@ import pandas as pd
 import SimpleITK as sitk
 
 from hmvnet.case import Case
-from hmvnet.files import replacing, write_table
+from hmvnet.files import replacing
 from hmvnet.reading.images import write_image
+from hmvnet.table_files import write_table
 
 TABLE = "records.csv"
 

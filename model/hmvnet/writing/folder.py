@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hmvnet.bundle import Manifest
 from hmvnet.exits import RefusedError
-from hmvnet.files import replacing
+from hmvnet.files import is_leftover, replacing
 from hmvnet.pipeline import Prediction
 from hmvnet.reading.images import write_image
 from hmvnet.reading.series import Series
@@ -19,15 +19,8 @@ SEG, SR, RTSTRUCT = "seg.dcm", "report.dcm", "rtstruct.dcm"
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds nothing but what ``write_folder`` writes, and so may be replaced."""
-    return folder.is_dir() and {p.name for p in folder.iterdir()} <= {
-        MASK,
-        REPORT,
-        LESIONS,
-        PICTURE,
-        SEG,
-        SR,
-        RTSTRUCT,
-    }
+    ours = (MASK, REPORT, LESIONS, PICTURE, SEG, SR, RTSTRUCT)
+    return folder.is_dir() and all(p.name in ours or is_leftover(p) for p in folder.iterdir())
 
 
 def write_folder(

@@ -14,9 +14,10 @@ import pandas as pd
 from hmvnet import __version__
 from hmvnet.bundle import Manifest
 from hmvnet.case import CLASSES, Grid
-from hmvnet.files import write_table, write_text
+from hmvnet.files import write_text
 from hmvnet.lesions.table import Lesion
 from hmvnet.pipeline import Prediction
+from hmvnet.table_files import write_table
 
 
 def report(prediction: Prediction, manifest: Manifest, device: str = "") -> dict[str, Any]:

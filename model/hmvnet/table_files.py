@@ -1,0 +1,58 @@
+"""Tables as files, in which no text is a spreadsheet's formula or markup. Their only home."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hmvnet.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A text that a spreadsheet would run as a formula (OWASP, "CSV injection"), perhaps made harmless
+# before; but not a number, nor an interval such as "+0.01 (-0.02 to +0.04)".
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = r"[-+]?(\d+\.?\d*(e[-+]?\d+)?|nan|inf)"
+_NUMBERS = re.compile(rf"{_NUMBER}( \({_NUMBER} to {_NUMBER}\))?")
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """A table without its index as CSV, in which no text is a spreadsheet's formula."""
+    write_text(_with_texts(table, _no_formula).to_csv(index=False), path)
+
+
+def write_markdown(table: pd.DataFrame, path: Path, floatfmt: str = "g") -> None:
+    """A table without its index as Markdown, in which no text is markup."""
+    shown = _with_texts(table, _no_markup)
+    write_text(shown.to_markdown(index=False, floatfmt=floatfmt) + "\n", path)
+
+
+def text_of_cell(cell: str) -> str:
+    """What a cell said before ``write_table`` made it harmless."""
+    return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
+
+
+def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """Texts and names of columns changed; numbers stay numbers."""
+    changed = table.rename(columns=lambda name: change(str(name)))
+    for name in changed.select_dtypes(exclude=["number", "bool"]):
+        column = changed[name]
+        changed[name] = column.map(lambda cell: change(cell) if isinstance(cell, str) else cell)
+    return changed
+
+
+def _is_formula(cell: str) -> bool:
+    return bool(_FORMULA.match(cell)) and not _NUMBERS.fullmatch(cell)
+
+
+def _no_formula(cell: str) -> str:
+    cell = f"'{cell}" if _is_formula(cell) else cell
+    return cell.replace("\r", " ")  # which pandas does not quote, and readers take for a row's end
+
+
+def _no_markup(cell: str) -> str:
+    return escape(" ".join(cell.split()), quote=False).replace("|", "\\|")
