@@ -14,6 +14,7 @@ import typer
 
 from hmvnet import __version__
 from hmvnet.exits import Exit, RefusedError, ending
+from hmvnet.progress import REMARKS, print_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -572,6 +573,7 @@ def _run(arguments: list[str] | None) -> int:
     command = typer.main.get_command(app)
     try:
         code = command(arguments, prog_name="hmvnet", standalone_mode=False) or Exit.OK
+        print_lines(REMARKS.summary())
         if code == Exit.INTERRUPTED:
             raise KeyboardInterrupt
         return code

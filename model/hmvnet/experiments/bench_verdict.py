@@ -18,13 +18,13 @@ from rich.console import Console
 
 from hmvnet.bundle import load_bundle
 from hmvnet.case import Case, CaseError, Grid, Verdict
-from hmvnet.files import write_markdown, write_table
 from hmvnet.phantom.cohort import draw_cohort
 from hmvnet.phantom.render import Phantom, render
 from hmvnet.pipeline import Pipeline
 from hmvnet.progress import track
 from hmvnet.reading.checks import checked_case
 from hmvnet.segmentation.ensemble import pick_device
+from hmvnet.table_files import write_markdown, write_table
 
 Images = tuple[sitk.Image, sitk.Image]
 
