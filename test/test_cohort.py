@@ -13,11 +13,12 @@ from conftest import tiny_ct, tiny_label, tiny_pet
 from hmvnet import files
 from hmvnet.bundle import load_bundle
 from hmvnet.case import Case, CaseError, Grid
-from hmvnet.cohort import predict_cohort
+from hmvnet.cohort import part_of, predict_cohort
 from hmvnet.exits import Exit, RefusedError
 from hmvnet.pipeline import Pipeline
 from hmvnet.reading.checks import checked_case
 from hmvnet.writing import folder as writing
+from hmvnet.writing.cohort import write_cohort, write_failures
 
 GONE = 2**22 + 1  # no process has this id: Linux gives none above 2**22
 
@@ -268,3 +269,41 @@ def test_an_output_folder_that_cannot_be_made_is_refused_before_any_work(pipelin
 def test_memory_that_is_short_is_said_of_the_patient(pipeline, tmp_path):
     result = predict_cohort([Given("a", MemoryError())], pipeline, tmp_path)
     assert result.code == Exit.FAULT and result.failed["a"].startswith("out of memory")
+
+
+def test_the_next_patient_is_read_ahead_and_each_once(pipeline, tmp_path):
+    sources = [Given("a"), Given("b", CaseError("patient b: no")), Given("c"), Given("d")]
+    result = predict_cohort(sources, pipeline, tmp_path, picture=False)
+    assert [source.reads for source in sources] == [1, 1, 1, 1]
+    assert result.done == ["a", "c", "d"] and result.refused == {"b": "no"}
+    again = [Given("a"), Given("b"), Given("c")]
+    predict_cohort(again, pipeline, tmp_path, existing="skip", picture=False)
+    assert [source.reads for source in again] == [0, 1, 0]
+
+
+def test_parts_of_a_cohort_are_all_of_it_once():
+    sources = [Given(name) for name in "abcdefg"]
+    parts = [part_of(sources, f"{k}/3") for k in (1, 2, 3)]
+    assert sorted(s.patient_id for part in parts for s in part) == list("abcdefg")
+    assert [len(part) for part in parts] == [3, 2, 2] and part_of(sources[:1], "2/3") == []
+    for wrong in ("0/3", "4/3", "3", "a/b", "1/0", "-1/3"):
+        with pytest.raises(RefusedError, match="expected k/n"):
+            part_of(sources, wrong)
+
+
+def test_a_cohort_is_one_table_whoever_made_which_part(pipeline, tmp_path):
+    for name in ("b", "a"):
+        predict_cohort([Given(name)], pipeline, tmp_path, picture=False)
+    (tmp_path / "other").mkdir()
+    table = pd.read_csv(write_cohort(tmp_path))
+    assert table["patient"].tolist() == ["a", "b"] and set(table["verdict"]) == {"review"}
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    volume = sum(r["volume_ml"] for r in report["lesions"] if r["class"] == "GTVp")
+    assert table.loc[0, "GTVp_ml"] == pytest.approx(volume)
+    assert table.loc[0, "risk"] == pytest.approx(report["risk"]["value"])
+
+
+def test_failures_are_a_table_that_goes_when_there_are_none(tmp_path):
+    path = write_failures({"=a": "no\nimage"}, tmp_path, "-1of2")
+    assert path.name == "failures-1of2.csv" and "'=a" in path.read_text()
+    assert write_failures({}, tmp_path, "-1of2") is None and not path.exists()

@@ -145,6 +145,9 @@ def predict(
     dicom: Annotated[
         bool, typer.Option("--dicom", help="of DICOM: also SEG, report and RTSTRUCT")
     ] = False,
+    part: Annotated[
+        str, typer.Option(help="a share of the patients, k/n: of job arrays, as 3/8")
+    ] = "",
     mask: Annotated[
         Path | None,
         typer.Option(help="a corrected mask of one patient: image, RTSTRUCT or SEG"),
@@ -165,10 +168,11 @@ def predict(
     ] = False,
 ) -> int:
     """Segment GTVp and GTVn, measure the lesions, predict the RFS risk."""
-    from hmvnet.cohort import predict_cohort
+    from hmvnet.cohort import part_of, predict_cohort
     from hmvnet.pipeline import load_pipeline
-    from hmvnet.progress import print_lines
+    from hmvnet.progress import show_progress
     from hmvnet.reading.inputs import Asked, find_sources
+    from hmvnet.writing.cohort import write_cohort, write_failures
     from hmvnet.writing.summary import Narrator
 
     if force and go_on:
@@ -187,31 +191,42 @@ def predict(
     if pipeline.prognosis is None:
         sources = find_sources(inputs, replace(asked, needs_record=False))
     narrator, alone, manifest = Narrator(), len(sources) == 1, pipeline.manifest
+    chosen = part_of(sources, part) if part else list(sources)
+    failures: dict[str, str] = {}
 
     def tell(name: str, folder: Path, found: Prediction) -> None:
         if alone:
             narrator.summary(found, manifest.name, str(pipeline.device), [folder])
         else:
             narrator(f"{name}: {len(found.lesions)} lesions, {found.verdict}")
+            progress.advance()
 
     def tell_notes(name: str, notes: tuple[str, ...]) -> None:
         for note in () if alone else notes:  # the summary of one patient has them
             narrator(f"{name}: note: {note}")
 
-    result = predict_cohort(
-        sources,
-        pipeline,
-        output,
-        existing="replace" if force else "skip" if go_on else "refuse",
-        picture=picture,
-        dicom=dicom,
-        strict=strict,
-        mask=mask,
-        on_read=tell_notes,
-        on_stage=narrator if alone else None,
-        on_patient=tell,
-        on_failure=lambda name, why: narrator.problem(f"{name}: {why}"),
-    )
+    def tell_failure(name: str, why: str) -> None:
+        narrator.problem(f"{name}: {why}")
+        failures[name] = why
+
+    with show_progress("patients", len(chosen), quiet=alone) as progress:
+        result = predict_cohort(
+            chosen,
+            pipeline,
+            output,
+            existing="replace" if force else "skip" if go_on else "refuse",
+            picture=picture,
+            dicom=dicom,
+            strict=strict,
+            mask=mask,
+            on_read=tell_notes,
+            on_stage=narrator if alone else None,
+            on_patient=tell,
+            on_failure=tell_failure,
+        )
+    if not alone:
+        write_failures(failures, output, f"-{part.replace('/', 'of')}" if part else "")
+        write_cohort(output)
     if not alone or result.skipped:
         counts = {
             "predicted": result.done,
@@ -222,7 +237,7 @@ def predict(
             "to review": result.review,
         }
         said = ", ".join(f"{len(found)} {word}" for word, found in counts.items())
-        _say(f"{len(sources)} patients: {said}; in {output}")
+        _say(f"{len(chosen)} patients: {said}; in {output}")
     return result.code
 
 

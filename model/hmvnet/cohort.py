@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from hmvnet.case import Grid, Verdict
+from hmvnet.case import Case, Grid, Verdict
 from hmvnet.exits import Exit, RefusedError, fault
 from hmvnet.files import clear_leftovers, is_name, make_folder
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.contours import read_mask
 from hmvnet.reading.dicom import Scan
 from hmvnet.reading.inputs import Source
+from hmvnet.writing.cohort import read_report
 from hmvnet.writing.folder import (
     LESIONS,
     MASK,
     PICTURE,
-    REPORT,
     RTSTRUCT,
     SEG,
     SR,
@@ -130,6 +131,7 @@ def predict_cohort(
             "--force writes them again, --continue goes on with the others"
         )
     result = CohortResult(strict=strict)
+    reads = _ahead([source for source in sources if source.patient_id not in done])
     for source in sources:
         name, folder = source.patient_id, output / source.patient_id
         if name in done:
@@ -138,7 +140,7 @@ def predict_cohort(
             continue
         why = ""
         try:
-            case = source.read()
+            case = next(reads)()
             if on_read:
                 on_read(name, case.notes)
             corrected = read_mask(mask, Grid.of(case.ct)) if mask else None
@@ -170,9 +172,31 @@ def predict_cohort(
     return result
 
 
+def _ahead(sources: Sequence[Source]) -> Iterator[Callable[[], Case]]:
+    """What gives each source's case, or raises as reading it did; the next is read meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        reads = [pool.submit(source.read) for source in sources[:1]]
+        for index in range(len(sources)):
+            if index + 1 < len(sources):
+                reads.append(pool.submit(sources[index + 1].read))
+            yield reads.pop(0).result
+
+
+def part_of(sources: Sequence[Source], part: str) -> list[Source]:
+    """The share ``k/n`` of the patients, counted from 1: every n-th of them, as ``3/8``.
+
+    Raises:
+        RefusedError: another form, or numbers that make no sense.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", part.strip())
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise RefusedError(f"--part {part}: expected k/n with k from 1 to n, as 3/8")
+    return list(sources[int(found[1]) - 1 :: int(found[2])])
+
+
 def is_whole(folder: Path, pipeline: Pipeline, picture: bool, dicom: bool = False) -> bool:
     """Whether an earlier call with the same bundle left all that this one would."""
-    report = _report_before(folder)
+    report = read_report(folder)
     needed = [MASK, LESIONS, *([PICTURE] if picture else [])]
     if dicom and report.get("lesions"):
         needed += [SEG, SR, RTSTRUCT]
@@ -180,17 +204,8 @@ def is_whole(folder: Path, pipeline: Pipeline, picture: bool, dicom: bool = Fals
     return same and all((folder / name).is_file() for name in needed)
 
 
-def _report_before(folder: Path) -> dict[str, Any]:
-    """The report that an earlier call left; empty where it did not."""
-    try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return report if isinstance(report, dict) else {}
-
-
 def _verdict_before(folder: Path) -> Verdict:
-    found = _report_before(folder).get("verdict", {})
+    found = read_report(folder).get("verdict", {})
     return Verdict(found.get("status", "ok"), tuple(found.get("codes", ())))
 
 

@@ -229,7 +229,8 @@ def read_bounded(path: Path, most: int) -> bytes:
 def write_text(text: str, path: Path) -> None:
     """UTF-8 text, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files are what they are on the disk, whatever the locale made of them.
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def sha256(data: bytes | Path) -> str:

@@ -1,0 +1,79 @@
+"""Many patients' results as one table, and those without one as another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hmvnet.case import CLASSES
+from hmvnet.table_files import write_table
+from hmvnet.writing.folder import REPORT
+
+COHORT, FAILURES = "cohort.csv", "failures.csv"
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report in a patient's folder; empty where there is none that is whole."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def write_cohort(output: Path) -> Path:
+    """``cohort.csv``: a row for each patient's folder under ``output``, whoever made it."""
+    rows = [_row(path.name, report) for path, report in _reports(output)]
+    write_table(pd.DataFrame(rows, columns=_COLUMNS), output / COHORT)
+    return output / COHORT
+
+
+def write_failures(why: Mapping[str, str], output: Path, part: str = "") -> Path | None:
+    """``failures.csv``: patients without a result, and why; none where there are none.
+
+    Args:
+        part: of the cohort, for the file's name: ``-3of8``.
+    """
+    path = output / f"{Path(FAILURES).stem}{part}{Path(FAILURES).suffix}"
+    path.unlink(missing_ok=True)
+    if not why:
+        return None
+    rows = [{"patient": name, "why": text} for name, text in why.items()]
+    write_table(pd.DataFrame(rows), path)
+    return path
+
+
+def _reports(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted(output.iterdir()):
+        if path.is_dir() and not path.name.startswith(".") and (report := read_report(path)):
+            yield path, report
+
+
+_COLUMNS = [
+    *("patient", "verdict", "codes", "GTVp_lesions", "GTVp_ml", "GTVn_lesions", "GTVn_ml"),
+    *("suv_max", "tlg", "risk", "share_below", "bundle", "time"),
+]
+
+
+def _row(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    lesions, risk = report.get("lesions", []), report.get("risk", {})
+    verdict = report.get("verdict", {})
+    row = {
+        "patient": name,
+        "verdict": verdict.get("status"),
+        "codes": " ".join(verdict.get("codes", [])),
+        "suv_max": max((lesion["suv_max"] for lesion in lesions), default=None),
+        "tlg": sum(lesion["tlg"] for lesion in lesions),
+        "risk": risk.get("value"),
+        "share_below": risk.get("share_of_training_patients_below"),
+        "bundle": report.get("bundle"),
+        "time": report.get("time"),
+    }
+    for kind in CLASSES[1:]:
+        volumes = [lesion["volume_ml"] for lesion in lesions if lesion["class"] == kind]
+        row |= {f"{kind}_lesions": len(volumes), f"{kind}_ml": sum(volumes)}
+    return row
