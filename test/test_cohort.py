@@ -3,11 +3,12 @@
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import tiny_ct, tiny_pet
+from conftest import tiny_ct, tiny_label, tiny_pet
 
 from hmvnet import files
 from hmvnet.bundle import load_bundle
@@ -66,6 +67,38 @@ def test_verdicts_are_kept_and_counted_also_those_of_before(pipeline, tmp_path):
         [Given("a")], pipeline, tmp_path, existing="skip", picture=False, strict=True
     )
     assert again.review == result.review and again.code == Exit.REVIEW
+
+
+def test_lesions_and_report_follow_a_corrected_mask(pipeline, tmp_path):
+    path, out = tmp_path / "corrected.nii.gz", tmp_path / "out"
+    sitk.WriteImage(tiny_label(), str(path))
+    result = predict_cohort([Given("a")], pipeline, out, picture=False, mask=path)
+    assert result.code == Exit.OK
+    written = sitk.ReadImage(str(out / "a" / "mask.nii.gz"))
+    label = sitk.GetArrayFromImage(tiny_label())
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(written), label)
+    report = json.loads((out / "a" / "report.json").read_text())
+    assert [lesion["class"] for lesion in report["lesions"]] == ["GTVp", "GTVn"]
+    volumes = [(label == k).sum() * 0.08 for k in (1, 2)]  # voxels of 4 x 4 x 5 mm
+    found = [lesion["volume_ml"] for lesion in report["lesions"]]
+    assert found == pytest.approx(volumes, rel=0.15)
+    assert "the mask is a corrected one, not the network's" in report["notes"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (tiny_label()[:20], "not on the CT's grid"),
+        (tiny_label() * 3, "expected 0, 1 and 2"),
+    ],
+)
+def test_a_corrected_mask_that_cannot_be_one(pipeline, tmp_path, mask, said):
+    path = tmp_path / "corrected.nii.gz"
+    sitk.WriteImage(mask, str(path))
+    result = predict_cohort([Given("a")], pipeline, tmp_path / "out", picture=False, mask=path)
+    assert said in result.refused["a"] and not (tmp_path / "out" / "a").exists()
+    with pytest.raises(RefusedError, match="goes with one patient, found 2"):
+        predict_cohort([Given("a"), Given("b")], pipeline, tmp_path / "out", mask=path)
 
 
 def test_a_broken_patient_is_a_line_and_not_the_end(pipeline, tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from hmvnet.progress import Lines, show_progress, track
+from hmvnet.progress import Lines, Remarks, show_progress, track
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +97,23 @@ def test_work_that_fails_says_how_far_it_came(capsys):
         progress.advance()
         raise ValueError
     assert capsys.readouterr().err.startswith("train: 1/4 (25%), 0:00:0")
+
+
+def test_what_is_said_of_many_patients_is_told_of_a_few_and_counted(capsys):
+    remarks = Remarks()
+    for name in "abcde":
+        for _ in range(2):  # by two parts of a command
+            remarks.tell(name, [f"{name}__CT.nii.gz: direction made orthonormal"])
+    remarks.tell("b", ["x.y.mha: no\nposition", "PET image: negative"])
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        *(f"note: patient {name}: direction made orthonormal" for name in "abc"),
+        "note: patient b: no position",
+        "note: patient b: PET image: negative",
+    ]
+    assert remarks.summary() == [
+        "note on 5 patients: direction made orthonormal",
+        "note on 1 patient: no position",
+        "note on 1 patient: PET image: negative",
+    ]
+    assert remarks.summary() == []

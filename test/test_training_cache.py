@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import COARSE, files_of_at_most, tiny_label, write_patient
 
-from hmvnet.case import Grid
+from hmvnet.case import CaseError, Grid
 from hmvnet.reading.folder import find_patients
 from hmvnet.training.cache import Cache
 
@@ -99,3 +99,20 @@ def test_who_comes_together_makes_an_entry_once(tmp_path, monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         first, *others = pool.map(get, range(4))
     assert len(made) == 1 and all((volume == first).all() for volume in others)
+
+
+def test_what_reading_had_to_say_stays_with_the_entry(tmp_path):
+    write_patient(tmp_path / "data", "A-1", "plain")
+    (patient,) = find_patients(tmp_path / "data")
+    patient = replace(patient, suv_factor=0.1)  # of a median that is no longer usual
+    cache = Cache(tmp_path / "cache", COARSE, "centre")
+    first, again = cache.get(patient), cache.get(patient)
+    assert first.notes == again.notes and len(first.notes) == 2
+    assert "multiplied by 0.1" in first.notes[0] and "unusual for SUV" in first.notes[1]
+
+
+def test_a_patient_that_cannot_be_one_is_named(tmp_path):
+    write_patient(tmp_path / "data", "A-1", "plain")
+    (patient,) = find_patients(tmp_path / "data")
+    with pytest.raises(CaseError, match="patient A-1: PET image: the median"):
+        Cache(tmp_path / "cache", COARSE, "centre").get(replace(patient, suv_factor=1e4))

@@ -14,6 +14,7 @@ import typer
 
 from hmvnet import __version__
 from hmvnet.exits import Exit, RefusedError, ending
+from hmvnet.progress import REMARKS, print_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -144,6 +145,10 @@ def predict(
     dicom: Annotated[
         bool, typer.Option("--dicom", help="of DICOM: also SEG, report and RTSTRUCT")
     ] = False,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="a corrected mask of one patient: image, RTSTRUCT or SEG"),
+    ] = None,
     region: Annotated[
         str, typer.Option(help="head-neck, or centre for scans that hold no head")
     ] = "",
@@ -201,6 +206,7 @@ def predict(
         picture=picture,
         dicom=dicom,
         strict=strict,
+        mask=mask,
         on_read=tell_notes,
         on_stage=narrator if alone else None,
         on_patient=tell,
@@ -476,6 +482,19 @@ def bench_networks(
     console.print(network_table(names.split(","), patch, repeats, console))
 
 
+@bench.command("verdict")
+def bench_verdicts(
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/verdict"),
+    count: Annotated[int, typer.Option(min=1, help="phantoms")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="of the cohort")] = 3,
+) -> None:
+    """Phantoms as they are and perturbed: their verdicts against the Dice of their masks."""
+    from hmvnet.experiments.bench_verdict import bench_verdict
+
+    bench_verdict(_bundle(weights), run, count, seed, _console())
+
+
 # --- the names of before -------------------------------------------------------------------------
 
 
@@ -554,6 +573,7 @@ def _run(arguments: list[str] | None) -> int:
     command = typer.main.get_command(app)
     try:
         code = command(arguments, prog_name="hmvnet", standalone_mode=False) or Exit.OK
+        print_lines(REMARKS.summary())
         if code == Exit.INTERRUPTED:
             raise KeyboardInterrupt
         return code

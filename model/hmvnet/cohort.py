@@ -10,10 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from hmvnet.case import Verdict
+from hmvnet.case import Grid, Verdict
 from hmvnet.exits import Exit, RefusedError, fault
 from hmvnet.files import clear_leftovers, is_name, make_folder
 from hmvnet.pipeline import Pipeline, Prediction
+from hmvnet.reading.contours import read_mask
 from hmvnet.reading.dicom import Scan
 from hmvnet.reading.inputs import Source
 from hmvnet.writing.folder import (
@@ -76,6 +77,7 @@ def predict_cohort(
     picture: bool = True,
     dicom: bool = False,
     strict: bool = False,
+    mask: Path | None = None,
     on_stage: Callable[[str], None] | None = None,
     on_read: OnRead | None = None,
     on_patient: OnPatient | None = None,
@@ -89,6 +91,7 @@ def predict_cohort(
         picture: also draw slices and projections.
         dicom: also write DICOM objects, of patients that were read from DICOM.
         strict: a verdict of ``review`` counts in the result's code.
+        mask: of one patient, a corrected mask: an image, RTSTRUCT or SEG.
         on_stage: told the stage that runs.
         on_read: told each patient's id and what reading it had to say.
         on_patient: told each patient's id, folder and prediction.
@@ -101,6 +104,8 @@ def predict_cohort(
             ``refuse`` a folder that is there already; before any work.
     """
     _check_names(sources)
+    if mask is not None and len(sources) != 1:
+        raise RefusedError(f"a corrected mask goes with one patient, found {len(sources)}")
     if dicom:
         import_module("highdicom")
         if not any(isinstance(source, Scan) for source in sources):
@@ -136,7 +141,8 @@ def predict_cohort(
             case = source.read()
             if on_read:
                 on_read(name, case.notes)
-            prediction = pipeline(case, on_stage)
+            corrected = read_mask(mask, Grid.of(case.ct)) if mask else None
+            prediction = pipeline(case, on_stage, corrected)
             problems = write_folder(
                 prediction,
                 pipeline.manifest,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import SimpleITK as sitk
 import torch
 
 from hmvnet.bundle import Bundle, find_bundle, load_bundle
-from hmvnet.case import Case, Finding, Grid, Verdict
+from hmvnet.case import Case, CaseError, Finding, Grid, Verdict
 from hmvnet.config import InferenceSettings
 from hmvnet.exits import RefusedError
+from hmvnet.imaging.resample import labels_onto
 from hmvnet.lesions.table import Lesion, lesion_table
 from hmvnet.prognosis.risk import Prognosis, Risk, describe
 from hmvnet.segmentation.ensemble import pick_device
@@ -71,16 +72,27 @@ class Pipeline:
         self.segmenter = Segmenter(bundle, device, inference)
         self.prognosis = Prognosis(bundle) if needs_risk else None
 
-    def __call__(self, case: Case, on_stage: OnStage | None = None) -> Prediction:
+    def __call__(
+        self, case: Case, on_stage: OnStage | None = None, mask: sitk.Image | None = None
+    ) -> Prediction:
         """Segment one case and, where wanted, predict its risk.
 
         Args:
             on_stage: told the name of every stage as it begins.
+            mask: labels on the CT's grid that somebody corrected, in the place of the network's;
+                lesions and risk are then those of it.
+
+        Raises:
+            CaseError: PET and CT do not belong together, or the mask is not on the CT's grid or
+                leaves the working region.
         """
         stages = Stages(on_stage)
         segmentation = self.segmenter(case, stages)
         with stages("mask"):
-            mask = segmentation.on(Grid.of(case.ct))
+            if mask is None:
+                mask = segmentation.on(Grid.of(case.ct))
+            else:
+                segmentation = _corrected(segmentation, mask, Grid.of(case.ct))
         with stages("lesions"):
             ct_hu, pet_suv = segmentation.volume.raw
             spacing = segmentation.volume.grid.spacing[::-1]
@@ -128,6 +140,19 @@ def load_pipeline(
     if needs_risk is None:
         needs_risk = bundle.manifest.prognosis is not None
     return Pipeline(bundle, place, settings.inference, needs_risk=needs_risk, notes=notes)
+
+
+def _corrected(segmentation: Segmentation, mask: sitk.Image, ct: Grid) -> Segmentation:
+    """A segmentation with a mask's labels in the place of the network's."""
+    if not Grid.of(mask).same_as(ct, tolerance_mm=0.1):
+        raise CaseError("the corrected mask is not on the CT's grid, expected its size and place")
+    grid, array = segmentation.volume.grid, sitk.GetArrayFromImage(mask)
+    labels = labels_onto(array, Grid.of(mask), grid)
+    back = labels_onto(labels, grid, ct)
+    if (array > 0).sum() > 1.1 * (back > 0).sum() + 10:
+        raise CaseError("the corrected mask leaves the head and neck region that is looked at")
+    notes = (*segmentation.notes, "the mask is a corrected one, not the network's")
+    return replace(segmentation, labels=labels, notes=notes)
 
 
 def _doubtful(lesions: list[Lesion]) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ lines tell what is done, what the work noted last and the time left.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 # A line every 5% of the work, but not sooner than 5 s and no later than 30 s after the last one.
 LINE_SHARE, SOONEST_S, LATEST_S = 0.05, 5.0, 30.0
+TOLD = 3  # patients of whom the same is told
+_FILE = re.compile(r"^\S.*?\.(nii\.gz|nii|mha|tiff?): ")  # whose note it is
 
 
 class Progress:
@@ -185,6 +188,37 @@ def print_lines(lines: Iterable[str]) -> None:
     """Lines on stderr, without markup."""
     for line in lines:
         print(one_line(line), file=sys.stderr, flush=True)
+
+
+class Remarks:
+    """What reading had to say of each patient: told as it comes, and summed at the end.
+
+    Of what is said of many patients the first few are told, and the others counted.
+    """
+
+    def __init__(self) -> None:
+        self._patients: dict[str, set[str]] = {}
+
+    def tell(self, patient_id: str, notes: Iterable[str]) -> None:
+        """Lines on standard error, each once a patient."""
+        for note in notes:
+            text = _FILE.sub("", note)
+            patients = self._patients.setdefault(text, set())
+            if patient_id not in patients:
+                patients.add(patient_id)
+                if len(patients) <= TOLD:
+                    print_lines([f"note: patient {patient_id}: {one_line(text)}"])
+
+    def summary(self) -> list[str]:
+        """A line for each text: of how many patients it was said; then as if nothing was."""
+        told, self._patients = self._patients, {}
+        return [
+            f"note on {len(ids)} patient{'s' * (len(ids) > 1)}: {one_line(text)}"
+            for text, ids in told.items()
+        ]
+
+
+REMARKS = Remarks()  # of the command that runs
 
 
 def print_notes(console: Console, notes: Iterable[str]) -> None:

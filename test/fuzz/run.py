@@ -12,6 +12,7 @@ from hypothesis.errors import HypothesisException
 
 from fuzz.bundles import BUNDLE
 from fuzz.datasets import DATASET
+from fuzz.dicoms import DICOM
 from fuzz.folders import FOLDER
 from fuzz.judge import Fault, Verdict, judge
 from fuzz.metaimage import MHA
@@ -22,7 +23,7 @@ from fuzz.sockets import INPUTS
 from fuzz.tables import CSV
 from fuzz.tiff import TIF
 
-KINDS = [MHA, NII, NII_GZ, TIF, EHR, INPUTS, CSV, DATASET, FOLDER, BUNDLE]
+KINDS = [MHA, NII, NII_GZ, TIF, EHR, INPUTS, CSV, DATASET, FOLDER, DICOM, BUNDLE]
 SHRINKING = 150  # inputs that are tried for a smaller one
 
 Key = tuple[str, str, Fault]  # kind, mutation, what is wrong

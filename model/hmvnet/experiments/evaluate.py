@@ -18,7 +18,7 @@ from hmvnet.config import Settings
 from hmvnet.exits import one_line
 from hmvnet.files import write_text
 from hmvnet.pipeline import Pipeline, Prediction
-from hmvnet.progress import print_lines, print_notes, track
+from hmvnet.progress import REMARKS, print_lines, print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
@@ -75,6 +75,8 @@ def _segmented(
     case = patient.read()
     assert case.truth is not None
     prediction = pipeline(case)
+    doubts = [] if prediction.verdict.status == "ok" else [f"verdict {prediction.verdict}"]
+    REMARKS.tell(patient.patient_id, [*case.notes, *doubts])
     mask = sitk.GetArrayFromImage(prediction.mask)
     truth = sitk.GetArrayFromImage(case.truth)
     return mask, truth, Grid.of(case.ct).spacing[::-1], prediction

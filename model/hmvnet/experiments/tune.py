@@ -23,7 +23,7 @@ from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
 from hmvnet.files import replacing
 from hmvnet.imaging.resample import labels_onto
-from hmvnet.progress import print_lines, print_notes, track
+from hmvnet.progress import REMARKS, print_lines, print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
@@ -118,6 +118,7 @@ def _figure(settings: PostprocessingSettings, kept: Sequence[Kept], region: str)
 
 def _run(patient: Patient, segmenter: Segmenter, folder: Path) -> Kept:
     case = patient.read()
+    REMARKS.tell(patient.patient_id, case.notes)
     assert case.truth is not None
     found = segmenter(case)
     grid = found.volume.grid

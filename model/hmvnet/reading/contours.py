@@ -14,6 +14,8 @@ from skimage.draw import polygon2mask
 
 from hmvnet.case import CLASSES, CaseError, Grid
 from hmvnet.exits import shown
+from hmvnet.reading.folder import checked_labels
+from hmvnet.reading.images import has_image_suffix, read_image
 
 # What drawers call them, in small letters without blanks, points, dashes and underscores; the first
 # that fits counts. Whoever has other names says so.
@@ -93,6 +95,20 @@ def read_truth(
     if unused:
         notes.append(f"contours not used: {', '.join(unused)}")
     return (grid.image(labels) if used else None), tuple(notes)
+
+
+def read_mask(path: Path, grid: Grid) -> sitk.Image:
+    """A mask that somebody corrected: an image of labels, or an RTSTRUCT or SEG drawn on the CT.
+
+    Raises:
+        CaseError: not readable, other labels than 0, 1 and 2, or no contour of GTVp or GTVn.
+    """
+    if has_image_suffix(path):
+        return checked_labels(read_image(path)[0], path.name)
+    truth, _ = read_truth(path, grid)
+    if truth is None:
+        raise CaseError(f"{path.name}: no contour of a name that stands for GTVp or GTVn")
+    return truth
 
 
 def _regions(file: Dataset, grid: Grid) -> Iterator[tuple[str, np.ndarray]]:

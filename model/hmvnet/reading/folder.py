@@ -78,7 +78,7 @@ class Patient:
             truth = None
             if self.label is not None:
                 truth, notes3 = read_image(self.label)
-                truth = _checked_labels(truth, self.label.name, dict(self.classes))
+                truth = checked_labels(truth, self.label.name, dict(self.classes))
                 notes2 = (*notes2, *notes3)
             return checked_case(
                 self.patient_id,
@@ -94,7 +94,14 @@ class Patient:
             raise CaseError(f"patient {self.patient_id}: {error}", error.code) from error
 
 
-def _checked_labels(image: sitk.Image, name: str, classes: Mapping[int, int]) -> sitk.Image:
+def checked_labels(
+    image: sitk.Image, name: str, classes: Mapping[int, int] | None = None
+) -> sitk.Image:
+    """A label map of 0, 1 and 2, uint8, some of them exchanged by ``classes``.
+
+    Raises:
+        CaseError: it holds other values.
+    """
     array = sitk.GetArrayViewFromImage(image)
     values = np.unique(array)
     if not np.isin(values, (0, GTVP, GTVN)).all():

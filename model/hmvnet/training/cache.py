@@ -12,7 +12,7 @@ import blosc2
 import numpy as np
 import SimpleITK as sitk
 
-from hmvnet.case import GTVN, GTVP, Grid
+from hmvnet.case import GTVN, GTVP, CaseError, Grid
 from hmvnet.config import PreprocessingSettings
 from hmvnet.files import digest, replacing, write_text
 from hmvnet.imaging.resample import labels_onto
@@ -20,7 +20,7 @@ from hmvnet.reading.folder import Patient
 from hmvnet.segmentation.segmenter import prepare
 from hmvnet.state import made_once
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 # Voxels of each class remembered for patch sampling.
 SAMPLED_VOXELS = 4000
 
@@ -59,6 +59,7 @@ class Prepared:
         grid: the working grid.
         voxels: for GTVp and GTVn, up to 4000 of their voxels as ``[n, 3]`` (z, y, x).
         source: digest of the content of the files that it was made of.
+        notes: what reading had to say, and what is doubtful.
     """
 
     patient_id: str
@@ -67,6 +68,7 @@ class Prepared:
     grid: Grid
     voxels: Mapping[int, np.ndarray]
     source: str
+    notes: tuple[str, ...] = ()
 
 
 class Cache:
@@ -120,11 +122,16 @@ class Cache:
             Grid(**{k: tuple(v) for k, v in meta["grid"].items()}),
             {int(k): np.array(v, dtype=int).reshape(-1, 3) for k, v in meta["voxels"].items()},
             source,
+            tuple(meta["notes"]),
         )
 
     def _make(self, patient: Patient, source: str) -> Prepared:
         case = patient.read()
-        volume = prepare(case, self.settings, self.region)
+        try:
+            volume = prepare(case, self.settings, self.region)
+        except CaseError as error:
+            raise CaseError(f"patient {patient.patient_id}: {error}", error.code) from error
+        notes = [*case.notes, *(finding.text for finding in volume.findings)]
         grid = volume.grid
         label = np.zeros(grid.shape, np.uint8)
         if case.truth is not None:
@@ -141,7 +148,8 @@ class Cache:
         _store(volume.scaled.astype(np.float16), volume_path, (1, 32, 32, 32))
         _store(label, label_path, (32, 32, 32))
         grid_json = {k: getattr(grid, k) for k in ("size", "spacing", "origin", "direction")}
-        meta = json.loads(json.dumps({"grid": grid_json, "voxels": voxels}))  # as it comes back
+        kept = {"grid": grid_json, "voxels": voxels, "notes": notes}
+        meta = json.loads(json.dumps(kept))  # as it comes back
         content = digest(volume_path, label_path, meta)
         write_text(json.dumps({"content": content, **meta}), meta_path)
         return self._open(patient, source, meta)

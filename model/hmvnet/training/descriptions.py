@@ -16,7 +16,7 @@ from hmvnet.files import digest
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.fusion import signed_log
 from hmvnet.prognosis.risk import LesionDescription, describe
-from hmvnet.progress import print_lines, track
+from hmvnet.progress import REMARKS, print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import Segmenter
@@ -120,7 +120,9 @@ class LesionDescriber:
         )
 
     def _describe(self, patient: Patient, members: Sequence[int]) -> LesionDescription:
-        return describe(self.segmenter.only(members)(patient.read()), self.image_spacing_mm)
+        case = patient.read()
+        REMARKS.tell(patient.patient_id, case.notes)
+        return describe(self.segmenter.only(members)(case), self.image_spacing_mm)
 
 
 def _arrays(description: LesionDescription) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from hmvnet.config import Settings
 from hmvnet.exits import RefusedError, UnfinishedError
 from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
-from hmvnet.progress import print_lines, track
+from hmvnet.progress import REMARKS, print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.reading.images import read_geometry
 from hmvnet.state import claiming_run
@@ -154,7 +154,10 @@ def prepare_together(
     cache = Cache(folder, settings.preprocessing, region or settings.data.region)
     with fabric.rank_zero_first():
         quiet = fabric.global_rank > 0
-        return [cache.get(p) for p in track(patients, "preprocess", quiet=quiet)]
+        prepared = [cache.get(p) for p in track(patients, "preprocess", quiet=quiet)]
+    for one in () if quiet else prepared:
+        REMARKS.tell(one.patient_id, one.notes)
+    return prepared
 
 
 def task_key(settings: Settings, everything: Sequence[Fold]) -> str:
