@@ -15,7 +15,8 @@ from hmvnet.imaging.roi import Region
 from hmvnet.lesions.table import lesion_table
 from hmvnet.pipeline import Prediction
 from hmvnet.segmentation.segmenter import Segmentation, Volume
-from hmvnet.writing.pictures import draw_prediction, point_of_interest, prediction_figure
+from hmvnet.writing.pictures import draw_prediction, prediction_figure
+from hmvnet.writing.views import point_of_interest
 
 PRIMARY, NODE = (40, 30, 60), (20, 40, 30)  # z, y, x
 Z_TURNED = (*IDENTITY[:8], -1.0)
