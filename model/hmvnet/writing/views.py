@@ -44,7 +44,7 @@ def turned(grid: Grid, *arrays: np.ndarray) -> tuple[Grid, tuple[np.ndarray, ...
         origin=tuple(grid.points(np.array([first]))[0].tolist()),
         direction=tuple((grid.axes * signs).ravel().tolist()),
     )
-    return there, tuple(np.flip(array, [2 - axis for axis in over]) for array in arrays)
+    return there, tuple(np.flip(array, tuple(2 - axis for axis in over)) for array in arrays)
 
 
 def point_of_interest(labels: np.ndarray, pet: np.ndarray) -> tuple[int, int, int]:
