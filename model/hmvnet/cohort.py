@@ -19,6 +19,7 @@ from hmvnet.reading.inputs import Source
 from hmvnet.writing.folder import (
     LESIONS,
     MASK,
+    PAGE,
     PICTURE,
     REPORT,
     RTSTRUCT,
@@ -74,6 +75,7 @@ def predict_cohort(
     *,
     existing: Existing = "refuse",
     picture: bool = True,
+    page: bool = False,
     dicom: bool = False,
     strict: bool = False,
     on_stage: Callable[[str], None] | None = None,
@@ -87,6 +89,7 @@ def predict_cohort(
         existing: what to do where a patient's folder is there already; ``skip`` leaves what is
             whole and of the same bundle, and makes the rest anew.
         picture: also draw slices and projections.
+        page: also write a page to look at, with the images in it.
         dicom: also write DICOM objects, of patients that were read from DICOM.
         strict: a verdict of ``review`` counts in the result's code.
         on_stage: told the stage that runs.
@@ -112,7 +115,8 @@ def predict_cohort(
         raise RefusedError(
             f"output folder {output} cannot be made or written: {error.strerror}"
         ) from error
-    whole = {name for name in names if is_whole(output / name, pipeline, picture, dicom)}
+    wanted = [*([PICTURE] if picture else []), *([PAGE] if page else [])]
+    whole = {name for name in names if is_whole(output / name, pipeline, wanted, dicom)}
     done = whole if existing == "skip" else set()
     there = [name for name in names if (output / name).exists() and name not in done]
     if strange := [name for name in there if not is_ours(output / name)]:
@@ -141,6 +145,7 @@ def predict_cohort(
                 folder,
                 device=str(pipeline.device),
                 picture=picture,
+                page=page,
                 ct=source.ct if dicom and isinstance(source, Scan) else None,
             )
         except RefusedError as error:
@@ -162,10 +167,15 @@ def predict_cohort(
     return result
 
 
-def is_whole(folder: Path, pipeline: Pipeline, picture: bool, dicom: bool = False) -> bool:
-    """Whether an earlier call with the same bundle left all that this one would."""
+def is_whole(folder: Path, pipeline: Pipeline, wanted: Sequence[str], dicom: bool = False) -> bool:
+    """Whether an earlier call with the same bundle left all that this one would.
+
+    Args:
+        wanted: names of files that are optional and asked for.
+        dicom: whether DICOM objects are.
+    """
     report = _report_before(folder)
-    needed = [MASK, LESIONS, *([PICTURE] if picture else [])]
+    needed = [MASK, LESIONS, *wanted]
     if dicom and report.get("lesions"):
         needed += [SEG, SR, RTSTRUCT]
     same = report.get("bundle") == pipeline.manifest.name
