@@ -8,6 +8,7 @@ const strides = [1, size[0], size[0] * size[1]];
 const root = document.documentElement;
 const $ = (id) => document.getElementById(id);
 const SLICE_PIXELS = 50; // of the wheel
+const STRONGEST = 8; // variables that are shown by themselves
 const FONT = '12px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
 const NAMES = "xyz";
 
@@ -136,7 +137,7 @@ function outline(mask, width, height) {
       if (b !== c) ends.push([x + 1.5, y + 1]);
       if (c !== d) ends.push([x + 1, y + 1.5]);
       if (d !== a) ends.push([x + 0.5, y + 1]);
-      if (ends.length === 4 && a) ends.push(ends.shift()); // corners that touch are of one piece
+      if (ends.length === 4 && !a) ends.push(ends.shift()); // corners that touch are of one piece
       for (let i = 0; i < ends.length; i += 2) {
         path.moveTo(...ends[i]);
         path.lineTo(...ends[i + 1]);
@@ -159,7 +160,7 @@ function place({ canvas, across, down }) {
   };
 }
 
-function show(plane) {
+function draw(plane) {
   const { canvas, across, down, cut, projected } = plane;
   const { left, top, wide, tall, scale } = place(plane);
   const [width, height] = [wide * size[across], tall * size[down]];
@@ -232,18 +233,23 @@ function refresh() {
     asked = false;
     for (const plane of planes) {
       paint(plane);
-      show(plane);
+      draw(plane);
       plane.box.classList.toggle("active", plane === active);
     }
     const here = numbers[offset(state.at)];
     sayWhere(here);
-    const marked = pointed || here;
-    document.querySelectorAll("#lesions tbody tr").forEach((row) =>
-      row.classList.toggle("here", Number(row.dataset.lesion) === marked));
+    markRow();
     // What a program may want to know.
     const [x, y, z] = positionOf(state.at).map((mm) => mm.toFixed(2));
-    Object.assign(root.dataset, { x, y, z, lesion: here, voxel: state.at.join(" "), ready: "true" });
+    Object.assign(root.dataset, { x, y, z, lesion: here, ready: "true" });
   });
+}
+
+/** Marks the row of the lesion under the pointer, or else under the crosshair. */
+function markRow() {
+  const marked = pointed || numbers[offset(state.at)];
+  document.querySelectorAll("#lesions tbody tr").forEach((row) =>
+    row.classList.toggle("here", Number(row.dataset.lesion) === marked));
 }
 
 function sayWhere(here) {
@@ -296,15 +302,14 @@ function listen(plane) {
     const at = voxelAt(plane, event);
     if (at && event.buttons & 1) moveTo(at);
     pointed = at && numbers[offset(at)];
-    refresh();
+    markRow();
   };
   canvas.addEventListener("pointerdown", (event) => {
-    active = plane.projected ? active : plane;
     canvas.setPointerCapture(event.pointerId);
     follow(event);
   });
   canvas.addEventListener("pointermove", follow);
-  canvas.addEventListener("pointerleave", () => { pointed = 0; refresh(); });
+  canvas.addEventListener("pointerleave", () => { pointed = 0; markRow(); });
   canvas.addEventListener("focus", () => { active = plane.projected ? active : plane; refresh(); });
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
@@ -319,14 +324,15 @@ function listen(plane) {
 
 function onKey(event) {
   const slices = { ArrowUp: 1, ArrowDown: -1, PageUp: 10, PageDown: -10 }[event.key];
-  const own = slices ? "input" : "input[type=number]"; // what does something of its own with the key
+  const key = event.key.toLowerCase();
+  const own = slices ? "input" : "input[type=number]"; // which has a use for the key itself
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches(own)) return;
   const row = event.target.closest("#lesions tbody tr");
   if (slices) scroll(active, active.upwards ? -slices : slices);
   else if (event.key === "Enter" && row) row.click();
-  else if (event.key === "c") toggleContours();
-  else if (event.key === "x") $("crosshair").click();
-  else if (event.key === "w") chooseWindow();
+  else if (key === "c") toggleContours();
+  else if (key === "x") $("crosshair").click();
+  else if (key === "w") chooseWindow();
   else return;
   event.preventDefault();
 }
@@ -366,9 +372,8 @@ function make(name, text = "", attributes = {}) {
 }
 
 function makeTools() {
-  const ramp = new ImageData(Uint8ClampedArray.from(
-    data.pet_colours.flatMap(([red, green, blue, opacity]) => [red, green, blue, 255 * opacity])), 256);
-  $("ramp").getContext("2d").putImageData(ramp, 0, 0);
+  const ramp = data.pet_colours.flatMap((colour) => [...colour.slice(0, 3), 255 * colour[3]]);
+  $("ramp").getContext("2d").putImageData(new ImageData(Uint8ClampedArray.from(ramp), 256), 0, 0);
   for (const name of Object.keys(data.hu_windows)) {
     const button = make("button", name, { type: "button" });
     button.addEventListener("click", () => chooseWindow(name));
@@ -405,7 +410,8 @@ function makeTools() {
 
 function makeTable() {
   const columns = [
-    ["#", ""], ["class", ""], ["volume", "mL", "volume_ml", 1], ["diameter", "mm", "diameter_mm", 0],
+    ["#", ""], ["class", ""],
+    ["volume", "mL", "volume_ml", 1], ["diameter", "mm", "diameter_mm", 0],
     ["SUVmax", "", "suv_max", 1], ["SUVpeak", "", "suv_peak", 1], ["TLG", "SUV × mL", "tlg", 0],
   ];
   const head = make("tr");
@@ -443,6 +449,8 @@ function svg(name, attributes, text) {
   return element;
 }
 
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+const readable = (name) => name.replaceAll("_", " ");
 const signed = (value, digits) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
 
 function makeRisk() {
@@ -452,32 +460,31 @@ function makeRisk() {
   section.hidden = false;
   const below = risk.share_of_training_patients_below;
   const said = make("p", `${risk.direction}; above `);
-  said.append(make("b", `${(100 * below).toFixed(0)} %`), " of the training patients");
-  section.append(make("h2", "Risk of recurrence (RFS)"), make("p", signed(risk.value, 2), { class: "big" }), said, makeScale(below));
+  said.append(make("b", `${(100 * below).toFixed(0)}%`), " of the training patients");
+  const title = make("h2", "Risk of recurrence (RFS) ");
+  title.append(make("span", signed(risk.value, 2), { class: "big" }));
+  section.append(title, said, makeScale(below));
   if (risk.expected_recurrence_free_days != null) {
     const days = make("p", "expected without recurrence: ");
     days.append(make("b", `${risk.expected_recurrence_free_days.toFixed(0)} days`));
     section.append(days);
   }
-  const STRONGEST = 8;
-  const variables = Object.entries(risk.variables).map(([name, value]) => ({ name, value }));
-  const rest = variables.splice(STRONGEST);
-  if (rest.length) {
-    variables.push({ name: `${rest.length} others`, value: rest.reduce((sum, { value }) => sum + value, 0) });
-  }
-  const branches = Object.entries(risk.branches).map(([name, value]) => ({ name: `network: ${name}`, value }));
-  const bars = [...variables, ...branches];
+  const bars = Object.entries(risk.variables);
+  const rest = bars.splice(STRONGEST);
+  if (rest.length) bars.push([`${rest.length} others`, sum(rest.map(([, moved]) => moved))]);
+  bars.push(...Object.entries(risk.branches).map(([name, moved]) => [`network: ${name}`, moved]));
   if (bars.length) section.append(make("h2", "What moved it"), makeBars(bars));
+  const measured = Object.entries(risk.measured ?? {}).map((pair) => pair.join(" "));
+  if (measured.length) section.append(make("small", `Measured: ${readable(measured.join(", "))}`));
 }
 
 /** Where the risk lies among the training patients, from the lowest to the highest. */
 function makeScale(below) {
-  const drawing = svg("svg", { viewBox: "0 0 320 30", role: "img", "aria-label": `${Math.round(100 * below)} % lie below` });
-  const at = 4 + 312 * below;
+  const drawing = svg("svg", { viewBox: "0 0 320 30", role: "img", "aria-label": "its rank" });
+  const dot = { cx: 4 + 312 * below, cy: 10, r: 6, fill: "#7fd0b0", stroke: "#15181c" };
   drawing.append(
     svg("rect", { x: 4, y: 8, width: 312, height: 4, rx: 2, fill: "#3b4650" }),
-    ...[1, 2, 3].map((part) => svg("rect", { x: 4 + 78 * part, y: 6, width: 1, height: 8, fill: "#6b7580" })),
-    svg("circle", { cx: at, cy: 10, r: 6, fill: "#7fd0b0", stroke: "#15181c", "stroke-width": 2 }),
+    svg("circle", { ...dot, "stroke-width": 2 }),
     svg("text", { x: 4, y: 27 }, "lowest"),
     svg("text", { x: 160, y: 27, "text-anchor": "middle" }, "training patients"),
     svg("text", { x: 316, y: 27, "text-anchor": "end" }, "highest"),
@@ -485,25 +492,23 @@ function makeScale(below) {
   return drawing;
 }
 
+/** A bar for each name and what it adds to the risk. */
 function makeBars(bars) {
-  const [line, middle, reach] = [17, 222, 50];
-  const most = Math.max(...bars.map(({ value }) => Math.abs(value))) || 1;
-  const drawing = svg("svg", { viewBox: `0 0 320 ${line * bars.length + 18}`, role: "img", "aria-label": "what moved the risk" });
-  bars.forEach(({ name, value }, i) => {
-    const long = (reach * Math.abs(value)) / most;
-    const shown = name.replaceAll("_", " ");
-    const words = svg("text", { x: 0, y: line * i + 12 }, shown.length > 27 ? `${shown.slice(0, 26)}…` : shown);
-    words.append(svg("title", {}, shown));
-    drawing.append(
-      words,
-      svg("rect", {
-        x: value < 0 ? middle - long : middle, y: line * i + 3, width: long, height: 10,
-        fill: value < 0 ? "#6f9fc8" : "#d9904a",
-      }),
-      svg("text", { x: 320, y: line * i + 12, "text-anchor": "end" }, signed(value, 3)),
-    );
-  });
+  const [line, middle, reach, letters] = [15, 222, 50, 27];
   const foot = line * bars.length;
+  const most = Math.max(...bars.map(([, value]) => Math.abs(value))) || 1;
+  const box = { viewBox: `0 0 320 ${foot + 18}`, role: "img", "aria-label": "what moved the risk" };
+  const drawing = svg("svg", box);
+  bars.forEach(([name, value], i) => {
+    const [long, top] = [(reach * Math.abs(value)) / most, line * i];
+    const [x, fill] = value < 0 ? [middle - long, "#6f9fc8"] : [middle, "#d9904a"];
+    const whole = readable(name);
+    const short = whole.length > letters ? `${whole.slice(0, letters - 1)}…` : whole;
+    const words = svg("text", { x: 0, y: top + 12 }, short);
+    words.append(svg("title", {}, whole));
+    const figure = svg("text", { x: 320, y: top + 12, "text-anchor": "end" }, signed(value, 3));
+    drawing.append(words, svg("rect", { x, y: top + 3, width: long, height: 9, fill }), figure);
+  });
   drawing.append(
     svg("rect", { x: middle - 0.5, y: 0, width: 1, height: foot, fill: "#6b7580" }),
     svg("text", { x: middle - 4, y: foot + 13, "text-anchor": "end" }, "lowers"),
@@ -522,7 +527,7 @@ function makeWords() {
   const notes = make("ul");
   notes.append(...report.notes.map((note) => make("li", note)));
   $("notes").append(report.notes.length ? notes : make("p", "none"));
-  const seconds = Object.values(report.seconds).reduce((sum, value) => sum + value, 0);
+  const seconds = sum(Object.values(report.seconds));
   const list = make("dl");
   for (const [name, value] of [
     ["bundle", report.bundle], ["version", report.version], ["device", report.device || "–"],
@@ -556,6 +561,6 @@ async function begin() {
 }
 
 begin().catch((error) => {
-  document.querySelector("main").replaceWith(
-    make("p", `The pictures cannot be shown (${error}). A browser of 2023 or later is needed.`, { id: "failure" }));
+  const words = `The pictures cannot be shown (${error}). A browser of 2023 or later is needed.`;
+  document.querySelector("main").replaceWith(make("p", words, { id: "failure" }));
 });
