@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from hmvnet.bundle import Bundle, Manifest, PrognosisPart, SegmentationPart, write_bundle
-from hmvnet.case import ClinicalRecord, Grid, Outcome, Outcomes
+from hmvnet.case import IDENTITY, ClinicalRecord, Grid, Outcome, Outcomes, Verdict
 from hmvnet.config import (
     NetworkSettings,
     PostprocessingSettings,
@@ -30,7 +30,9 @@ from hmvnet.config import (
 )
 from hmvnet.imaging.roi import Region
 from hmvnet.lesions.features import LesionFeatures
+from hmvnet.lesions.table import lesion_table
 from hmvnet.networks.registry import build_network
+from hmvnet.pipeline import Prediction
 from hmvnet.prognosis.risk import LesionDescription, describe
 from hmvnet.reading.folder import find_patients
 from hmvnet.segmentation.metrics import CaseScore, LabelScore, LesionCount
@@ -81,6 +83,21 @@ def patient_with(
     ct[:, :, :5] = ct[:, :, 86:] = -1000
     pet = rng.gamma(4, 0.25, grid.shape).astype(np.float32) + 5 * (mask > 0)
     return mask, ct, pet
+
+
+def predicted(
+    *lesions: tuple[int, tuple[int, int, int], int],
+    direction: tuple[float, ...] = IDENTITY,
+    note: str = "",
+    notes: tuple[str, ...] = (),
+) -> Prediction:
+    """A prediction of balls, on a grid of 80 x 60 x 90 mm (z, y, x) whose origin is 10, 20, 300."""
+    mask, ct, pet = patient_with(*lesions)
+    grid = Grid(mask.shape[::-1], (1.0, 1.0, 1.0), (10.0, 20.0, 300.0), direction)
+    volume = Volume(Region(grid, "brain", 0.9, note), np.stack([ct, pet]), np.stack([ct, pet]))
+    segmentation = Segmentation(volume, np.zeros((3, *mask.shape), np.float32), mask)
+    table = lesion_table(mask, ct, pet, (1.0, 1.0, 1.0))
+    return Prediction(grid.image(mask), table, None, Verdict(), notes, {}, segmentation)
 
 
 def tiny_ct(grid: Grid = CT_GRID) -> sitk.Image:

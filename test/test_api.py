@@ -43,6 +43,8 @@ def test_a_result_is_saved_whole_even_where_its_picture_fails(tiny_bundle, tmp_p
     with pytest.warns(UserWarning, match=r"picture\.png not written"):
         result.save(tmp_path / "out")
     assert sorted(p.name for p in folder.iterdir()) == [n for n in names if n != "picture.png"]
+    folder = result.save(tmp_path / "out", picture=False, page=True)
+    assert (folder / "page.html").is_file()
 
 
 def test_saving_never_replaces_what_is_not_a_result(tiny_bundle, tmp_path, monkeypatch):

@@ -156,6 +156,9 @@ def test_predict_a_challenge_folder(write_case, tiny_bundle, tmp_path, capfd):
     assert any("data.region=centre" in note for note in report["notes"])
     assert run(*words) == Exit.REFUSED
     assert "--force" in capfd.readouterr().err
+    page = tmp_path / "out" / "P1" / "page.html"
+    assert page.is_file()  # of one patient, unless it is not wanted
+    assert run(*words, "--force", "--no-page") == 0 and not page.exists()
     assert run(*words, "--force") == 0 and run(*words, "--continue") == 0
 
 
@@ -173,6 +176,9 @@ def test_predict_many_names_the_broken_one(tiny_bundle, tmp_path, capfd):
     assert "2 patients: 1 predicted, 0 there already, 1 refused" in said.out
     assert f"{tmp_path}: 2 patients, 0 with a health record\ncentres: a (1), b (1)\n" in said.err
     assert (tmp_path / "out" / "b" / "mask.nii.gz").is_file()
+    assert not (tmp_path / "out" / "b" / "page.html").exists()
+    assert run(*words, "--continue", "--page") == Exit.REFUSED
+    assert (tmp_path / "out" / "b" / "page.html").is_file()
 
 
 def test_predict_many_with_umlauts_and_nobody_who_listens(tiny_bundle, tmp_path):

@@ -251,6 +251,26 @@ def test_going_on_makes_anew_what_lacks_its_picture_or_is_of_another_bundle(pipe
     assert again.skipped == ["a"] and again.done == ["b"]
 
 
+def test_a_page_is_written_where_asked_for_and_made_anew_where_it_lacks(pipeline, tmp_path):
+    predict_cohort([Given("a")], pipeline, tmp_path, picture=False)
+    for done in (["a"], []):
+        again = predict_cohort(
+            [Given("a")], pipeline, tmp_path, existing="skip", picture=False, page=True
+        )
+        assert again.done == done and again.code == Exit.OK
+        assert (tmp_path / "a" / "page.html").is_file()
+    predict_cohort([Given("a")], pipeline, tmp_path, existing="replace", picture=False)
+    assert not (tmp_path / "a" / "page.html").exists()
+
+
+def test_a_page_that_fails_costs_only_itself(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "write_page", lambda *_: 1 / 0)
+    result = predict_cohort([Given("a")], pipeline, tmp_path, page=True)
+    assert result.code == Exit.INCOMPLETE and result.done == ["a"]
+    assert "page.html not written" in result.incomplete["a"][0]
+    assert (tmp_path / "a" / "picture.png").is_file()
+
+
 def test_what_is_whole_is_skipped_whatever_lies_beside_it(pipeline, tmp_path):
     predict_cohort([Given("a")], pipeline, tmp_path, picture=False)
     (tmp_path / "a" / "notes.txt").write_text("a reader's")

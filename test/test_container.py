@@ -40,7 +40,8 @@ def last_error_line(capfd) -> str:
 
 def test_both_tasks(write_case, tmp_path, tiny_bundle, capsys):
     output = tmp_path / "output"
-    assert run(write_case(), output, tiny_bundle, "--picture", str(tmp_path / "p.png")) == 0
+    words = ("--picture", str(tmp_path / "p.png"), "--page", str(tmp_path / "page.html"))
+    assert run(write_case(), output, tiny_bundle, *words) == 0
     assert files_in(output) == [str(MASK_PATH), str(RISK_PATH)]
     mask = sitk.ReadImage(str(output / MASK_PATH))
     assert Grid.of(mask).same_as(Grid.of(tiny_ct()), 1e-6)
@@ -51,6 +52,7 @@ def test_both_tasks(write_case, tmp_path, tiny_bundle, capsys):
     said = capsys.readouterr().out
     assert "RFS risk" in said and "network" in said and str(output / MASK_PATH) in said
     assert (tmp_path / "p.png").stat().st_size > 10_000
+    assert (tmp_path / "page.html").stat().st_size > 10_000
 
 
 def test_a_verdict_of_review_is_said_and_with_strict_an_exit_code(

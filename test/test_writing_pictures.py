@@ -6,35 +6,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from conftest import patient_with
+from conftest import predicted
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
 
-from hmvnet.case import GTVN, GTVP, IDENTITY, SYNTHETIC, Grid, Verdict
-from hmvnet.imaging.roi import Region
-from hmvnet.lesions.table import lesion_table
-from hmvnet.pipeline import Prediction
-from hmvnet.segmentation.segmenter import Segmentation, Volume
-from hmvnet.writing.pictures import draw_prediction, point_of_interest, prediction_figure
+from hmvnet.case import GTVN, GTVP, IDENTITY, SYNTHETIC
+from hmvnet.writing.pictures import draw_prediction, prediction_figure
+from hmvnet.writing.views import point_of_interest
 
 PRIMARY, NODE = (40, 30, 60), (20, 40, 30)  # z, y, x
 Z_TURNED = (*IDENTITY[:8], -1.0)
 ALL_TURNED = tuple(-value for value in IDENTITY)
-
-
-def predicted(
-    *lesions: tuple[int, tuple[int, int, int], int],
-    direction: tuple[float, ...] = IDENTITY,
-    note: str = "",
-    notes: tuple[str, ...] = (),
-) -> Prediction:
-    """A prediction of balls, on a grid of 80 x 60 x 90 mm (z, y, x) whose origin is 10, 20, 300."""
-    mask, ct, pet = patient_with(*lesions)
-    grid = Grid(mask.shape[::-1], (1.0, 1.0, 1.0), (10.0, 20.0, 300.0), direction)
-    volume = Volume(Region(grid, "brain", 0.9, note), np.stack([ct, pet]), np.stack([ct, pet]))
-    segmentation = Segmentation(volume, np.zeros((3, *mask.shape), np.float32), mask)
-    table = lesion_table(mask, ct, pet, (1.0, 1.0, 1.0))
-    return Prediction(grid.image(mask), table, None, Verdict(), notes, {}, segmentation)
 
 
 TWO = ((GTVP, PRIMARY, 8), (GTVN, NODE, 6))

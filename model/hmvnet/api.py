@@ -36,17 +36,21 @@ class Result(Prediction):
     manifest: Manifest = field(repr=False)
     device: str
 
-    def save(self, folder: str | Path, *, picture: bool = True) -> Path:
+    def save(self, folder: str | Path, *, picture: bool = True, page: bool = False) -> Path:
         """Write mask, report, lesion table and picture to a folder, in an earlier result's place.
 
-        Warns where the picture could not be drawn; all else is whole then.
+        Warns where the picture or the page could not be written; all else is whole then.
+
+        Args:
+            picture: whether to draw slices and projections.
+            page: whether to write a page to look at, with the images in it.
 
         Raises:
             RefusedError: the folder holds something that is not of an earlier result.
         """
         folder = Path(folder)
         for problem in write_folder(
-            self, self.manifest, folder, device=self.device, picture=picture
+            self, self.manifest, folder, device=self.device, picture=picture, page=page
         ):
             warnings.warn(problem, stacklevel=2)
         return folder

@@ -161,6 +161,12 @@ def predict(
     ] = None,
     device: DeviceOption = "auto",
     picture: Annotated[bool, typer.Option(help="also draw slices and projections")] = True,
+    page: Annotated[
+        bool | None,
+        typer.Option(
+            "--page/--no-page", help="also a page to look at; default: of one patient, not of many"
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="write again what is there")] = False,
     go_on: Annotated[bool, typer.Option("--continue", help="skip patients that are there")] = False,
     strict: Annotated[
@@ -216,6 +222,7 @@ def predict(
             output,
             existing="replace" if force else "skip" if go_on else "refuse",
             picture=picture,
+            page=alone if page is None else page,
             dicom=dicom,
             strict=strict,
             mask=mask,

@@ -22,6 +22,7 @@ from hmvnet.writing.cohort import read_report
 from hmvnet.writing.folder import (
     LESIONS,
     MASK,
+    PAGE,
     PICTURE,
     RTSTRUCT,
     SEG,
@@ -76,6 +77,7 @@ def predict_cohort(
     *,
     existing: Existing = "refuse",
     picture: bool = True,
+    page: bool = False,
     dicom: bool = False,
     strict: bool = False,
     mask: Path | None = None,
@@ -90,6 +92,7 @@ def predict_cohort(
         existing: what to do where a patient's folder is there already; ``skip`` leaves what is
             whole and of the same bundle, and makes the rest anew.
         picture: also draw slices and projections.
+        page: also write a page to look at, with the images in it.
         dicom: also write DICOM objects, of patients that were read from DICOM.
         strict: a verdict of ``review`` counts in the result's code.
         mask: of one patient, a corrected mask: an image, RTSTRUCT or SEG.
@@ -120,7 +123,8 @@ def predict_cohort(
         ) from error
     for folder in (output, *(output / name for name in names)):
         clear_leftovers(folder)
-    whole = {name for name in names if is_whole(output / name, pipeline, picture, dicom)}
+    wanted = [*([PICTURE] if picture else []), *([PAGE] if page else [])]
+    whole = {name for name in names if is_whole(output / name, pipeline, wanted, dicom)}
     done = whole if existing == "skip" else set()
     there = [name for name in names if (output / name).exists() and name not in done]
     if strange := [name for name in there if not is_ours(output / name)]:
@@ -151,6 +155,7 @@ def predict_cohort(
                 folder,
                 device=str(pipeline.device),
                 picture=picture,
+                page=page,
                 ct=source.ct if dicom and isinstance(source, Scan) else None,
             )
         except RefusedError as error:
@@ -194,10 +199,15 @@ def part_of(sources: Sequence[Source], part: str) -> list[Source]:
     return list(sources[int(found[1]) - 1 :: int(found[2])])
 
 
-def is_whole(folder: Path, pipeline: Pipeline, picture: bool, dicom: bool = False) -> bool:
-    """Whether an earlier call with the same bundle left all that this one would."""
+def is_whole(folder: Path, pipeline: Pipeline, wanted: Sequence[str], dicom: bool = False) -> bool:
+    """Whether an earlier call with the same bundle left all that this one would.
+
+    Args:
+        wanted: names of files that are optional and asked for.
+        dicom: whether DICOM objects are.
+    """
     report = read_report(folder)
-    needed = [MASK, LESIONS, *([PICTURE] if picture else [])]
+    needed = [MASK, LESIONS, *wanted]
     if dicom and report.get("lesions"):
         needed += [SEG, SR, RTSTRUCT]
     same = report.get("bundle") == pipeline.manifest.name

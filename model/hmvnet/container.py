@@ -38,6 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--report", type=Path, help="also write lesions and reasons to this JSON")
     parser.add_argument("--picture", type=Path, help="also draw slices and MIPs to this PNG")
+    parser.add_argument("--page", type=Path, help="also write a page to look at to this HTML")
     parser.add_argument(
         "--set",
         action="append",
@@ -54,6 +55,7 @@ def run(options: argparse.Namespace) -> Exit:
     from hmvnet.reading.challenge import read_case
     from hmvnet.writing.challenge import OutputFolder
     from hmvnet.writing.folder import write_optional, write_picture
+    from hmvnet.writing.page import write_page
     from hmvnet.writing.report import write_report
     from hmvnet.writing.summary import Narrator
 
@@ -82,6 +84,8 @@ def run(options: argparse.Namespace) -> Exit:
         )
     if options.picture:
         optional[options.picture] = lambda: write_picture(prediction, options.picture)
+    if options.page:
+        optional[options.page] = lambda: write_page(prediction, manifest, options.page, device)
     problems = write_optional(optional)
     written = [*output.written, *(path for path in optional if path not in problems)]
     say.summary(prediction, manifest.name, device, written)
@@ -125,7 +129,7 @@ def _check_places(options: argparse.Namespace) -> None:
     from hmvnet.writing.challenge import MASK_PATH, RISK_PATH
 
     taken = [(options.output / place).resolve() for place in (MASK_PATH, RISK_PATH)]
-    for path in (options.report, options.picture):
+    for path in (options.report, options.picture, options.page):
         if path is None:
             continue
         place = path.resolve()

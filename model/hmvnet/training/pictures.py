@@ -13,14 +13,8 @@ from matplotlib.lines import Line2D
 
 from hmvnet.case import DAYS_PER_YEAR, Outcomes
 from hmvnet.survival.bootstrap import Interval
-from hmvnet.writing.pictures import (
-    GTVN_COLOUR,
-    GTVP_COLOUR,
-    LABELS,
-    draw_contours,
-    mark_ends,
-    save,
-)
+from hmvnet.writing.pictures import draw_contours, mark_ends, save
+from hmvnet.writing.views import GTVN_COLOUR, GTVP_COLOUR, LABELS
 
 if TYPE_CHECKING:
     from hmvnet.segmentation.metrics import CaseScore

@@ -11,15 +11,17 @@ from hmvnet.files import is_leftover, replacing
 from hmvnet.pipeline import Prediction
 from hmvnet.reading.images import write_image
 from hmvnet.reading.series import Series
+from hmvnet.writing.page import write_page
 from hmvnet.writing.report import write_lesions, write_report
 
-MASK, REPORT, LESIONS, PICTURE = "mask.nii.gz", "report.json", "lesions.csv", "picture.png"
+MASK, REPORT, LESIONS = "mask.nii.gz", "report.json", "lesions.csv"
+PICTURE, PAGE = "picture.png", "page.html"
 SEG, SR, RTSTRUCT = "seg.dcm", "report.dcm", "rtstruct.dcm"
 
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds nothing but what ``write_folder`` writes, and so may be replaced."""
-    ours = (MASK, REPORT, LESIONS, PICTURE, SEG, SR, RTSTRUCT)
+    ours = (MASK, REPORT, LESIONS, PICTURE, PAGE, SEG, SR, RTSTRUCT)
     return folder.is_dir() and all(p.name in ours or is_leftover(p) for p in folder.iterdir())
 
 
@@ -30,6 +32,7 @@ def write_folder(
     *,
     device: str = "",
     picture: bool = False,
+    page: bool = False,
     ct: Series | None = None,
 ) -> list[str]:
     """Write mask, report and lesion table, the folder whole or not at all; then what is optional.
@@ -38,7 +41,7 @@ def write_folder(
         ct: the DICOM series that the CT was read from, where DICOM objects are wanted too.
 
     Returns:
-        What could not be written of the optional things (picture, DICOM objects), a line each.
+        What could not be written of what is optional (picture, page, DICOM objects), a line each.
 
     Raises:
         RefusedError: the folder holds something else, which would be lost.
@@ -54,6 +57,8 @@ def write_folder(
     writers: dict[Path, Callable[[], object]] = {}
     if picture:
         writers[folder / PICTURE] = lambda: write_picture(prediction, folder / PICTURE)
+    if page:
+        writers[folder / PAGE] = lambda: write_page(prediction, manifest, folder / PAGE, device)
     if ct is not None:
         from hmvnet.writing.dicom import dicom_writers  # highdicom only where it is asked for
 

@@ -19,34 +19,26 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from hmvnet.case import GTVN, GTVP, SYNTHETIC, Grid
+from hmvnet.case import SYNTHETIC, Grid
 from hmvnet.files import replacing
-from hmvnet.imaging.components import lesions_of
+from hmvnet.writing.views import (
+    FUSED_STOPS,
+    HU_WINDOW,
+    LABELS,
+    PLANES,
+    SCALE_BARS_MM,
+    SUV_WINDOW,
+    point_of_interest,
+    turned,
+)
 
 if TYPE_CHECKING:
     from hmvnet.pipeline import Prediction
 
-# Red and blue stay apart for the colour-blind, and both from the amber of the PET over the CT.
-GTVP_COLOUR, GTVN_COLOUR = "#e8241c", "#1c9cf0"
-LABELS = ((GTVP, "GTVp", GTVP_COLOUR), (GTVN, "GTVn", GTVN_COLOUR))
 DPI = 200
 
-HU_WINDOW = (-160, 240)
-SUV_WINDOW = (0, 7)
-PLANES = (("axial", "RL"), ("coronal", "RL"), ("sagittal", "AP"))  # cut along z, y, x
-SCALE_BARS_MM = (100, 50, 20, 10)
 FUSED = LinearSegmentedColormap.from_list(
-    "amber, clear at 0",
-    [
-        to_rgba(colour, alpha)
-        for colour, alpha in (
-            ("#a86a00", 0.0),
-            ("#a86a00", 0.08),
-            ("#e0a010", 0.5),
-            ("#ffd84a", 0.75),
-            ("#fff6c8", 0.9),
-        )
-    ],
+    "amber, clear at 0", [to_rgba(colour, alpha) for colour, alpha in FUSED_STOPS]
 )
 PROJECTED = "gray_r"
 
@@ -124,20 +116,14 @@ def prediction_figure(prediction: Prediction) -> Figure:
 
 
 def _panels(prediction: Prediction) -> list[_Panel]:
-    """The five pictures. Arrays are turned over so that x runs to the left and y to the back.
-
-    The working grid's z axis runs to the head even where the scan's own positions say that it does
-    not (:mod:`hmvnet.imaging.roi`), so it is left as it is.
-    """
+    """The five pictures, of arrays that are turned."""
     segmentation = prediction.segmentation
-    grid = segmentation.volume.grid
-    turned = tuple(2 - axis for axis in (0, 1) if grid.axes[axis, axis] < 0)
-    ct, pet, labels = (
-        np.flip(array, turned) for array in (*segmentation.volume.raw, segmentation.labels)
+    grid, (ct, pet, labels) = turned(
+        segmentation.volume.grid, *segmentation.volume.raw, segmentation.labels
     )
     masks = np.stack([labels == kind for kind, _, _ in LABELS])
     at = point_of_interest(labels, pet)
-    position = _position(grid, at, turned)
+    position = dict(zip("xyz", grid.points(np.array([at[::-1]]))[0]))
     slices = [
         _Panel(
             f"{plane}, {'zyx'[axis]} = {position['zyx'[axis]]:.0f} mm",
@@ -162,28 +148,6 @@ def _without(axis: int, grid: Grid) -> tuple[float, float]:
     """Spacing in mm of the rows and columns that are left where an array axis is cut or gone."""
     rows, columns = (mm for i, mm in enumerate(grid.spacing[::-1]) if i != axis)
     return rows, columns
-
-
-def point_of_interest(labels: np.ndarray, pet: np.ndarray) -> tuple[int, int, int]:
-    """Where to cut, ``(z, y, x)``: each plane through most of the largest primary.
-
-    Of the largest node where there is no primary; the hottest voxel where there is no lesion.
-    """
-    for kind, _, _ in LABELS:
-        pieces = list(lesions_of(labels == kind))
-        if pieces:
-            box, piece = max(pieces, key=lambda found: found[1].sum())
-            areas = (piece.sum(axis) for axis in ((1, 2), (0, 2), (0, 1)))
-            z, y, x = (int(s.start + area.argmax()) for s, area in zip(box, areas))
-            return z, y, x
-    z, y, x = (int(i) for i in np.unravel_index(pet.argmax(), pet.shape))
-    return z, y, x
-
-
-def _position(grid: Grid, at: tuple[int, int, int], turned: tuple[int, ...]) -> dict[str, float]:
-    """LPS mm of a voxel of arrays that were turned over along ``turned``."""
-    index = [n - 1 - i if axis in turned else i for axis, (i, n) in enumerate(zip(at, grid.shape))]
-    return dict(zip("xyz", grid.points(np.array([index[::-1]]))[0]))
 
 
 def _draw_panel(axes: Axes, panel: _Panel) -> None:
