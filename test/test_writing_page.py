@@ -322,6 +322,31 @@ class TestInABrowser:
         assert (x, z) == pytest.approx((70, 340)) and abs(y - 50) <= 8 and node != [x, y, z]
         assert opened.state()["lesion"] == "1"
 
+    def test_head_up_and_the_right_on_the_left(self, chromium, shown) -> None:
+        """Uptake is drawn where the node lies, and not where it would lie turned over."""
+        opened = Opened(chromium, shown[1])
+        opened.page.click("tr[data-lesion='2']")  # z 20 of 80, y 40 of 60, x 30 of 90
+        for key in "cx":
+            opened.page.keyboard.press(key)
+        opened.state()
+        seen = opened.page.evaluate(
+            """() => planes.map((plane) => [[0, 0], [1, 0], [0, 1]].map(([mirrored, turned]) => {
+                const { left, top, wide, tall } = place(plane);
+                const [width, height] = [size[plane.across], size[plane.down]];
+                const at = { 0: 30, 1: 40, 2: plane.upwards ? 80 - 1 - 20 : 20 };
+                const x = mirrored ? width - 1 - at[plane.across] : at[plane.across];
+                const y = turned ? height - 1 - at[plane.down] : at[plane.down];
+                return [...plane.canvas.getContext("2d").getImageData(
+                    left + (x + 0.5) * wide, top + (y + 0.5) * tall, 1, 1).data];
+            }))"""
+        )
+        for fused in seen[:3]:
+            amber = [red - blue > 30 for red, _, blue, _ in fused]
+            assert amber == [True, False, False]
+        for projected in seen[3:]:
+            dark = [red < 80 for red, *_ in projected]
+            assert dark == [True, False, False]
+
     def test_switches_change_what_is_drawn(self, chromium, shown) -> None:
         opened = Opened(chromium, shown[1])
         begun = opened.pixels()
