@@ -83,6 +83,16 @@ ModelOption = Annotated[
     list[str] | None, typer.Option(help="a survival model; repeatable; default: all")
 ]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="cross-validations")]
+RecordOption = Annotated[
+    Path | None, typer.Option(help="ehr.json of a CT and a PET, or a CSV of many patients")
+]
+SuvFactorOption = Annotated[float | None, typer.Option(min=0, help="PET values times this are SUV")]
+SeriesOption = Annotated[
+    list[str] | None, typer.Option(help="UID of a DICOM series to use; repeatable")
+]
+KeepNamesOption = Annotated[
+    bool, typer.Option("--keep-names", help="DICOM patients under their own ids")
+]
 ReferenceOption = Annotated[str, typer.Option(help="model to take differences to")]
 
 COMPARED_NETWORKS = ("hmvnet", "segresnet", "swinunetr", "resenc-unet")
@@ -127,21 +137,13 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="a folder a patient is made here")
     ] = None,
     weights: WeightsOption = "",
-    record: Annotated[
-        Path | None, typer.Option(help="ehr.json of a CT and a PET, or a CSV of many patients")
-    ] = None,
+    record: RecordOption = None,
     list_: Annotated[
         bool, typer.Option("--list", help="say what is recognised, and do no more")
     ] = False,
-    suv_factor: Annotated[
-        float | None, typer.Option(min=0, help="PET values times this are SUV")
-    ] = None,
-    series: Annotated[
-        list[str] | None, typer.Option(help="UID of a DICOM series to use; repeatable")
-    ] = None,
-    keep_names: Annotated[
-        bool, typer.Option("--keep-names", help="DICOM patients under their own ids")
-    ] = False,
+    suv_factor: SuvFactorOption = None,
+    series: SeriesOption = None,
+    keep_names: KeepNamesOption = False,
     dicom: Annotated[
         bool, typer.Option("--dicom", help="of DICOM: also SEG, report and RTSTRUCT")
     ] = False,
@@ -254,22 +256,14 @@ def convert(
         list[Path], typer.Argument(metavar="INPUT...", help="as of predict: DICOM, BIDS, a list")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="the data folder to write")],
-    record: Annotated[
-        Path | None, typer.Option(help="ehr.json of a CT and a PET, or a CSV of many patients")
-    ] = None,
+    record: RecordOption = None,
     contour: Annotated[
         list[str] | None,
         typer.Option(help="name=gtvp or name=gtvn, of contours; repeatable; default: usual names"),
     ] = None,
-    suv_factor: Annotated[
-        float | None, typer.Option(min=0, help="PET values times this are SUV")
-    ] = None,
-    series: Annotated[
-        list[str] | None, typer.Option(help="UID of a DICOM series to use; repeatable")
-    ] = None,
-    keep_names: Annotated[
-        bool, typer.Option("--keep-names", help="DICOM patients under their own ids")
-    ] = False,
+    suv_factor: SuvFactorOption = None,
+    series: SeriesOption = None,
+    keep_names: KeepNamesOption = False,
 ) -> int:
     """Write a data folder for training: CT in HU, PET in SUV, RTSTRUCT or SEG as labels."""
     from hmvnet.progress import print_lines

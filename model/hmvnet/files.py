@@ -138,7 +138,8 @@ def clear_leftovers(folder: Path, name: str | None = None) -> None:
         if found["kind"] == "old":
             _put_back(path, folder / found["name"])
         else:
-            remove(path)
+            with suppress(OSError):  # a folder that can only be read
+                remove(path)
 
 
 def _at_work(found: re.Match[str], path: Path) -> bool:

@@ -202,19 +202,19 @@ NORMALISERS = {
 
 
 def _weight_kg(one: Dataset) -> float:
-    weight = _number(one.get("PatientWeight"))
-    if weight is None or not KNOWN_KG[0] <= weight <= KNOWN_KG[1]:
-        found = "not there" if weight is None else "0" if weight == 0 else "out of range"
-        raise _refused("PatientWeight", found, f"{KNOWN_KG[0]:g} to {KNOWN_KG[1]:g} kg")
-    return weight
+    return _measure(one, "PatientWeight", KNOWN_KG, "kg")
 
 
 def _height_m(one: Dataset) -> float:
-    height = _number(one.get("PatientSize"))
-    if height is None or not KNOWN_M[0] <= height <= KNOWN_M[1]:
-        found = "not there" if height is None else "0" if height == 0 else "out of range"
-        raise _refused("PatientSize", found, f"{KNOWN_M[0]:g} to {KNOWN_M[1]:g} m")
-    return height
+    return _measure(one, "PatientSize", KNOWN_M, "m")
+
+
+def _measure(one: Dataset, keyword: str, known: tuple[float, float], unit: str) -> float:
+    value = _number(one.get(keyword))
+    if value is None or not known[0] <= value <= known[1]:
+        found = "not there" if value is None else "0" if value == 0 else "out of range"
+        raise _refused(keyword, found, f"{known[0]:g} to {known[1]:g} {unit}")
+    return value
 
 
 @dataclass(frozen=True)

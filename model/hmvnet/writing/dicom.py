@@ -68,6 +68,19 @@ class _Source:
         series = str(self.sources[0].SeriesInstanceUID)
         return generate_uid(entropy_srcs=[series, self.manifest.name, str(self.made), *words])
 
+    def instance(self, file: str) -> dict[str, Any]:
+        """What highdicom asks for of every object: where it lies, and who made it."""
+        return {
+            "series_instance_uid": self.uid(file, "series"),
+            "series_number": SERIES_NUMBERS[file],
+            "sop_instance_uid": self.uid(file),
+            "instance_number": 1,
+            "manufacturer": MAKER,
+            "manufacturer_model_name": MODEL,
+            "software_versions": __version__,
+            "device_serial_number": "0",
+        }
+
     def name(self, number: int) -> str:
         return f"{CLASSES[self.lesions[number].label]} {number}"
 
@@ -182,14 +195,7 @@ def _segmentation(made: _Source) -> Dataset:
         pixel_array=frames,
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=descriptions,
-        series_instance_uid=made.uid(SEG, "series"),
-        series_number=SERIES_NUMBERS[SEG],
-        sop_instance_uid=made.uid(SEG),
-        instance_number=1,
-        manufacturer=MAKER,
-        manufacturer_model_name=MODEL,
-        software_versions=__version__,
-        device_serial_number="0",
+        **made.instance(SEG),
         content_label="GTV",
         content_description="GTVp and GTVn; research software, not for clinical use",
         series_description="HM-VNet GTVp, GTVn (research)",
@@ -223,14 +229,7 @@ def _report(made: _Source, segmentation: Dataset) -> Dataset:
     return sr.Comprehensive3DSR(
         evidence=[segmentation, *made.sources],
         content=report,
-        series_number=SERIES_NUMBERS[SR],
-        series_instance_uid=made.uid(SR, "series"),
-        sop_instance_uid=made.uid(SR),
-        instance_number=1,
-        manufacturer=MAKER,
-        manufacturer_model_name=MODEL,
-        software_versions=__version__,
-        device_serial_number="0",
+        **made.instance(SR),
         series_description="HM-VNet measurements (research)",
     )
 
