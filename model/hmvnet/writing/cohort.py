@@ -26,9 +26,16 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def write_cohort(output: Path) -> Path:
-    """``cohort.csv``: a row for each patient's folder under ``output``, whoever made it."""
-    rows = [_row(path.name, report) for path, report in _reports(output)]
-    write_table(pd.DataFrame(rows, columns=_COLUMNS), output / COHORT)
+    """``cohort.csv``: a row for each patient's folder under ``output``, whoever made it.
+
+    Of processes on one folder each writes it when it is done, one after the other, so that the last
+    one has all patients.
+    """
+    from filelock import FileLock  # torch brings it
+
+    with FileLock(output / f".{COHORT}.lock"):
+        rows = [_row(path.name, report) for path, report in _reports(output)]
+        write_table(pd.DataFrame(rows, columns=_COLUMNS), output / COHORT)
     return output / COHORT
 
 
@@ -55,7 +62,7 @@ def _reports(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 _COLUMNS = [
     *("patient", "verdict", "codes", "GTVp_lesions", "GTVp_ml", "GTVn_lesions", "GTVn_ml"),
-    *("suv_max", "tlg", "risk", "share_below", "bundle", "time"),
+    *("suv_max", "tlg", "risk", "share_below", "bundle"),
 ]
 
 
@@ -71,7 +78,6 @@ def _row(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
         "risk": risk.get("value"),
         "share_below": risk.get("share_of_training_patients_below"),
         "bundle": report.get("bundle"),
-        "time": report.get("time"),
     }
     for kind in CLASSES[1:]:
         volumes = [lesion["volume_ml"] for lesion in lesions if lesion["class"] == kind]

@@ -55,6 +55,7 @@ def write_folder(
         write_report(prediction, manifest, temporary / REPORT, device)
         write_lesions(prediction, temporary / LESIONS)
     writers: dict[Path, Callable[[], object]] = {}
+    problems = []
     if picture:
         writers[folder / PICTURE] = lambda: write_picture(prediction, folder / PICTURE)
     if page:
@@ -62,8 +63,11 @@ def write_folder(
     if ct is not None:
         from hmvnet.writing.dicom import dicom_writers  # highdicom only where it is asked for
 
-        writers.update(dicom_writers(prediction, manifest, ct, folder))
-    return list(write_optional(writers).values())
+        try:
+            writers.update(dicom_writers(prediction, manifest, ct, folder))
+        except Exception as error:  # of the CT's files, say, that are gone: the rest is whole
+            problems.append(f"DICOM objects not written: {type(error).__name__}: {error}")
+    return [*write_optional(writers).values(), *problems]
 
 
 def write_picture(prediction: Prediction, path: Path) -> Path:
