@@ -7,7 +7,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 CASE   ?= test/cases/phantom-1
 OUTPUT ?= output
-COUNT  ?= 2000
+COUNT  ?= 2500
 SEED   ?= 0
 # One tested release; on a GPU machine it brings CUDA along.
 TORCH  ?= torch==2.13.0

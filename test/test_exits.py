@@ -169,3 +169,16 @@ def test_a_working_directory_that_is_gone_is_refused(monkeypatch, capfd):
 )
 def test_a_text_of_somebodys_file_is_shown_in_one_line(text, told):
     assert shown(text) == told and shown("x" * 100, 9) == "x" * 9
+
+
+@pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_a_limit_that_no_library_fits_into_is_said_before_they_are_loaded(kind):
+    """Of 100 MB of data C++ made an abort without a line of ours."""
+    code = f"""
+import resource, sys
+resource.setrlimit(resource.{kind}, (100 << 20, resource.RLIM_INFINITY))
+from hmvnet.exits import ending
+sys.exit(ending(lambda: __import__("torch") and 0))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: out of memory")

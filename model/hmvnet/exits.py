@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import getpass
 import io
+import math
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ NO_MEMORY = re.compile(
     "|could not create a primitive|map segment",
     re.IGNORECASE,
 )
+LEAST_BYTES = 192 << 20  # below, C++ ends the process with std::bad_alloc and no line of ours
 # Packages that read these as they load fail on what is no whole number.
 THREAD_COUNTS = ("OMP_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")
 
@@ -159,12 +161,25 @@ def _listened() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def _memory_limit() -> float:
+    """Bytes that the operating system lets this process have, as far as it says."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return math.inf
+    soft = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return min((n for n in soft if n != resource.RLIM_INFINITY), default=math.inf)
+
+
 def _ready_environment() -> None:
     """What packages stumble over when they are loaded, mended or refused before they are.
 
     Raises:
         RefusedError: there is no working directory.
+        MemoryError: the process may have so little that libraries abort as they are loaded.
     """
+    if _memory_limit() < LEAST_BYTES:
+        raise MemoryError
     try:
         os.getcwd()
     except OSError as error:  # the CPU libraries end the process
