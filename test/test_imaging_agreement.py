@@ -47,8 +47,17 @@ def test_outlines_that_do_not_meet_are_refused(shift):
 
 
 def test_outlines_that_hardly_meet_are_to_be_reviewed():
-    assert codes(head()[1], moved(50, 0, 0)) == ["outlines-apart"]
-    assert codes(head()[1], moved(8, 0, 8)) == []
+    assert codes(head()[1], moved(50, 0, 0)) == ["outlines-apart", "pet-aside"]
+
+
+@pytest.mark.parametrize("shift", [(16, 0, 0), (0, -16, 0), (0, 0, 20), (-24, 0, 0)])
+def test_a_pet_aside_is_to_be_reviewed(shift):
+    """20 mm cost half of the Dice, and the verdict was ok."""
+    assert codes(head()[1], moved(*shift)) == ["pet-aside"]
+
+
+def test_breathing_and_voxel_sizes_are_no_displacement():
+    assert codes(head()[1], moved(2, 2, 2)) == []
 
 
 @pytest.mark.parametrize("factor", [0.001, 0.01, 100, 1000, 10_000])

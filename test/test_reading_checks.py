@@ -76,6 +76,7 @@ def test_padding_outside_the_field_of_view_becomes_air(fill, offset):
         lambda ct: np.clip((ct + 200) / 500.0 * 255, 0, 255).astype(np.uint8),  # a window
         lambda ct: 0.02 * (ct / 1000.0 + 1),  # attenuation, 1/mm
         lambda ct: -ct,
+        lambda ct: ct + 150,  # of another calibration
         lambda ct: 10 * ct.astype(np.int32),
         lambda ct: np.where(ct > -500, ct, 0),  # outside set to water
         lambda ct: head()[1],  # the PET

@@ -59,6 +59,14 @@ def labels(path, given=None) -> np.ndarray:
     [
         *(("GTVp", 1), ("GTV_T", 1), ("gtv-primary", 1), ("GTV", 1), ("GTV_Mass_CT", 1)),
         *(("GTVn", 2), ("GTV N1", 2), ("GTVn_left", 2), ("gtv_nodes", 2), ("GTVLN", 2)),
+        *(
+            ("GTVnx", None),
+            ("GTV_NX", None),
+            ("notGTVn", None),
+            ("PTV-GTVn", None),
+            ("GTVp+n", None),
+        ),
+        *(("GTV total", None), ("GTVp_old", None), ("GTVp+5mm", None), ("GTV_PET", None)),
         *(("CTV", None), ("Brain", None), ("PTV70", None), ("Parotid_L", None), ("", None)),
     ],
 )
@@ -99,6 +107,13 @@ def test_no_name_that_counts(tmp_path):
 def test_contours_in_no_slice(tmp_path, z, said):
     with pytest.raises(CaseError, match=said):
         labels(structures(tmp_path / "a.dcm", [("GTVp", [(z, SQUARE)])]))
+
+
+def test_a_region_that_does_not_count_may_lie_anywhere_and_an_empty_one_is_said(tmp_path):
+    regions = [("Couch", [(900, SQUARE)]), ("GTVp", [(5, SQUARE)]), ("GTVn", [])]
+    truth, notes = read_truth(structures(tmp_path / "a.dcm", regions), HEAD_GRID)
+    assert set(np.unique(sitk.GetArrayViewFromImage(truth))) == {0, 1}
+    assert notes == ("contours: GTVp is GTVp", "contours not used: Couch, GTVn (empty)")
 
 
 def test_a_damaged_file(tmp_path):

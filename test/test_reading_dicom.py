@@ -425,3 +425,88 @@ def test_a_zip_that_is_not_readable(tmp_path, patient):
         path.write_bytes(damaged)
         with pytest.raises(CaseError, match="not readable as a zip"):
             find_dicom(path)
+
+
+# --- what an attack found ------------------------------------------------------------------------
+
+
+def test_one_series_uid_of_two_patients_is_two_scans(given, tmp_path):
+    shutil.copytree(given, tmp_path / "both" / "a")
+    shutil.copytree(given, tmp_path / "both" / "b")
+    for series in (tmp_path / "both" / "b").iterdir():
+        changed(series, lambda file: setattr(file, "PatientID", "OTHER"))
+    assert [s.patient_id for s in found(tmp_path / "both").scans] == ["patient-001", "patient-002"]
+
+
+def test_names_of_examinations_are_nobody_elses(patient, tmp_path):
+    for number, (name, study) in enumerate([("X", "1.1"), ("X", "1.2"), ("X-1", "1.3")]):
+        shutil.copytree(patient, tmp_path / str(number))
+        for series in (tmp_path / str(number)).iterdir():
+            uid = generate_uid()
+            changed(
+                series,
+                lambda file, name=name, study=study, uid=uid: (
+                    setattr(file, "PatientID", name),
+                    _uids(file, uid, study),
+                ),
+            )
+    names = [scan.patient_id for scan in found(tmp_path, keep_names=True).scans]
+    assert len(set(names)) == 3 and "X-1" in names
+
+
+def test_a_compressed_enhanced_pet_is_rescaled_once(given):
+    enhanced(given, dict(CORRECTED), _activity(given))
+    changed(given / "PT", lambda f: f.compress(RLELossless, generate_instance_uid=False))
+    check(only(given).read(), 5e-4)
+
+
+def test_padding_beyond_two_bytes_stays_below_air(given):
+    def pad(file):
+        stored = file.pixel_array.copy()
+        stored[:, :4] = -32768
+        stored[:, 4:] += 1024
+        file.PixelData, file.RescaleIntercept = stored.tobytes(), -1024
+
+    changed(given / "CT", pad)
+    case = only(given).read()
+    assert sitk.GetArrayFromImage(case.ct)[:, :, :4].max() == -1000
+    assert any("padding" in note for note in case.notes)
+
+
+def test_a_single_correction_is_a_word_and_not_its_letters(given):
+    changed(given / "PT", lambda file: setattr(file, "CorrectedImage", "ATTN"))
+    _another(given, "NAC", "PT", lambda f: setattr(f, "CorrectedImage", ["DECY"]))
+    assert only(given).pet.number == "3"
+
+
+@pytest.mark.parametrize("uid", ["", "1.2.3"])
+def test_images_without_a_uid_of_their_own_are_no_doubles(given, uid):
+    changed(given / "CT", lambda file: setattr(file, "SOPInstanceUID", uid))
+    check(only(given).read())
+
+
+def test_a_series_that_is_asked_for_and_not_there(given):
+    with pytest.raises(CaseError, match="1 of 1 UIDs are of no PET or CT here"):
+        found(given, series=["9.9"])
+
+
+def test_a_slope_of_0_and_units_that_differ(given):
+    some = sorted((given / "PT").iterdir())[:5]
+    changed(some, lambda file: setattr(file, "RescaleSlope", "0"))
+    with pytest.raises(CaseError, match="RescaleSlope is 0"):
+        only(given).read()
+    changed(some, lambda f: (setattr(f, "RescaleSlope", "1"), setattr(f, "Units", "GML")))
+    with pytest.raises(CaseError, match="Units is not the same in all images"):
+        only(given).read()
+
+
+def test_a_series_number_that_is_a_name_is_not_said(given):
+    for series in given.iterdir():
+        changed(series, lambda file: file.add_new("SeriesNumber", "LO", "SMITH"))
+    assert "SMITH" not in f"{only(given)} {found(given)}"
+
+
+def test_what_a_number_stood_for_before_is_not_taken_for_who_has_it_now(given, tmp_path):
+    first = only(given).origin
+    other = _another(given, "CT2", "CT")
+    assert only(given, series=[other]).origin != first and len(first) == 16

@@ -263,6 +263,14 @@ def test_headers_that_say_the_same_otherwise(default, change):
     assert _factor(default) == pytest.approx(before, rel=1e-9)
 
 
+def test_a_time_of_another_zone_is_made_the_files(default):
+    before = _factor(default)
+    for file, info in zip(default, _info(default)):
+        file.TimezoneOffsetFromUTC = "+0100"
+        info.RadiopharmaceuticalStartDateTime = "20250101090000.00+0000"
+    assert _factor(default) == pytest.approx(before, rel=1e-9)
+
+
 def test_an_injection_before_midnight(default):
     before = _factor(default)
     for file, info in zip(default, _info(default)):

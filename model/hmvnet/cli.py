@@ -266,7 +266,9 @@ def convert(
     keep_names: KeepNamesOption = False,
 ) -> int:
     """Write a data folder for training: CT in HU, PET in SUV, RTSTRUCT or SEG as labels."""
-    from hmvnet.progress import print_lines
+    from hmvnet.cohort import check_names
+    from hmvnet.imaging.agreement import check_agreement
+    from hmvnet.imaging.coarse import Coarse
     from hmvnet.reading.contours import parse_names
     from hmvnet.reading.dicom import Scan
     from hmvnet.reading.inputs import Asked, find_sources
@@ -278,12 +280,14 @@ def convert(
     sources, narrator = find_sources(inputs, asked), Narrator()
     print_lines(sources.told)
     records, failed = {}, 0
+    check_names(sources)
     for source in sources:
         if (output / source.patient_id).exists():
             raise RefusedError(f"{output / source.patient_id} is there already")
     for source in sources:
         try:
             case = source.read_with_truth(names) if isinstance(source, Scan) else source.read()
+            findings = check_agreement(case, Coarse.of(case))
             write_case(case, output)
         except RefusedError as error:
             narrator.problem(f"{source.patient_id}: {error}")
@@ -291,7 +295,7 @@ def convert(
             continue
         records[case.patient_id] = dict(case.record.values)
         narrator(f"{case.patient_id}: {'with' if case.truth else 'without'} truth")
-        for note in case.notes:
+        for note in (*case.notes, *(finding.text for finding in findings)):
             narrator(f"{case.patient_id}: note: {note}")
     write_records(records, output)
     _say(f"{len(sources)} patients: {len(records)} written, {failed} refused; in {output}")

@@ -107,7 +107,7 @@ def predict_cohort(
             no file name, something in a folder's place that is not of an earlier call, or with
             ``refuse`` a folder that is there already; before any work.
     """
-    _check_names(sources)
+    check_names(sources)
     if mask is not None and len(sources) != 1:
         raise RefusedError(f"a corrected mask goes with one patient, found {len(sources)}")
     if dicom:
@@ -124,7 +124,12 @@ def predict_cohort(
     for folder in (output, *(output / name for name in names)):
         clear_leftovers(folder)
     wanted = [*([PICTURE] if picture else []), *([PAGE] if page else [])]
-    whole = {name for name in names if is_whole(output / name, pipeline, wanted, dicom)}
+    whole = {
+        source.patient_id
+        for source in sources
+        if is_whole(output / source.patient_id, pipeline, wanted, dicom)
+        and read_report(output / source.patient_id).get("origin", "") == _origin(source)
+    }
     done = whole if existing == "skip" else set()
     there = [name for name in names if (output / name).exists() and name not in done]
     if strange := [name for name in there if not is_ours(output / name)]:
@@ -156,6 +161,7 @@ def predict_cohort(
                 device=str(pipeline.device),
                 picture=picture,
                 page=page,
+                origin=_origin(source),
                 ct=source.ct if dicom and isinstance(source, Scan) else None,
             )
         except RefusedError as error:
@@ -175,6 +181,11 @@ def predict_cohort(
             if on_failure:
                 on_failure(name, "; ".join(problems))
     return result
+
+
+def _origin(source: Source) -> str:
+    """Of a scan that is named by its number: what else may have had that number before."""
+    return source.origin if isinstance(source, Scan) else ""
 
 
 def _ahead(sources: Sequence[Source]) -> Iterator[Callable[[], Case]]:
@@ -224,7 +235,8 @@ def _note_verdict(result: CohortResult, name: str, verdict: Verdict) -> None:
         result.review[name] = verdict.codes
 
 
-def _check_names(sources: Sequence[Source]) -> None:
+def check_names(sources: Sequence[Source]) -> None:
+    """Raises: RefusedError, for an id that is there twice, or is no name of a folder."""
     names = [source.patient_id for source in sources]
     times = Counter(name.casefold() for name in names)
     for name in names:

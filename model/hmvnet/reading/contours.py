@@ -20,8 +20,8 @@ from hmvnet.reading.images import has_image_suffix, read_image
 # What drawers call them, in small letters without blanks, points, dashes and underscores; the first
 # that fits counts. Whoever has other names says so.
 USUAL_NAMES: tuple[tuple[str, int], ...] = (
-    (r"gtvn.*|gtvln.*|gtvnodes?.*|gtvlymph.*|.*gtvn\d*", 2),
-    (r"gtvp.*|gtvt.*|gtvprimary.*|gtv|gtv1|gtvmass.*", 1),
+    (r"gtv(n|ln|nodes?|nodal|lymphnodes?)(left|right|l|r|\d+[a-z]?)*", 2),
+    (r"gtv(p|t|primary|tumou?r|mass)?(ct|left|right|l|r|\d+)*", 1),
 )
 OFF_PLANE = 0.2  # of a slice's distance, that a contour may lie beside its slice
 
@@ -77,7 +77,11 @@ def read_truth(
     try:
         with pydicom.config.disable_value_validation():
             file = pydicom.dcmread(path)
-            parts = _regions(file, grid) if file.Modality == "RTSTRUCT" else _segments(file, grid)
+            parts = (
+                _regions(file, grid, given)
+                if file.Modality == "RTSTRUCT"
+                else _segments(file, grid)
+            )
             found = list(parts)
     except CaseError:
         raise
@@ -88,6 +92,9 @@ def read_truth(
         label = label_of(name, given)
         if label is None:
             unused.append(shown(name))
+            continue
+        if not mask.any():
+            unused.append(f"{shown(name)} (empty)")
             continue
         labels[mask & ((labels == 0) | (label == 1))] = label
         used.append(f"{shown(name)} is {CLASSES[label]}")
@@ -111,14 +118,19 @@ def read_mask(path: Path, grid: Grid) -> sitk.Image:
     return truth
 
 
-def _regions(file: Dataset, grid: Grid) -> Iterator[tuple[str, np.ndarray]]:
+def _regions(
+    file: Dataset, grid: Grid, given: Mapping[str, int] | None
+) -> Iterator[tuple[str, np.ndarray]]:
     """The regions of an RTSTRUCT: names, and boolean ``[z, y, x]`` on the grid."""
     names = {roi.ROINumber: str(roi.ROIName) for roi in file.StructureSetROISequence}
     for roi in file.ROIContourSequence:
-        name = names[roi.ReferencedROINumber]
+        name = names.get(roi.ReferencedROINumber, "")
+        if label_of(name, given) is None:  # it may lie anywhere
+            yield name, np.zeros(0, bool)
+            continue
         inside = np.zeros(grid.shape, bool)
         for contour in roi.get("ContourSequence") or ():
-            if contour.ContourGeometricType != "CLOSED_PLANAR":
+            if contour.ContourGeometricType not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"):
                 continue
             points = np.reshape(np.array(contour.ContourData, dtype=float), (-1, 3))
             index = grid.indices(points)
@@ -146,6 +158,7 @@ def _segments(file: Dataset, ct: Grid) -> Iterator[tuple[str, np.ndarray]]:
     def of(frame: Dataset, sequence: str) -> Dataset:
         return (frame.get(sequence) or shared.get(sequence))[0]
 
+    most = float(file.get("MaximumFractionalValue") or 1)  # of a BINARY one there is none
     measures = of(frames[0], "PixelMeasuresSequence")
     axes = np.reshape(
         [float(v) for v in of(frames[0], "PlaneOrientationSequence").ImageOrientationPatient],
@@ -160,7 +173,10 @@ def _segments(file: Dataset, ct: Grid) -> Iterator[tuple[str, np.ndarray]]:
         ]
     )
     depth = places @ normal
-    step = float(measures.get("SpacingBetweenSlices") or measures.SliceThickness)
+    apart = np.diff(np.unique(np.round(depth, 3)))
+    step = float(measures.get("SpacingBetweenSlices") or 0) or float(
+        apart.min() if apart.size else measures.SliceThickness
+    )
     index = np.rint((depth - depth.min()) / step).astype(int)
     first = places[depth.argmin()]
     grid = Grid(
@@ -174,7 +190,7 @@ def _segments(file: Dataset, ct: Grid) -> Iterator[tuple[str, np.ndarray]]:
         for frame, z, plane in zip(frames, index, pixels, strict=True):
             segment = of(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber
             if segment == number:
-                volume[z] |= (plane > 0).astype(np.uint8)
+                volume[z] |= (2 * plane.astype(float) >= most).astype(np.uint8)
         yield name, _onto(grid.image(volume), ct)
 
 

@@ -17,12 +17,13 @@ from typing import Any
 from pydicom import Dataset
 
 from hmvnet.case import Case, CaseError, Finding, Grid
+from hmvnet.files import digest
 from hmvnet.reading.archive import unzipped
 from hmvnet.reading.checks import checked_case
 from hmvnet.reading.contours import read_truth
 from hmvnet.reading.headers import remarked
 from hmvnet.reading.series import Series, Slice, drawn_on, read_header, read_series, slices_of
-from hmvnet.reading.suv import suv_scale
+from hmvnet.reading.suv import suv_scale, words
 from hmvnet.reading.tables import Known
 
 FEWEST_SLICES = 5  # of a scan; localisers and screen shots have fewer
@@ -53,6 +54,11 @@ class Scan:
 
     def __str__(self) -> str:
         return f"{self.ct}, {self.pet}"
+
+    @property
+    def origin(self) -> str:
+        """What tells this scan from another of the same number, and names nobody."""
+        return digest(self.ct.uid, self.pet.uid, self.suv_factor)
 
     def read(self) -> Case:
         """The images, CT in HU and PET in SUV.
@@ -157,6 +163,8 @@ def find_dicom(
         groups[_examination(one)].append(one)
     numbers: dict[str, int] = {}
     scans: list[Scan | Unpaired] = []
+    if absent := set(series) - {one.uid for one in found}:
+        raise CaseError(f"--series: {len(absent)} of {len(series)} UIDs are of no PET or CT here")
     for key, members in sorted(groups.items()):
         if not any(one.modality == "PT" for one in members):
             left_out["CT series without a PET"] += len(members)
@@ -174,10 +182,16 @@ def find_dicom(
 def _told_apart(scans: list[Scan | Unpaired]) -> Iterator[Scan | Unpaired]:
     """Several examinations of one patient get a number each."""
     counts, seen = Counter(scan.patient_id for scan in scans), Counter[str]()
+    taken = {name for name, count in counts.items() if count == 1}
     for scan in scans:
         name = scan.patient_id
+        if counts[name] == 1:
+            yield scan
+            continue
         seen[name] += 1
-        yield replace(scan, patient_id=f"{name}-{seen[name]}") if counts[name] > 1 else scan
+        while f"{name}-{seen[name]}" in taken:
+            seen[name] += 1
+        yield replace(scan, patient_id=f"{name}-{seen[name]}")
 
 
 def _file_name(patient: str) -> str:
@@ -194,6 +208,8 @@ def _examination(one: Series) -> tuple[str, str, str]:
 
 # --- files to series -----------------------------------------------------------------------------
 
+# What tells series apart.
+IDENTITY = ("SeriesInstanceUID", "PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
 NO_DICOM = "files that are no DICOM"
 
 
@@ -212,13 +228,15 @@ def _drawn_on(ct: Series, drawn: Sequence[_Drawing], found: Sequence[Series]) ->
     Anonymisation and export give series other UIDs, and do not always say so to what is drawn.
     """
     here = [one.path for one in drawn if ct.uid in one.series]
-    known, frame = {one.uid for one in found}, str(ct.header.get("FrameOfReferenceUID"))
+    known, frame = {one.uid for one in found}, str(ct.header.get("FrameOfReferenceUID") or "")
+    if not frame:
+        return here
     return here or [o.path for o in drawn if o.frame == frame and not known & set(o.series)]
 
 
 def _find_series(root: Path) -> tuple[list[Series], list[_Drawing], Counter[str]]:
     """The PET and CT series under a folder, what is drawn on each, and a count of all else."""
-    members: dict[str, list[Slice]] = defaultdict(list)
+    members: dict[tuple[str, ...], list[Slice]] = defaultdict(list)
     drawn: list[_Drawing] = []
     left_out: Counter[str] = Counter()
     for folder, folders, names in os.walk(root):
@@ -234,14 +252,17 @@ def _find_series(root: Path) -> tuple[list[Series], list[_Drawing], Counter[str]
             if why := _unused(header):
                 left_out[why] += 1
                 continue
-            members[str(header.SeriesInstanceUID)] += slices_of(path, header)
+            # One UID may be there for two patients, where somebody gave it by hand.
+            ids = [str(header.get(keyword) or "") for keyword in IDENTITY]
+            members[tuple(ids)] += slices_of(path, header)
     series = []
-    for uid, slices in members.items():
+    for (uid, *_), slices in members.items():
         modality = str(slices[0].header.Modality)
         if len(slices) < FEWEST_SLICES:
             left_out[f"{modality} series of fewer than {FEWEST_SLICES} slices"] += 1
             continue
-        number = str(slices[0].header.get("SeriesNumber") or "?")
+        number = str(slices[0].header.get("SeriesNumber") or "")
+        number = number if number.isdigit() else "?"  # a text may name somebody
         normal = slices[0].normal
         slices.sort(key=lambda one: float(one.position @ normal))
         series.append(Series(uid, modality, number, tuple(slices)))
@@ -257,7 +278,7 @@ def _unused(header: Dataset) -> str:
         return f"{modality} files without an image"
     if header.get("SamplesPerPixel", 1) != 1:
         return f"{modality} files in colour"
-    if any(str(word).upper() == "LOCALIZER" for word in header.get("ImageType") or ()):
+    if "LOCALIZER" in words(header.get("ImageType")):
         return "localisers"
     return ""
 

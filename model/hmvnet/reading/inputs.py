@@ -161,6 +161,8 @@ def find_sources(inputs: Sequence[Path], asked: Asked | None = None) -> Inputs:
         RefusedError: it is none of these; says what was found and what was expected.
     """
     asked = asked or Asked()
+    if asked.suv_factor is not None and not 0 < asked.suv_factor < float("inf"):
+        raise RefusedError(f"--suv-factor {asked.suv_factor}: expected a number above 0")
     given = [*inputs, *([asked.record] if asked.record else [])]
     if absent := [str(path) for path in given if not path.exists()]:
         raise RefusedError(f"{absent[0]}: no such file or folder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from pydicom.datadict import tag_for_keyword
 
 from hmvnet.case import CaseError, Grid
 from hmvnet.reading.headers import MAX_VOXELS, checked_grid
+from hmvnet.reading.suv import words
 
 PREAMBLE = 128
 SAME_AXES, SAME_PLACE_MM = 1e-3, 0.1
@@ -66,6 +68,7 @@ TAGS = [
     "ActualFrameDuration",
     "RadiopharmaceuticalInformationSequence",
     "ImageComments",
+    "TimezoneOffsetFromUTC",
     "ReferencedFrameOfReferenceSequence",
     "ReferencedSeriesSequence",
 ]
@@ -129,8 +132,8 @@ class Series:
     @property
     def is_corrected(self) -> bool:
         """Whether a PET is corrected for attenuation, or does not say."""
-        corrected = self.header.get("CorrectedImage")
-        return corrected is None or "ATTN" in [str(word).upper() for word in corrected]
+        corrected = words(self.header.get("CorrectedImage"))
+        return not corrected or "ATTN" in corrected
 
     @property
     def length_mm(self) -> float:
@@ -171,7 +174,8 @@ def read_header(path: Path) -> Dataset | None:
         bare = start[:4] in (b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00")
         if start[PREAMBLE:] != b"DICM" and not bare:
             return None
-        with pydicom.config.disable_value_validation():
+        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+            warnings.simplefilter("ignore")  # they hold values
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=KEPT, force=bare)
     except Exception:  # pydicom raises many kinds for damaged files; a zip's, a text's bytes too
         return None
@@ -288,7 +292,11 @@ def read_series(
                 f"{series.name}, image {number}: {stored.shape[1]} x {stored.shape[0]} pixels, "
                 f"expected {grid.size[0]} x {grid.size[1]} as in the others"
             )
+        if not math.isfinite(one.slope * one.intercept) or one.slope == 0:
+            raise CaseError(f"{series.name}, image {number}: RescaleSlope is 0 or no number")
         values = stored * np.float64(one.slope) + one.intercept
+        if whole:  # padding may lie beyond what two bytes hold
+            values = values.clip(-32768, 32767)
         plane[...] = values if factors is None else values * factors[index]
     return grid.image(volume), notes
 
@@ -302,9 +310,9 @@ def volume_files(series: Series) -> list[tuple[Path, int | None]]:
 def _without_doubles(series: Series) -> tuple[list[int], tuple[str, ...]]:
     """Which slices to use: of the same image sent twice, one."""
     chosen: list[int] = []
-    seen: set[tuple[str, int | None]] = set()
+    seen: set[tuple[object, ...]] = set()
     for index, one in enumerate(series.slices):
-        key = str(one.header.get("SOPInstanceUID")), one.frame
+        key = str(one.header.get("SOPInstanceUID")), one.frame, *one.position.tolist()
         if key not in seen:
             seen.add(key)
             chosen.append(index)
@@ -319,6 +327,8 @@ def _grid(series: Series, slices: Sequence[Slice]) -> Grid:
         CaseError: they do not, and how.
     """
     first, name = slices[0], series.name
+    if len(slices) < 2:
+        raise CaseError(f"{name}: one image, expected a stack")
     if any(np.abs(one.axes - first.axes).max() > SAME_AXES for one in slices):
         raise CaseError(f"{name}: images of different orientation, expected one stack of slices")
     if any(one.size != first.size for one in slices) or any(
@@ -381,6 +391,9 @@ def _decompressed(file: Dataset) -> np.ndarray:
     GDCM rescales what it reads: with a slope of 1 it gives what was stored.
     """
     file.RescaleSlope, file.RescaleIntercept = 1, 0
+    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        if keyword in file:  # an enhanced image has its slopes there
+            delattr(file, keyword)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "file.dcm")
         file.save_as(path)

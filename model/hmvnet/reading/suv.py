@@ -12,6 +12,7 @@ dose per gram of the patient. What is needed of the header is asked for by name.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
@@ -55,7 +56,10 @@ def suv_scale(slices: Sequence[Dataset], given: float | None = None) -> SuvScale
     """
     if given is not None:
         return SuvScale((given,) * len(slices), (f"PET: SUV factor {given:g}, as given",))
-    corrected = _words(slices[0].get("CorrectedImage"))
+    for keyword in ("Units", "DecayCorrection", "SUVType"):
+        if len({str(one.get(keyword) or "") for one in slices}) > 1:
+            raise CaseError(f"PET: {keyword} is not the same in all images", "pet-not-suv")
+    corrected = words(slices[0].get("CorrectedImage"))
     if corrected and "ATTN" not in corrected:
         raise CaseError(
             "PET: CorrectedImage does not hold ATTN; an image without attenuation correction is "
@@ -251,7 +255,8 @@ class _Injection:
         if dose < LEAST_BQ:
             dose *= 1e6
             notes.append("PET: RadionuclideTotalDose taken for MBq: no dose is as small in Bq")
-        at = parse_datetime(info.get("RadiopharmaceuticalStartDateTime"))
+        zone = _offset(str(one.get("TimezoneOffsetFromUTC") or ""))
+        at = parse_datetime(info.get("RadiopharmaceuticalStartDateTime"), zone)
         clock = parse_time(info.get("RadiopharmaceuticalStartTime")) or (at.time() if at else None)
         return cls(dose, half_life, at, clock, tuple(notes))
 
@@ -385,12 +390,31 @@ def parse_time(value: object) -> time | None:
         return None
 
 
-def parse_datetime(value: object) -> datetime | None:
-    """A DT, without its offset from UTC: all of a file's times have the same; None for no such."""
-    text = str(value or "").strip().split("+")[0]
-    text = text.rpartition("-")[0] if "-" in text[8:] else text
-    day, clock = parse_date(text[:8]), parse_time(text[8:])
-    return datetime.combine(day, clock) if day and clock else None
+def parse_datetime(value: object, zone: timedelta | None = None) -> datetime | None:
+    """A DT in the file's own time; None for no such.
+
+    Args:
+        zone: the file's offset from UTC; None: that of the value.
+    """
+    text = str(value or "").strip()
+    found = re.fullmatch(r"(\d{8})([\d.]*)([+-]\d{4})?", text)
+    if not found:
+        return None
+    day, clock = parse_date(found[1]), parse_time(found[2])
+    if not day or not clock:
+        return None
+    own = _offset(found[3] or "")
+    moved = zone - own if zone is not None and own is not None else timedelta()
+    return datetime.combine(day, clock) + moved
+
+
+def _offset(text: str) -> timedelta | None:
+    """``+HHMM`` or ``-HHMM``; None for anything else."""
+    found = re.fullmatch(r"([+-])(\d\d)(\d\d)", text.strip())
+    if not found:
+        return None
+    offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
+    return -offset if found[1] == "-" else offset
 
 
 def _number(value: object) -> float | None:
@@ -401,7 +425,8 @@ def _number(value: object) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _words(value: object) -> list[str]:
+def words(value: object) -> list[str]:
+    """The values of an element that may have one, several or none, in capitals."""
     if value is None:
         return []
     each = [value] if isinstance(value, str) else list(value)  # type: ignore[call-overload]

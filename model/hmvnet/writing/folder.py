@@ -34,10 +34,12 @@ def write_folder(
     picture: bool = False,
     page: bool = False,
     ct: Series | None = None,
+    origin: str = "",
 ) -> list[str]:
     """Write mask, report and lesion table, the folder whole or not at all; then what is optional.
 
     Args:
+        origin: of the scan, for the report.
         ct: the DICOM series that the CT was read from, where DICOM objects are wanted too.
 
     Returns:
@@ -52,7 +54,7 @@ def write_folder(
     with replacing(folder) as temporary:
         temporary.mkdir()
         write_image(prediction.mask, temporary / MASK)
-        write_report(prediction, manifest, temporary / REPORT, device)
+        write_report(prediction, manifest, temporary / REPORT, device, origin)
         write_lesions(prediction, temporary / LESIONS)
     writers: dict[Path, Callable[[], object]] = {}
     problems = []

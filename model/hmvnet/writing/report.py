@@ -20,9 +20,12 @@ from hmvnet.pipeline import Prediction
 from hmvnet.table_files import write_table
 
 
-def report(prediction: Prediction, manifest: Manifest, device: str = "") -> dict[str, Any]:
+def report(
+    prediction: Prediction, manifest: Manifest, device: str = "", origin: str = ""
+) -> dict[str, Any]:
     """A JSON-able report of a prediction. It holds no name and no health record.
 
+    ``origin`` tells one scan of DICOM from another, and names nobody.
     ``risk.variables`` are exact (they sum to the part of the risk that is not the network's),
     ``risk.branches`` are the change of the risk when a branch of the fusion network gives its
     training mean.
@@ -33,6 +36,7 @@ def report(prediction: Prediction, manifest: Manifest, device: str = "") -> dict
         "version": __version__,
         "bundle": manifest.name,
         "device": device,
+        "origin": origin,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "verdict": {"status": prediction.verdict.status, "codes": list(prediction.verdict.codes)},
         "lesions": [lesion_row(lesion, grid) for lesion in prediction.lesions],
@@ -66,9 +70,11 @@ def lesion_row(lesion: Lesion, grid: Grid) -> dict[str, Any]:
     return {"class": CLASSES[label], "label": label, "centroid_lps_mm": place, **values}
 
 
-def write_report(prediction: Prediction, manifest: Manifest, path: Path, device: str = "") -> Path:
+def write_report(
+    prediction: Prediction, manifest: Manifest, path: Path, device: str = "", origin: str = ""
+) -> Path:
     """``report`` as JSON."""
-    write_text(json.dumps(report(prediction, manifest, device), indent=2) + "\n", path)
+    write_text(json.dumps(report(prediction, manifest, device, origin), indent=2) + "\n", path)
     return path
 
 
