@@ -138,3 +138,30 @@ def test_dicom_objects_need_a_dicom_input(tiny_bundle, tmp_path, write_case):
     pipeline = Pipeline(load_bundle(tiny_bundle), pick_device("cpu"), needs_risk=False)
     with pytest.raises(RefusedError, match="no patient is read from DICOM"):
         predict_cohort(find_sources([write_case()]), pipeline, tmp_path / "out", dicom=True)
+
+
+def test_a_ct_without_names_and_one_of_tags_that_make_no_object(scan, tiny_bundle, tmp_path):
+    """What its error says holds nothing of the patient."""
+    pipeline = Pipeline(load_bundle(tiny_bundle), pick_device("cpu"), needs_risk=False)
+    pipeline.segmenter.ensemble = Painted(pipeline.segmenter.ensemble.members)
+    for name, value in (("anonymous", None), ("SMITHDAY", "SMITHDAY")):
+        folder = shutil.copytree(scan, tmp_path / name)
+        for path in (folder / "CT").iterdir():
+            file = pydicom.dcmread(path)
+            for keyword in ("PatientName", "AccessionNumber", "StudyID", "PatientBirthDate"):
+                delattr(file, keyword)
+            if value:
+                with pydicom.config.disable_value_validation():
+                    file.PatientBirthDate = value
+            file.save_as(path)
+        said = []
+        result = predict_cohort(
+            find_sources([folder]),
+            pipeline,
+            tmp_path / f"out-{name}",
+            picture=False,
+            dicom=True,
+            on_failure=lambda *words, said=said: said.append(words),
+        )
+        assert result.code == (Exit.INCOMPLETE if value else Exit.OK), said
+        assert "SMITH" not in str(said)

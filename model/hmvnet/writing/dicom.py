@@ -42,6 +42,11 @@ MAKER, MODEL = "HM-VNet (open source)", "hmvnet"
 SERIES_NUMBERS = {SEG: 9001, SR: 9002, RTSTRUCT: 9003}
 COLOURS = {GTVP: (230, 60, 60), 2: (60, 140, 230)}  # of contours, RGB
 MOST_LESIONS = 255
+# What an object of the study has to have, if without a value.
+MAY_BE_EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
+    *("StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+)
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,9 @@ def _made_of(prediction: Prediction, manifest: Manifest, ct: Series) -> _Source:
     paths = list(dict.fromkeys(path for path, _ in files))
     with _quietly():
         sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
+        for source in sources:
+            for keyword in MAY_BE_EMPTY:
+                source.setdefault(keyword, "")
     order = [paths.index(path) if frame is None else frame for path, frame in files]
     return _Source(
         grid,
@@ -144,7 +152,13 @@ def _quietly() -> Iterator[None]:
 
 def _written(make: Callable[[], Dataset], path: Path) -> Dataset:
     with _quietly(), replacing(path) as temporary:
-        file = make()
+        try:
+            file = make()
+        except OSError:
+            raise
+        except Exception as error:  # whose text may hold what the tags say of the patient
+            kind = type(error).__name__
+            raise ValueError(f"the CT's own tags make no valid object of it ({kind})") from None
         file.save_as(temporary, enforce_file_format=True)
     return file
 
