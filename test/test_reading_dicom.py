@@ -473,6 +473,21 @@ def test_padding_beyond_two_bytes_stays_below_air(given):
     assert any("padding" in note for note in case.notes)
 
 
+def test_unsigned_padding_that_stands_for_a_negative_value(given):
+    """-2000 written into unsigned pixels: 63536."""
+
+    def pad(file):
+        stored = (file.pixel_array.astype(int) + 1024).astype(np.uint16)
+        stored[:, :4] = 63536
+        file.PixelData, file.RescaleIntercept, file.PixelRepresentation = stored.tobytes(), -1024, 0
+
+    changed(given / "CT", pad)
+    case = only(given).read()
+    assert sitk.GetArrayFromImage(case.ct)[:, :, :4].max() == -1000
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(case.ct)[:, :, 4:], head()[0][:, :, 4:])
+    assert [finding.code for finding in case.findings] == ["ct-repaired"]
+
+
 def test_a_single_correction_is_a_word_and_not_its_letters(given):
     changed(given / "PT", lambda file: setattr(file, "CorrectedImage", "ATTN"))
     _another(given, "NAC", "PT", lambda f: setattr(f, "CorrectedImage", ["DECY"]))
@@ -510,3 +525,30 @@ def test_what_a_number_stood_for_before_is_not_taken_for_who_has_it_now(given, t
     first = only(given).origin
     other = _another(given, "CT2", "CT")
     assert only(given, series=[other]).origin != first and len(first) == 16
+
+
+def test_the_ct_of_the_same_night_and_an_original_one(given):
+    changed(given / "PT", lambda f: setattr(f, "AcquisitionTime", "000200"))
+    night = [("CT", "20250101", "235800"), ("CT2", "20250102", "003500")]
+    _another(given, "CT2", "CT", number=8)
+    for name, day, clock in night:
+        changed(
+            given / name,
+            lambda f, day=day, clock=clock: (
+                setattr(f, "AcquisitionDate", day),
+                setattr(f, "AcquisitionTime", clock),
+            ),
+        )
+    assert only(given).ct.number == "2"
+    changed(given / "CT2", lambda f: setattr(f, "ImageType", ["ORIGINAL", "PRIMARY", "AXIAL"]))
+    assert only(given).ct.number == "8"
+
+
+def test_several_doses_are_refused(given):
+    def twice(file):
+        info = file.RadiopharmaceuticalInformationSequence[0]
+        file.RadiopharmaceuticalInformationSequence = [info, info]
+
+    changed(given / "PT", twice)
+    with pytest.raises(CaseError, match="of several doses"):
+        only(given).read()

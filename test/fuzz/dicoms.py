@@ -142,7 +142,7 @@ def compressed(draw: Draw, given: Scan) -> None:
 
 @DICOM.mutation(Right.SAME)
 def stored_with_an_intercept(draw: Draw, given: Scan) -> None:
-    intercept = draw(st.sampled_from([-1024, -8192, -2000]))
+    intercept = draw(st.sampled_from([-1100, -8192, -2000]))
 
     def change(file: Dataset) -> None:
         file.PixelData = (file.pixel_array.astype(int) - intercept).astype("<u2").tobytes()

@@ -22,6 +22,7 @@ PADDING_HU = -1100.0  # air with its noise ends here
 AIR_HU, FAT_HU, TISSUE_HU, LUNG_HU = (-1100, -800), (-150, -30), (-200, 200), (-800, -200)
 DENSE_HU, BONE_HU = 1000, 300  # metal and the densest bone; any bone
 LEAST_AIR, LEAST_FAT, LEAST_TISSUE, MOST_DENSE = 0.001, 0.005, 0.01, 0.2
+MOST_HU = 32767  # of two bytes, which all scanners store; more was negative once
 MOST_OFF_AIR = 80.0  # HU, of air's commonest value; 0 to 24 in 35 scans of sarcomas
 MOST_STREAKS = 0.05  # below air, of metal; beyond, it is padding or the CT is no HU
 SAMPLED_VOXELS = 500_000
@@ -151,6 +152,7 @@ class _Histogram:
         tissue = self.share(*TISSUE_HU)
         return (
             (self.is_padded or self.padding <= MOST_STREAKS)
+            and self.values[-1] <= MOST_HU
             and self.share(*AIR_HU) >= LEAST_AIR
             and self.off_air <= MOST_OFF_AIR
             and tissue >= max(LEAST_TISSUE, self.share(*LUNG_HU))

@@ -11,6 +11,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hmvnet.reading.checks import checked_case
 from hmvnet.reading.contours import read_truth
 from hmvnet.reading.headers import remarked
 from hmvnet.reading.series import Series, Slice, drawn_on, read_header, read_series, slices_of
-from hmvnet.reading.suv import suv_scale, words
+from hmvnet.reading.suv import parse_date, parse_time, suv_scale, words
 from hmvnet.reading.tables import Known
 
 FEWEST_SLICES = 5  # of a scan; localisers and screen shots have fewer
@@ -301,7 +302,12 @@ def _pair(name: str, members: list[Series], wanted: Sequence[str]) -> Scan | Unp
     ct = _chosen(
         cts,
         wanted,
-        lambda one: (round(one.overlap(pet), 1), -abs(_time_of(one) - begun), len(one.slices)),
+        lambda one: (
+            round(one.overlap(pet), 1),
+            "ORIGINAL" in words(one.header.get("ImageType")),
+            -abs(_time_of(one) - begun),
+            len(one.slices),
+        ),
     )
     notes = [
         f"{one.name} chosen of {len(among)} ({', '.join(other.number for other in among)})"
@@ -317,12 +323,14 @@ def _chosen(among: list[Series], wanted: Sequence[str], worth: Any) -> Series:
 
 
 def _time_of(one: Series) -> float:
-    """Seconds of the day at which a series began; 0 where it does not say."""
-    text = str(one.header.get("AcquisitionTime") or one.header.get("SeriesTime") or "0")
-    digits = text.partition(".")[0].rjust(6, "0")
-    if not digits.isdigit():
+    """Seconds from a day long ago to when a series began; 0 where it does not say."""
+    header = one.header
+    clock = parse_time(header.get("AcquisitionTime") or header.get("SeriesTime"))
+    day = parse_date(header.get("AcquisitionDate") or header.get("SeriesDate"))
+    if clock is None:
         return 0.0
-    return float(int(digits[:2]) * 3600 + int(digits[2:4]) * 60 + int(digits[4:6]))
+    begun = datetime.combine(day or date(2000, 1, 1), clock)
+    return (begun - datetime(2000, 1, 1)).total_seconds()
 
 
 def _tracer(pet: Series) -> Iterator[Finding]:

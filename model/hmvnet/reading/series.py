@@ -281,7 +281,7 @@ def read_series(
     )
     volume = np.empty(grid.shape, np.int16 if whole else np.float32)
     files: dict[Path, np.ndarray] = {}
-    for number, (index, plane) in enumerate(zip(chosen, volume), start=1):
+    for number, index in enumerate(chosen, start=1):
         one = series.slices[index]
         if one.path not in files:
             files.clear()  # frames of a file follow each other
@@ -295,9 +295,9 @@ def read_series(
         if not math.isfinite(one.slope * one.intercept) or one.slope == 0:
             raise CaseError(f"{series.name}, image {number}: RescaleSlope is 0 or no number")
         values = stored * np.float64(one.slope) + one.intercept
-        if whole:  # padding may lie beyond what two bytes hold
-            values = values.clip(-32768, 32767)
-        plane[...] = values if factors is None else values * factors[index]
+        if volume.dtype == np.int16 and (values.min() < -32768 or values.max() > 32767):
+            volume = volume.astype(np.int32)  # padding that two bytes do not hold
+        volume[number - 1] = values if factors is None else values * factors[index]
     return grid.image(volume), notes
 
 

@@ -241,6 +241,8 @@ class _Injection:
         sequence = one.get("RadiopharmaceuticalInformationSequence")
         if not sequence:
             raise _refused("RadiopharmaceuticalInformationSequence", "not there", "dose and time")
+        if len(sequence) > 1:
+            raise _refused("RadiopharmaceuticalInformationSequence", "of several doses", "one")
         info = sequence[0]
         dose, half_life = (
             _number(info.get(k)) for k in ("RadionuclideTotalDose", "RadionuclideHalfLife")
