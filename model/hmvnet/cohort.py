@@ -127,8 +127,7 @@ def predict_cohort(
     whole = {
         source.patient_id
         for source in sources
-        if is_whole(output / source.patient_id, pipeline, wanted, dicom)
-        and read_report(output / source.patient_id).get("origin", "") == _origin(source)
+        if is_whole(output / source.patient_id, pipeline, wanted, dicom, _origin(source))
     }
     done = whole if existing == "skip" else set()
     there = [name for name in names if (output / name).exists() and name not in done]
@@ -210,18 +209,25 @@ def part_of(sources: Sequence[Source], part: str) -> list[Source]:
     return list(sources[int(found[1]) - 1 :: int(found[2])])
 
 
-def is_whole(folder: Path, pipeline: Pipeline, wanted: Sequence[str], dicom: bool = False) -> bool:
+def is_whole(
+    folder: Path,
+    pipeline: Pipeline,
+    wanted: Sequence[str],
+    dicom: bool = False,
+    origin: str = "",
+) -> bool:
     """Whether an earlier call with the same bundle left all that this one would.
 
     Args:
         wanted: names of files that are optional and asked for.
         dicom: whether DICOM objects are.
+        origin: of the scan, as its report has to say.
     """
     report = read_report(folder)
     needed = [MASK, LESIONS, *wanted]
     if dicom and report.get("lesions"):
         needed += [SEG, SR, RTSTRUCT]
-    same = report.get("bundle") == pipeline.manifest.name
+    same = (report.get("bundle"), report.get("origin", "")) == (pipeline.manifest.name, origin)
     return same and all((folder / name).is_file() for name in needed)
 
 

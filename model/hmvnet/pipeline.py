@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
 import torch
 
@@ -14,7 +16,7 @@ from hmvnet.case import Case, CaseError, Finding, Grid, Verdict
 from hmvnet.config import InferenceSettings
 from hmvnet.exits import RefusedError
 from hmvnet.imaging.resample import labels_onto
-from hmvnet.lesions.table import Lesion, lesion_table
+from hmvnet.lesions.table import Lesion, lesion_table, numbered_lesions
 from hmvnet.prognosis.risk import Prognosis, Risk, describe
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Segmenter, Stages
@@ -46,6 +48,14 @@ class Prediction:
     notes: tuple[str, ...]
     timings: dict[str, float]
     segmentation: Segmentation = field(repr=False)
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """Where each lesion lies: its number in ``lesions``, from 1, uint16 ``[z, y, x]``."""
+        volume = self.segmentation.volume
+        ct_hu, pet_suv = volume.raw
+        spacing = volume.grid.spacing[::-1]
+        return numbered_lesions(self.segmentation.labels, ct_hu, pet_suv, spacing)[1]
 
 
 class Pipeline:

@@ -157,7 +157,7 @@ def find_dicom(
     if root.is_file():
         keeps, root = unzipped(root)
     found, drawn, left_out = _find_series(root)
-    if not found and not any(name != NO_DICOM for name in left_out):
+    if not found and set(left_out) <= {NO_DICOM}:
         return None
     groups = defaultdict(list)
     for one in found:
@@ -338,9 +338,8 @@ def _tracer(pet: Series) -> Iterator[Finding]:
     info = (pet.header.get("RadiopharmaceuticalInformationSequence") or [Dataset()])[0]
     half_life = info.get("RadionuclideHalfLife")
     codes = info.get("RadiopharmaceuticalCodeSequence") or ()
-    words = [str(info.get("Radiopharmaceutical") or "")]
-    words += [str(code.get("CodeMeaning") or "") for code in codes]
-    named = " ".join(words).upper().strip()
+    said = [info.get("Radiopharmaceutical"), *(code.get("CodeMeaning") for code in codes)]
+    named = " ".join(str(text or "") for text in said).upper().strip()
     is_fdg = any(word in named for word in FDG_WORDS) or any(
         str(code.get("CodeValue")) in FDG_CODES for code in codes
     )

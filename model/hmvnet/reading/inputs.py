@@ -166,23 +166,29 @@ def find_sources(inputs: Sequence[Path], asked: Asked | None = None) -> Inputs:
     given = [*inputs, *([asked.record] if asked.record else [])]
     if absent := [str(path) for path in given if not path.exists()]:
         raise RefusedError(f"{absent[0]}: no such file or folder")
+    return _with_records(_recognised(inputs, asked), asked)
+
+
+def _recognised(inputs: Sequence[Path], asked: Asked) -> Inputs:
+    """The patients, without what a table of health records says of them."""
     if len(inputs) == 2 and all(path.is_file() for path in inputs):
-        if inputs[0].samefile(inputs[1]):
-            raise RefusedError(f"{inputs[0]} is given as CT and as PET, expected two files")
         ct, pet = inputs
+        if ct.samefile(pet):
+            raise RefusedError(f"{ct} is given as CT and as PET, expected two files")
         pair = Pair(ct, pet, None if _is_table(asked.record) else asked.record)
-        return _with_records(Inputs("a CT and a PET", _scaled([pair], asked)), asked)
-    (path,) = inputs if len(inputs) == 1 else (Path(),)
-    if len(inputs) == 1 and path.is_file() and path.suffix.lower() == ".zip":
-        return _with_records(_dicom(path, asked, f"{path} holds no DICOM files"), asked)
-    if len(inputs) == 1 and path.is_file() and _is_table(path):
-        return _with_records(Inputs(f"{path.name}", _scaled(_listed(path), asked)), asked)
-    if len(inputs) != 1 or not path.is_dir():
-        raise RefusedError(
-            f"found {', '.join(map(str, inputs)) or 'no input'}; expected one folder, or a CT file "
-            "and a PET file, a zip of DICOM or a CSV of patient, ct, pet"
-        )
-    return _with_records(_folder(path, asked), asked)
+        return Inputs("a CT and a PET", _scaled([pair], asked))
+    if len(inputs) == 1:
+        (path,) = inputs
+        if path.is_dir():
+            return _folder(path, asked)
+        if path.is_file() and path.suffix.lower() == ".zip":
+            return _dicom(path, asked, f"{path} holds no DICOM files")
+        if path.is_file() and _is_table(path):
+            return Inputs(path.name, _scaled(_listed(path), asked))
+    raise RefusedError(
+        f"found {', '.join(map(str, inputs)) or 'no input'}; expected one folder, or a CT file "
+        "and a PET file, a zip of DICOM or a CSV of patient, ct, pet"
+    )
 
 
 def _folder(folder: Path, asked: Asked) -> Inputs:

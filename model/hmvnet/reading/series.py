@@ -26,7 +26,6 @@ SPACING_JITTER = 0.02  # of the distance of slices
 
 # What tells series apart, and all that SUV needs; a header is much longer.
 TAGS = [
-    "SOPClassUID",
     "SOPInstanceUID",
     "Modality",
     "ImageType",
@@ -35,11 +34,9 @@ TAGS = [
     "PatientID",
     "FrameOfReferenceUID",
     "SeriesNumber",
-    "InstanceNumber",
     "Rows",
     "Columns",
     "SamplesPerPixel",
-    "NumberOfFrames",
     "PixelSpacing",
     "ImagePositionPatient",
     "ImageOrientationPatient",
@@ -47,7 +44,6 @@ TAGS = [
     "RescaleIntercept",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-    "GantryDetectorTilt",
     "Units",
     "SUVType",
     "DecayCorrection",
@@ -233,7 +229,7 @@ def _flattened(header: Dataset, frame: Dataset) -> Dataset:
         ("PlaneOrientationSequence", ("ImageOrientationPatient",)),
         ("PixelMeasuresSequence", ("PixelSpacing",)),
         ("PixelValueTransformationSequence", ("RescaleSlope", "RescaleIntercept")),
-        ("FrameContentSequence", ("FrameReferenceDateTime", "FrameAcquisitionDuration")),
+        ("FrameContentSequence", ("FrameReferenceDateTime",)),
         ("RealWorldValueMappingSequence", ("MeasurementUnitsCodeSequence",)),
     ):
         for group in (shared[0], frame):

@@ -33,7 +33,7 @@ from hmvnet.bundle import Manifest
 from hmvnet.case import CLASSES, GTVP, Grid
 from hmvnet.files import replacing
 from hmvnet.imaging.resample import labels_onto
-from hmvnet.lesions.table import Lesion, numbered_lesions
+from hmvnet.lesions.table import Lesion
 from hmvnet.pipeline import Prediction
 from hmvnet.reading.series import Series, volume_files
 from hmvnet.writing.folder import RTSTRUCT, SEG, SR
@@ -117,11 +117,9 @@ def dicom_writers(
 def _made_of(prediction: Prediction, manifest: Manifest, ct: Series) -> _Source:
     grid = Grid.of(prediction.mask)
     volume = prediction.segmentation.volume
-    ct_hu, pet_suv = volume.raw
-    lesions, numbers = numbered_lesions(
-        prediction.segmentation.labels, ct_hu, pet_suv, volume.grid.spacing[::-1]
+    on_ct = labels_onto(
+        np.minimum(prediction.numbers, MOST_LESIONS).astype(np.uint8), volume.grid, grid
     )
-    on_ct = labels_onto(np.minimum(numbers, MOST_LESIONS).astype(np.uint8), volume.grid, grid)
     there = set(np.unique(on_ct).tolist())
     files = volume_files(ct)
     paths = list(dict.fromkeys(path for path, _ in files))
@@ -134,7 +132,7 @@ def _made_of(prediction: Prediction, manifest: Manifest, ct: Series) -> _Source:
     return _Source(
         grid,
         on_ct,
-        {number: lesion for number, lesion in enumerate(lesions, 1) if number in there},
+        {number: lesion for number, lesion in enumerate(prediction.lesions, 1) if number in there},
         sources,
         order,
         manifest,

@@ -21,7 +21,6 @@ from scipy.ndimage import find_objects
 from hmvnet.bundle import Manifest
 from hmvnet.case import SYNTHETIC
 from hmvnet.files import write_text
-from hmvnet.lesions.table import numbered_lesions
 from hmvnet.pipeline import Prediction
 from hmvnet.writing.report import report
 from hmvnet.writing.views import (
@@ -87,8 +86,7 @@ def page_data(
     """
     volume = prediction.segmentation.volume
     labels, (ct, pet) = prediction.segmentation.labels, volume.raw
-    _, numbers = numbered_lesions(labels, ct, pet, volume.grid.spacing[::-1])
-    grid, arrays = turned(volume.grid, ct, pet, labels, numbers)
+    grid, arrays = turned(volume.grid, ct, pet, labels, prediction.numbers)
     ct, pet, labels, numbers = (array[::step, ::step, ::step] for array in arrays)
     affine = grid.affine @ np.diag([step, step, step, 1])
     return {
