@@ -23,12 +23,13 @@ from hmvnet.files import digest
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import BRANCHES, IMAGE_CHANNELS
-from hmvnet.prognosis.risk import LesionDescription
+from hmvnet.prognosis.member import LesionDescription
 from hmvnet.progress import print_notes, show_progress
 from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.state import claiming_run, read_arrays, write_arrays
 from hmvnet.survival import baselines
 from hmvnet.survival.bootstrap import Bootstrap, bootstrap_concordance
+from hmvnet.survival.calibration import fit_curve
 from hmvnet.survival.validation import (
     FitPredict,
     OutOfFold,
@@ -40,7 +41,7 @@ from hmvnet.survival.validation import (
 from hmvnet.table_files import write_markdown, write_table
 from hmvnet.training.descriptions import Described, handcrafted, load_described, outcomes_of
 from hmvnet.training.folds import repeated_folds
-from hmvnet.training.prognosis import fit, predict
+from hmvnet.training.prognosis import cross_validate, fit, predict
 
 # Branches of the fusion network by the name of the ablation.
 FUSIONS: Mapping[str, tuple[str, ...]] = {
@@ -67,6 +68,8 @@ READABLE: Mapping[str, str] = {
 LESIONS_TOO = "+lesions"
 TRUTH = "(true model)"
 CURVE_YEARS = 5
+INNER_FOLDS, INNER_MEMBERS = 3, 2  # for the curve of a fusion model; its risk has all members
+PREDICTIONS = 2  # counts changes to predictions that no setting shows
 
 
 @dataclass(frozen=True)
@@ -174,11 +177,13 @@ def predictor(
     if needs_images and not cohort.has_images:
         raise ValueError(f"model '{name}' needs images, the cohort has health records alone")
     if name in FUSIONS:
-        return _fusion(name, cohort, settings, run)
+        return _fusion(name, cohort, settings, run, times)
     return _classical(base, name != base, cohort, settings, times)
 
 
-def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> FitPredict:
+def _fusion(
+    name: str, cohort: Cohort, settings: Settings, run: Path, times: np.ndarray
+) -> FitPredict:
     options = settings.prognosis.model_copy(update={"branches": FUSIONS[name]})
     schema = settings.clinical.record_schema
 
@@ -188,7 +193,12 @@ def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> FitPred
         # Checkpoints are of no use here: a fit takes seconds.
         with TemporaryDirectory(dir=run) as folder:
             members = fit(known, seeded, schema, Path(folder), quiet=True)
-        return predict(members, [cohort.patients[i] for i in test]), None
+            # The curve is fitted as in a bundle, to risks of training patients out of inner folds.
+            fewer = seeded.model_copy(update={"members": min(seeded.members, INNER_MEMBERS)})
+            inner = settings.data.model_copy(update={"folds": INNER_FOLDS, "seed": seeded.seed})
+            seen, _ = cross_validate(known, inner, fewer, schema, Path(folder), quiet=True)
+        risk = predict(members, [cohort.patients[i] for i in test])
+        return risk, fit_curve(seen, cohort.outcomes[train]).survival(risk, times)
 
     return fit_predict
 
@@ -289,6 +299,7 @@ def _key(name: str, settings: Settings, data: str) -> str:
     """What a model's predictions hang on."""
     prognosis = settings.prognosis.model_dump(mode="json")
     return digest(
+        PREDICTIONS,
         name,
         settings.clinical.model_dump(mode="json"),
         prognosis if name in FUSIONS else settings.prognosis.seed,
