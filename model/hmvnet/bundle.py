@@ -31,7 +31,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hmvnet.case import CLASSES, CaseError
-from hmvnet.config import PostprocessingSettings, PreprocessingSettings, RegionName, Settings
+from hmvnet.config import (
+    InterfaceName,
+    PostprocessingSettings,
+    PreprocessingSettings,
+    RegionName,
+    Settings,
+)
 from hmvnet.exits import RefusedError, shown
 from hmvnet.files import (
     SHORT,
@@ -110,6 +116,7 @@ class Manifest(_Part):
     name: str
     classes: list[str] = list(CLASSES)
     region: RegionName = "head-neck"
+    interface: InterfaceName = "auto"
     preprocessing: PreprocessingSettings
     postprocessing: PostprocessingSettings
     segmentation: SegmentationPart
@@ -149,8 +156,8 @@ class Bundle:
     def adjusted(self, settings: Settings) -> tuple[Bundle, tuple[str, ...]]:
         """With what the settings say explicitly in the place of the bundle's own, and notes on it.
 
-        Of the sections ``preprocessing`` and ``postprocessing``, and ``data.region``; what is only
-        a default there leaves the bundle's value as it is.
+        Of the sections ``preprocessing`` and ``postprocessing``, and ``data.region`` and
+        ``data.interface``; what is only a default there leaves the bundle's value as it is.
         """
         manifest, notes = self.manifest, []
         changes: dict[str, Any] = {}
@@ -168,6 +175,8 @@ class Bundle:
         if "region" in settings.data.model_fields_set and settings.data.region != manifest.region:
             changes["region"] = settings.data.region
             notes.append(f"data.region={settings.data.region}, the bundle's is {manifest.region}")
+        if "interface" in settings.data.model_fields_set:
+            changes["interface"] = settings.data.interface
         return Bundle(self.folder, manifest.model_copy(update=changes)), tuple(notes)
 
     def tensors(self, name: str) -> dict[str, Tensor]:

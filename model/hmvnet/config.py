@@ -76,6 +76,7 @@ Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 EventCodes = Annotated[dict[str, str], BeforeValidator(_event_codes)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 RegionName = Literal["head-neck", "centre"]
+InterfaceName = Literal["auto", "2025", "2026"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -107,6 +108,11 @@ class DataSettings(_Section):
         "head-neck",
         description="Where the working region lies; centre: mid-body, for scans that hold no head, "
         "and no rules of the head and neck's anatomy.",
+    )
+    interface: InterfaceName = Field(
+        "auto",
+        description="Which year's platform the container writes for; auto: by its input. Kept in "
+        "the bundle.",
     )
     extra_root: str = Field(
         "",

@@ -324,6 +324,18 @@ class Prognosis:
         """
         return replace(description, features=description.features.select(self.part.lesion_features))
 
+    def expected_days(self, value: float) -> float | None:
+        """Recurrence-free days expected at a risk; None where the bundle does not know."""
+        if not self.part.expected_days:
+            return None
+        risks, expected = np.asarray(self.part.expected_days).T
+        return float(np.interp(value, risks, expected))
+
+    def usual(self) -> Risk:
+        """The median risk of the training patients: what is left to say where nothing is known."""
+        value = float(np.median(self.part.risk_quantiles))
+        return Risk(value, 0.5, self.expected_days(value), {}, notes=("the median risk",))
+
     def __call__(self, description: LesionDescription, record: ClinicalRecord) -> Risk:
         """The risk of one patient; any field missing, with or without a lesion.
 
@@ -340,10 +352,7 @@ class Prognosis:
             named.append(member.contributions(inputs, description.features.names))
         value = float(np.mean(values))
         quantiles = np.asarray(self.part.risk_quantiles)
-        days = None
-        if self.part.expected_days:
-            risks, expected = np.asarray(self.part.expected_days).T
-            days = float(np.interp(value, risks, expected))
+        days = self.expected_days(value)
         branches = {b: float(np.mean([e[b] for e in effects])) for b in BRANCHES if b in effects[0]}
         quantile = float(np.interp(value, quantiles, np.linspace(0, 1, len(quantiles))))
         return Risk(value, quantile, days, branches, _mean_contributions(named), notes)

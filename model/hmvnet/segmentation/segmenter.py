@@ -17,7 +17,7 @@ import SimpleITK as sitk
 import torch
 
 from hmvnet.bundle import Bundle
-from hmvnet.case import Case, Finding, Grid
+from hmvnet.case import Case, CaseError, Finding, Grid
 from hmvnet.config import InferenceSettings, PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.agreement import check_agreement
 from hmvnet.imaging.coarse import Coarse
@@ -93,12 +93,18 @@ class Stages:
 
 
 def prepare(
-    case: Case, settings: PreprocessingSettings, region: str, stages: Stages | None = None
+    case: Case,
+    settings: PreprocessingSettings,
+    region: str,
+    stages: Stages | None = None,
+    *,
+    tolerant: bool = False,
 ) -> Volume:
     """What lies before the network: check, find the region, resample it once, normalise.
 
     Args:
         region: ``head-neck``, or ``centre`` for scans that hold no head.
+        tolerant: whether what would be refused is a finding.
 
     Raises:
         CaseError: PET and CT do not belong together, or the PET is not in SUV.
@@ -106,7 +112,12 @@ def prepare(
     stages = stages or Stages()
     with stages("check"):
         coarse = Coarse.of(case)
-        findings = check_agreement(case, coarse)
+        try:
+            findings = check_agreement(case, coarse)
+        except CaseError as error:
+            if not tolerant:
+                raise
+            findings = (Finding(error.code, str(error)),)
     with stages("region"):
         found = (find_region if region == "head-neck" else centre_region)(coarse, settings)
         if found.code:
@@ -153,14 +164,17 @@ class Segmenter:
         other.ensemble = replace(self.ensemble, members=[self.ensemble.members[i] for i in members])
         return other
 
-    def __call__(self, case: Case, stages: Stages | None = None) -> Segmentation:
+    def __call__(
+        self, case: Case, stages: Stages | None = None, *, tolerant: bool = False
+    ) -> Segmentation:
         """Segment one case.
 
         Args:
             stages: times the stages, and says which one runs.
+            tolerant: as for ``prepare``.
         """
         stages = stages or Stages()
-        volume = prepare(case, self.preprocessing, self.region, stages)
+        volume = prepare(case, self.preprocessing, self.region, stages, tolerant=tolerant)
         with stages("network"):
             output = self.ensemble(volume.scaled)
         with stages("postprocess"):

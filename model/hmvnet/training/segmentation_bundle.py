@@ -224,6 +224,7 @@ def train_segmentation_bundle(
     manifest = Manifest(
         name=run.name,
         region=settings.data.region,
+        interface=settings.data.interface,
         preprocessing=settings.preprocessing,
         postprocessing=settings.postprocessing,
         segmentation=SegmentationPart(
