@@ -157,6 +157,17 @@ def load_pipeline(
         RefusedError: no such bundle or device, a damaged bundle, a setting that is unknown, out of
             range or not read here.
     """
+    (bundle, notes), settings = adjusted_bundle(weights, overrides), load_settings(None, overrides)
+    place = pick_device(device)
+    if needs_risk is None:
+        needs_risk = bundle.manifest.prognosis is not None
+    return Pipeline(bundle, place, settings.inference, needs_risk=needs_risk, notes=notes)
+
+
+def adjusted_bundle(
+    weights: str | Path | None, overrides: Sequence[str]
+) -> tuple[Bundle, tuple[str, ...]]:
+    """The bundle of :func:`load_pipeline`, no network loaded yet, and notes on what was changed."""
     for override in overrides:
         name = override.partition("=")[0].strip()
         if name.partition(".")[0] not in READ_SECTIONS and name not in READ_SETTINGS:
@@ -164,11 +175,8 @@ def load_pipeline(
                 f"setting '{name}': prediction reads {', '.join(READ_SETTINGS)} and the sections "
                 f"{', '.join(READ_SECTIONS)}"
             )
-    settings, place = load_settings(None, overrides), pick_device(device)
-    bundle, notes = load_bundle(find_bundle(weights)).adjusted(settings)
-    if needs_risk is None:
-        needs_risk = bundle.manifest.prognosis is not None
-    return Pipeline(bundle, place, settings.inference, needs_risk=needs_risk, notes=notes)
+    settings = load_settings(None, overrides)
+    return load_bundle(find_bundle(weights)).adjusted(settings)
 
 
 def _corrected(segmentation: Segmentation, mask: sitk.Image, ct: Grid) -> Segmentation:
