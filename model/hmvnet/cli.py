@@ -473,15 +473,26 @@ def phantom(
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
     dicom: Annotated[bool, typer.Option("--dicom", help="also as DICOM, PET in Bq/mL")] = False,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="of all T and N stages, some of which invade")
+    ] = False,
+    layout: Annotated[str, typer.Option(help="of HECKTOR's training data: 2025 or 2026")] = "2025",
 ) -> None:
-    """Write SYNTHETIC patients with known truth, in the HECKTOR 2025 layout."""
+    """Write SYNTHETIC patients with known truth, in HECKTOR's layout."""
     from hmvnet.phantom import PhantomSettings, write_cohort
     from hmvnet.progress import show_progress
 
     with show_progress("phantoms", count) as progress:
-        settings = PhantomSettings(whole_body=whole_body)
+        settings = PhantomSettings(whole_body=whole_body, stages=stages)
         summary = write_cohort(
-            root, count, seed, settings, jobs, lambda done, _: progress.reach(done), dicom=dicom
+            root,
+            count,
+            seed,
+            settings,
+            jobs,
+            lambda done, _: progress.reach(done),
+            dicom=dicom,
+            layout=layout,  # type: ignore[arg-type]  # write_cohort refuses others
         )
     _say(str(summary))
 
