@@ -537,6 +537,23 @@ def bench_verdicts(
     bench_verdict(_bundle(weights), run, count, seed, _console())
 
 
+@bench.command("survival")
+def bench_survival_models(
+    run: RunOption = Path("runs/bench-survival"),
+    sizes: Annotated[str, typer.Option(help="numbers of patients")] = "500,1000,2000,4000",
+    icare: Annotated[
+        Path | None, typer.Option(help="python of an environment with icare 0.1.0")
+    ] = None,
+) -> None:
+    """Seconds of a fit against the number of patients, beside scikit-survival's and icare's."""
+    from hmvnet.experiments.bench_survival import bench_survival
+
+    words = [word.strip() for word in sizes.split(",")]
+    if len(words) < 2 or not all(w.isdigit() and int(w) >= 100 for w in words):
+        raise RefusedError(f"--sizes {sizes}: expected two whole numbers or more, from 100 on")
+    bench_survival(run, _console(), [int(w) for w in words], icare)
+
+
 # --- the names of before -------------------------------------------------------------------------
 
 

@@ -135,10 +135,9 @@ class NamedVariables:
     lesion_columns: tuple[int, ...]
 
     @classmethod
-    def of(cls, network: FusionNetwork, lesion_columns: Sequence[int]) -> NamedVariables:
-        """Of what the network's branches see; ``lesion_columns`` as far as lesions are."""
-        seen = tuple(lesion_columns) if network.lesions is not None else ()
-        return cls(network.table is not None, seen)
+    def of(cls, branches: Sequence[str], lesion_columns: Sequence[int]) -> NamedVariables:
+        """Of what these branches see; ``lesion_columns`` as far as lesions are."""
+        return cls("table" in branches, tuple(lesion_columns) if "lesions" in branches else ())
 
     def values(self, inputs: PatientInputs) -> np.ndarray:
         """``[b, p]``, lesion features as signed logarithms."""
@@ -229,7 +228,7 @@ class PrognosisMember:
             _below(MEAN_PREFIX, state),
             Weighted(rest_of(named), BaggedIcare.from_state(head)),
             named,
-            NamedVariables.of(network, columns),
+            NamedVariables.of(network.config.branches, columns),
         )
 
     def inputs(
