@@ -19,8 +19,8 @@ from hmvnet.progress import REMARKS, print_lines
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hmvnet.cohort import Crew
     from hmvnet.config import Settings
-    from hmvnet.pipeline import Prediction
 
 # What typer raises for wrong options and arguments: click's own, which newer typer carries inside.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -35,6 +35,8 @@ EXTRAS = {
     "einops": "train",
     "tabulate": "train",
     "highdicom": "dicom",
+    "dask": "cluster",
+    "distributed": "cluster",
 }
 
 
@@ -150,6 +152,12 @@ def predict(
     part: Annotated[
         str, typer.Option(help="a share of the patients, k/n: of job arrays, as 3/8")
     ] = "",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes on this machine, of many patients")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="a Dask scheduler whose workers predict, as tcp://host:8786")
+    ] = "",
     mask: Annotated[
         Path | None,
         typer.Option(help="a corrected mask of one patient: image, RTSTRUCT or SEG"),
@@ -176,7 +184,7 @@ def predict(
     ] = False,
 ) -> int:
     """Segment GTVp and GTVn, measure the lesions, predict the RFS risk."""
-    from hmvnet.cohort import part_of, predict_cohort
+    from hmvnet.cohort import InTurn, Order, Outcome, part_of, predict_cohort
     from hmvnet.pipeline import load_pipeline
     from hmvnet.progress import show_progress
     from hmvnet.reading.inputs import Asked, find_sources
@@ -185,6 +193,10 @@ def predict(
 
     if force and go_on:
         raise RefusedError("--force and --continue exclude each other")
+    if scheduler and (workers or mask):
+        raise RefusedError("--scheduler goes neither with --workers nor with --mask")
+    if scheduler:  # other machines have other working directories
+        inputs, output = [p.absolute() for p in inputs], output and output.absolute()
     given = [*(set_ or []), *([f"data.region={region}"] if region else [])]
     asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor)
     sources = find_sources(inputs, asked)  # refuses before the weights are loaded
@@ -195,46 +207,45 @@ def predict(
     if output is None:
         raise RefusedError("--output is missing: a folder in which a folder a patient is made")
     print_lines(sources.told)
-    pipeline = load_pipeline(weights or None, device, given)
-    if pipeline.prognosis is None:
+    narrator, alone = Narrator(), len(sources) == 1
+    crew: Crew
+    if scheduler or (workers and not alone):
+        from hmvnet.cluster import Workers
+
+        crew = Workers(weights or None, device, given, count=workers or 0, scheduler=scheduler)
+    else:
+        crew = InTurn(load_pipeline(weights or None, device, given), narrator if alone else None)
+    if crew.manifest.prognosis is None:
         sources = find_sources(inputs, replace(asked, needs_record=False))
-    narrator, alone, manifest = Narrator(), len(sources) == 1, pipeline.manifest
     chosen = part_of(sources, part) if part else list(sources)
-    failures: dict[str, str] = {}
 
-    def tell(name: str, folder: Path, found: Prediction) -> None:
-        if alone:
-            narrator.summary(found, manifest.name, str(pipeline.device), [folder])
+    def tell(found: Outcome) -> None:
+        name, said = found.patient_id, found.prediction
+        if alone and said:
+            where = str(crew.pipeline.device) if isinstance(crew, InTurn) else ""
+            narrator.summary(said, crew.manifest.name, where, [order.output / name])
         else:
-            narrator(f"{name}: {len(found.lesions)} lesions, {found.verdict}")
-            progress.advance()
+            for note in found.notes:  # the summary of one patient has them
+                narrator(f"{name}: note: {note}")
+            if found.status == "done":
+                narrator(f"{name}: {found.lesions} lesions, {found.verdict}")
+        if why := found.why or "; ".join(found.problems):
+            narrator.problem(f"{name}: {why}")
+        progress.advance()
 
-    def tell_notes(name: str, notes: tuple[str, ...]) -> None:
-        for note in () if alone else notes:  # the summary of one patient has them
-            narrator(f"{name}: note: {note}")
-
-    def tell_failure(name: str, why: str) -> None:
-        narrator.problem(f"{name}: {why}")
-        failures[name] = why
-
+    order = Order(output, picture, alone if page is None else page, dicom, mask)
     with show_progress("patients", len(chosen), quiet=alone) as progress:
         result = predict_cohort(
             chosen,
-            pipeline,
-            output,
+            crew,
+            order,
             existing="replace" if force else "skip" if go_on else "refuse",
-            picture=picture,
-            page=alone if page is None else page,
-            dicom=dicom,
             strict=strict,
-            mask=mask,
-            on_read=tell_notes,
-            on_stage=narrator if alone else None,
-            on_patient=tell,
-            on_failure=tell_failure,
+            on_begin=progress.begin,
+            on_outcome=tell,
         )
     if not alone:
-        write_failures(failures, output, f"-{part.replace('/', 'of')}" if part else "")
+        write_failures(result.failures, output, f"-{part.replace('/', 'of')}" if part else "")
         write_cohort(output)
     if not alone or result.skipped:
         counts = {
@@ -462,15 +473,26 @@ def phantom(
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
     dicom: Annotated[bool, typer.Option("--dicom", help="also as DICOM, PET in Bq/mL")] = False,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="of all T and N stages, some of which invade")
+    ] = False,
+    layout: Annotated[str, typer.Option(help="of HECKTOR's training data: 2025 or 2026")] = "2025",
 ) -> None:
-    """Write SYNTHETIC patients with known truth, in the HECKTOR 2025 layout."""
+    """Write SYNTHETIC patients with known truth, in HECKTOR's layout."""
     from hmvnet.phantom import PhantomSettings, write_cohort
     from hmvnet.progress import show_progress
 
     with show_progress("phantoms", count) as progress:
-        settings = PhantomSettings(whole_body=whole_body)
+        settings = PhantomSettings(whole_body=whole_body, stages=stages)
         summary = write_cohort(
-            root, count, seed, settings, jobs, lambda done, _: progress.reach(done), dicom=dicom
+            root,
+            count,
+            seed,
+            settings,
+            jobs,
+            lambda done, _: progress.reach(done),
+            dicom=dicom,
+            layout=layout,  # type: ignore[arg-type]  # write_cohort refuses others
         )
     _say(str(summary))
 

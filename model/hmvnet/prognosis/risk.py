@@ -132,6 +132,19 @@ class Prognosis:
         """
         return replace(description, features=description.features.select(self.part.lesion_features))
 
+    def expected_days(self, risk: float) -> float | None:
+        """Recurrence-free days expected at a risk; None where the bundle does not know."""
+        if self.curve is not None:
+            return float(self.curve.expected_days(np.array([risk]))[0])
+        if self.part.expected_days:
+            return float(days_of_knots(self.part.expected_days, np.array([risk]))[0])
+        return None
+
+    def usual(self) -> Risk:
+        """The median risk of the training patients: what is left to say where nothing is known."""
+        value = float(np.median(self.part.risk_quantiles))
+        return Risk(value, 0.5, self.expected_days(value), {}, notes=("the median risk",))
+
     def __call__(self, description: LesionDescription, record: ClinicalRecord) -> Risk:
         """The risk of one patient; any field missing, with or without a lesion.
 
@@ -178,14 +191,6 @@ class Prognosis:
             contributions=_mean_contributions(named),
             notes=notes,
         )
-
-    def expected_days(self, risk: float) -> float | None:
-        """Recurrence-free days expected at a risk; None where the bundle does not know."""
-        if self.curve is not None:
-            return float(self.curve.expected_days(np.array([risk]))[0])
-        if self.part.expected_days:
-            return float(days_of_knots(self.part.expected_days, np.array([risk]))[0])
-        return None
 
 
 def _members(
