@@ -22,6 +22,7 @@ from hmvnet.progress import print_notes
 from hmvnet.state import claiming_run
 from hmvnet.survival.calibration import fit_curve, onto
 from hmvnet.training.descriptions import load_described, outcomes_of
+from hmvnet.training.leaks import refuse_hidden_outcome
 from hmvnet.training.prognosis import cross_validate, fit
 from hmvnet.training.segmentation_bundle import BUNDLE
 
@@ -44,6 +45,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     options = settings.prognosis
     spacing, schema = options.image_spacing_mm, settings.clinical.record_schema
     described = load_described(bundle, settings, spacing, run)
+    refuse_hidden_outcome(described, schema)
     outcomes = outcomes_of(described)
     data = settings.data
     out_of_fold, concordance = cross_validate(described, data, options, schema, run)
