@@ -20,6 +20,7 @@ from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import FusionConfig, FusionNetwork, PatientInputs
 from hmvnet.prognosis.icare import BaggedIcare
 from hmvnet.prognosis.member import (
+    HEAD,
     NAMED_MODELS,
     NamedVariables,
     PrognosisMember,
@@ -32,9 +33,11 @@ from hmvnet.survival.cox import fit_linear_risk
 from hmvnet.survival.losses import cox_loss, ranking_loss
 from hmvnet.training.descriptions import Described, handcrafted_count, outcomes_of
 from hmvnet.training.engine import LoopSettings, make_fabric, train
-from hmvnet.training.folds import split_folds
+from hmvnet.training.folds import repeated_folds, split_folds
+from hmvnet.training.shares import judged_shares
 
 EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
+LEAST_EVENTS, LEAST_PATIENTS = 3, 20  # of an inner fold
 
 
 def inputs_of(patients: Sequence[Described], encoder: ClinicalEncoder) -> PatientInputs:
@@ -280,7 +283,44 @@ def fit(
     quiet: bool = False,
 ) -> list[PrognosisMember]:
     """Everything that is learnt from outcomes, on these patients alone."""
+    return fit_judged(described, settings, schema, folder, quiet)[0]
+
+
+def fit_judged(
+    described: Sequence[Described],
+    settings: PrognosisSettings,
+    schema: ClinicalSchema,
+    folder: Path,
+    quiet: bool = False,
+) -> tuple[list[PrognosisMember], np.ndarray | None]:
+    """``fit``, and the risks ``[n]`` of these patients out of its inner folds.
+
+    The parts' shares are judged on them (``hmvnet.training.shares``), each inner fold with one
+    network. None, and the shares as the settings give them, where these want no inner folds, or
+    where there are too few patients or events for them.
+    """
     # Fabric announces its seed and its devices at every fold.
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     fabric = make_fabric(folder, "32-true")
-    return fit_members(fabric, described, settings, folder, schema, folder.name, quiet)
+    outcomes, folds = outcomes_of(described), settings.inner_folds
+    few = min(outcomes.event.sum(), (~outcomes.event).sum())
+    risks: dict[str, np.ndarray] = {}
+    if folds and few >= LEAST_EVENTS * folds and len(described) >= LEAST_PATIENTS * folds:
+        fold = repeated_folds(outcomes.event, np.random.default_rng(settings.seed), folds, 1)[0]
+        single = settings.model_copy(update={"members": 1})
+        for number in range(folds):
+            unseen = np.flatnonzero(fold == number).tolist()
+            known = [p for p, other in zip(described, fold != number) if other]
+            place = folder / f"inner{number}"
+            title = f"{folder.name}, inner fold {number + 1}"
+            (member,) = fit_members(fabric, known, single, place, schema, title, quiet)
+            inputs = inputs_of([described[i] for i in unseen], member.encoder)
+            for name, risk in member.part_risks(inputs).items():
+                risks.setdefault(name, np.zeros(len(described)))[unseen] = risk
+    members = fit_members(fabric, described, settings, folder, schema, folder.name, quiet)
+    if not risks:
+        return members, None
+    given = {HEAD: members[0].head.weight} | {k: p.weight for k, p in members[0].named.items()}
+    weights = judged_shares(risks, outcomes, fold, given)
+    whole = np.sum([weights[name] * risk for name, risk in risks.items()], axis=0)
+    return [member.weighted(weights) for member in members], whole
