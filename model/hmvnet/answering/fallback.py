@@ -21,6 +21,7 @@ from hmvnet.answering.salvage import NOT_SUV, Salvaged, in_usual_suv, salvage
 from hmvnet.case import Case, ClinicalRecord, Finding, Grid, Verdict
 from hmvnet.config import PostprocessingSettings, PreprocessingSettings
 from hmvnet.exits import note
+from hmvnet.imaging.components import lesions_of
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.lesions.table import lesion_table
 from hmvnet.pipeline import Pipeline, Prediction
@@ -29,6 +30,7 @@ from hmvnet.segmentation.segmenter import OnStage, Segmentation, Stages, label_m
 
 T = TypeVar("T")
 TUMOUR_SUV = 4.0  # the fixed threshold of metabolic tumour volume
+MOST_ML = 150.0  # of one piece; more is the brain
 BY_UPTAKE = "by-uptake"  # the finding's code
 
 
@@ -80,7 +82,7 @@ def _prediction(found: Salvaged, pipeline: Pipeline | None, on_stage: OnStage) -
     case = found.case
     if case is None:
         return None
-    if pipeline is None:
+    if pipeline is None or found.is_without_ct:  # networks see tumours in water
         return _tried("no mask", lambda: by_uptake(in_usual_suv(case), on_stage))
     prediction = pipeline(case, on_stage, tolerant=True)
     findings = prediction.segmentation.volume.findings
@@ -98,6 +100,9 @@ def by_uptake(case: Case, on_stage: OnStage | None = None) -> Prediction:
     stages, region = Stages(on_stage), "head-neck"
     volume = prepare(case, PreprocessingSettings(), region, stages, tolerant=True)
     avid = (volume.raw[1] >= TUMOUR_SUV).astype(np.float32)
+    for box, piece in lesions_of(avid > 0):
+        if piece.sum() * volume.grid.voxel_ml > MOST_ML:
+            avid[box][piece] = 0
     probabilities = np.stack([1 - avid, 0.5 * avid, 0.5 * avid])
     with stages("postprocess"):
         settings = PostprocessingSettings()
