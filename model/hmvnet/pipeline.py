@@ -1,4 +1,4 @@
-"""Case to Prediction: segmentation, lesions, risk, and what to be wary of."""
+"""Case to Prediction: segmentation, lesions, stage, risk, and what to be wary of."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from hmvnet.prognosis.risk import Prognosis, Risk, describe
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Segmenter, Stages
 from hmvnet.settings_file import load_settings
+from hmvnet.staging.estimate import Staging
+from hmvnet.staging.stager import Stager
 
 LOW_CONFIDENCE = 0.5
 LEAST_SUV_MAX = 1.0  # the mean over a body; a lesion that takes up less was not seen in PET
@@ -39,6 +41,7 @@ class Prediction:
         notes: what a person should know before trusting this.
         timings: seconds a stage.
         segmentation: the working-grid arrays, for pictures.
+        staging: T and N; None where the region is not the head and neck.
     """
 
     mask: sitk.Image
@@ -48,6 +51,7 @@ class Prediction:
     notes: tuple[str, ...]
     timings: dict[str, float]
     segmentation: Segmentation = field(repr=False)
+    staging: Staging | None = None
 
     @cached_property
     def numbers(self) -> np.ndarray:
@@ -80,17 +84,18 @@ class Pipeline:
         self.device = device
         self.notes = notes
         self.segmenter = Segmenter(bundle, device, inference)
+        self.stager = Stager.of(bundle) if bundle.manifest.region == "head-neck" else None
         self.prognosis = Prognosis(bundle) if needs_risk else None
 
     def __call__(
         self, case: Case, on_stage: OnStage | None = None, mask: sitk.Image | None = None
     ) -> Prediction:
-        """Segment one case and, where wanted, predict its risk.
+        """Segment one case, stage it and, where wanted, predict its risk.
 
         Args:
             on_stage: told the name of every stage as it begins.
             mask: labels on the CT's grid that somebody corrected, in the place of the network's;
-                lesions and risk are then those of it.
+                lesions, stage and risk are then those of it.
 
         Raises:
             CaseError: PET and CT do not belong together, or the mask is not on the CT's grid or
@@ -107,6 +112,10 @@ class Pipeline:
             ct_hu, pet_suv = segmentation.volume.raw
             spacing = segmentation.volume.grid.spacing[::-1]
             lesions = lesion_table(segmentation.labels, ct_hu, pet_suv, spacing)
+        staging = None
+        if self.stager:
+            with stages("stage"):
+                staging = self.stager(segmentation, case.record, lesions)
         risk = None
         if self.prognosis:
             with stages("risk"):
@@ -115,7 +124,9 @@ class Pipeline:
         findings = (*segmentation.volume.findings, *_doubtful(lesions))
         notes = (*case.notes, *_notes(segmentation, findings, risk), *self.notes)
         verdict = Verdict.of((*case.findings, *findings))
-        return Prediction(mask, lesions, risk, verdict, notes, stages.timings, segmentation)
+        return Prediction(
+            mask, lesions, risk, verdict, notes, stages.timings, segmentation, staging
+        )
 
 
 def load_pipeline(
