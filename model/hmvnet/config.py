@@ -153,7 +153,8 @@ class NetworkSettings(_Section):
     name: str = Field(
         "hmvnet",
         min_length=1,
-        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, unet3d or unetr.",
+        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, stu-net, unet3d, unetr, or "
+        "nnunet, as an import names it.",
     )
     options: Options = Field(
         {},

@@ -27,6 +27,7 @@ from hmvnet.lesions.table import lesion_table
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.prognosis.risk import LesionDescription, Prognosis, Risk
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Stages, label_map, prepare
+from hmvnet.staging.stager import Stager
 
 T = TypeVar("T")
 TUMOUR_SUV = 4.0  # the fixed threshold of metabolic tumour volume
@@ -108,7 +109,8 @@ def by_uptake(case: Case, on_stage: OnStage | None = None) -> Prediction:
         settings = PostprocessingSettings()
         labels = label_map(probabilities, volume.scaled[0], volume.grid, settings, region)
     segmentation = Segmentation(volume, probabilities, labels)
-    lesions = lesion_table(labels, volume.raw[0], volume.raw[1], volume.grid.spacing[::-1])
+    spacing = volume.grid.spacing[::-1]
+    lesions = lesion_table(labels, volume.raw[0], volume.raw[1], spacing)
     text = f"no network: what takes up more than {TUMOUR_SUV:g} SUV is shown as tumour"
     findings = (*case.findings, *volume.findings, Finding(BY_UPTAKE, text))
     return Prediction(
@@ -119,6 +121,7 @@ def by_uptake(case: Case, on_stage: OnStage | None = None) -> Prediction:
         (*case.notes, text),
         stages.timings,
         segmentation,
+        Stager()(segmentation, case.record, lesions),
     )
 
 

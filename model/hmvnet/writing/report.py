@@ -1,4 +1,4 @@
-"""One case's findings as plain data: lesions, risk, what moved it, what to be wary of."""
+"""One case's findings as plain data: lesions, stage, risk, what moved it, what to be wary of."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def report(
         "notes": list(prediction.notes),
         "seconds": {name: round(value, 2) for name, value in prediction.timings.items()},
     }
+    if staging := prediction.staging:
+        found["stage"] = staging.to_dict() | {"measured": manifest.metrics.get("staging")}
     if risk := prediction.risk:
         found["risk"] = {
             "value": risk.value,
