@@ -68,6 +68,10 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number
 LimitOption = Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")]
 FoldOption = Annotated[list[int] | None, typer.Option(help="fold(s); all if left out")]
 TaskOption = Annotated[int, typer.Option(min=1, max=2, help="1 segmentation, 2 survival")]
+EvalTaskOption = Annotated[
+    int | None,
+    typer.Option("--task", min=1, max=2, help="1 segmentation alone, 2 survival alone"),
+]
 NetworkOption = Annotated[
     list[str] | None,
     typer.Option(help="a network and its options, 'hmvnet window=4'; repeatable"),
@@ -573,18 +577,26 @@ def train_of_before(
         survival_train(overrides, config, weights, run)
 
 
-@app.command("eval", hidden=True)
-def eval_of_before(
+@app.command("eval")
+def evaluate(
     overrides: Overrides = None,
     config: ConfigOption = None,
     weights: WeightsOption = "",
     run: RunOption = Path("runs/eval"),
-    task: TaskOption = 1,
+    task: EvalTaskOption = None,
     limit: LimitOption = 0,
 ) -> None:
-    """``segmentation eval``, or with ``--task 2`` ``survival eval``."""
-    evaluate = segmentation_eval if task == 1 else survival_eval
-    evaluate(overrides, config, weights, run, limit)
+    """Score a bundle by both challenges' figures: masks, stages and risks, all and per centre.
+
+    With ``--task 1`` as ``segmentation eval``, with ``--task 2`` as ``survival eval``.
+    """
+    if task is not None:
+        (segmentation_eval if task == 1 else survival_eval)(overrides, config, weights, run, limit)
+        return
+    from hmvnet.experiments.evaluate_challenge import evaluate_challenge
+
+    settings = _settings(config, overrides)
+    evaluate_challenge(settings, _bundle(weights), run, limit, _console())
 
 
 app.command("tune", hidden=True)(segmentation_tune)
