@@ -7,7 +7,7 @@ from conftest import FAST_PROGNOSIS, described_patients
 from hmvnet.case import harrell_c
 from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
 from hmvnet.prognosis.encoder import ClinicalEncoder
-from hmvnet.prognosis.risk import PrognosisMember, Weighted
+from hmvnet.prognosis.member import PrognosisMember, Weighted
 from hmvnet.training import prognosis as training
 from hmvnet.training.descriptions import outcomes_of
 from hmvnet.training.engine import make_fabric
@@ -99,12 +99,12 @@ def test_what_is_equal_for_all_members_is_fitted_once(tmp_path, monkeypatch):
     """A fit of many members costs their networks and heads, and one of everything else."""
     fits = []
     encoder, linear = ClinicalEncoder.fit, training.fit_linear_risk
-    monkeypatch.setattr(
-        ClinicalEncoder, "fit", lambda *given: fits.append("encoder") or encoder(*given)
-    )
-    monkeypatch.setattr(
-        training, "fit_linear_risk", lambda *given: fits.append("linear") or linear(*given)
-    )
+
+    def counted(name, fit):
+        return lambda *given, **options: fits.append(name) or fit(*given, **options)
+
+    monkeypatch.setattr(ClinicalEncoder, "fit", counted("encoder", encoder))
+    monkeypatch.setattr(training, "fit_linear_risk", counted("linear", linear))
     settings = FAST_PROGNOSIS.model_copy(update={"branches": ("table",), "members": 3})
     members = fit_members(make_fabric(tmp_path), described_patients(), settings, tmp_path)
     assert fits == ["encoder", "linear"] and len(members) == 3

@@ -110,10 +110,24 @@ class SegmentationPart(_Part):
         return next(part for part in self.parts if file in part.files)
 
 
+class RecordFreePart(_Part):
+    """The survival model of images and lesions alone, for patients without a health record.
+
+    ``shift + scale * risk`` is the risk of the same hazard by the model that sees the record.
+    """
+
+    settings: dict[str, Any]
+    files: Annotated[list[str], Field(min_length=1)]
+    shift: FiniteFloat
+    scale: Annotated[FiniteFloat, Field(gt=0)]
+
+
 class PrognosisPart(_Part):
     """The survival model: tensors of the fusion network and of the ICARE head, a file a fold.
 
-    ``seen`` are fingerprints of the patients it was fitted to.
+    ``curve`` is the state of a ``hmvnet.prognosis.curve.SurvivalCurve``; bundles of before know
+    ``expected_days`` for a few risks in its place. ``seen`` are fingerprints of the patients it was
+    fitted to.
     """
 
     settings: dict[str, Any]
@@ -121,6 +135,8 @@ class PrognosisPart(_Part):
     lesion_features: list[str]
     risk_quantiles: Annotated[list[FiniteFloat], Field(min_length=1)]
     expected_days: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]] = []
+    curve: dict[str, Any] | None = None
+    without_record: RecordFreePart | None = None
     seen: list[str] = []
     files: Annotated[list[str], Field(min_length=1)]
 

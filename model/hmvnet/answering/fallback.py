@@ -25,7 +25,8 @@ from hmvnet.imaging.components import lesions_of
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.lesions.table import lesion_table
 from hmvnet.pipeline import Pipeline, Prediction
-from hmvnet.prognosis.risk import LesionDescription, Prognosis, Risk
+from hmvnet.prognosis.member import LesionDescription
+from hmvnet.prognosis.risk import Prognosis, Risk
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Stages, label_map, prepare
 from hmvnet.staging.stager import Stager
 
@@ -127,6 +128,8 @@ def by_uptake(case: Case, on_stage: OnStage | None = None) -> Prediction:
 
 def risk_of_record(model: Prognosis, record: ClinicalRecord) -> Risk:
     """The risk where nothing is known of images and lesions: their part is the training mean's."""
+    if model.members[0].encoder.knows_nothing(record):
+        return model.usual()
     names = tuple(model.part.lesion_features)
     step = round(model.image_spacing_mm)
     x, y, z = (round(mm) // step for mm in PreprocessingSettings().size_mm)

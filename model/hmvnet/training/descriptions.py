@@ -15,7 +15,8 @@ from hmvnet.config import InferenceSettings, Settings
 from hmvnet.files import digest
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.fusion import signed_log
-from hmvnet.prognosis.risk import LesionDescription, describe
+from hmvnet.prognosis.member import LesionDescription
+from hmvnet.prognosis.risk import describe
 from hmvnet.progress import REMARKS, print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation.ensemble import pick_device

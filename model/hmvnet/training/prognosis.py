@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from hmvnet.files import digest
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import FusionConfig, FusionNetwork, PatientInputs
 from hmvnet.prognosis.icare import BaggedIcare
-from hmvnet.prognosis.risk import (
+from hmvnet.prognosis.member import (
     NAMED_MODELS,
     NamedVariables,
     PrognosisMember,
@@ -198,7 +199,7 @@ def _fit_named(
     """The models on the named variables ``x`` ``[n, p]`` that have a share of the risk."""
     fits: Mapping[str, Callable[..., RiskModel]] = {
         "direct": _icare(settings).fit,
-        "linear": fit_linear_risk,
+        "linear": partial(fit_linear_risk, draws=settings.bags),
     }
     weights = {"direct": settings.direct_weight, "linear": settings.linear_weight}
     named = {}
@@ -254,6 +255,7 @@ def cross_validate(
     settings: PrognosisSettings,
     schema: ClinicalSchema,
     run: Path,
+    quiet: bool = False,
 ) -> tuple[np.ndarray, float]:
     """Out-of-fold risks ``[n]`` and the mean C-index over the folds.
 
@@ -263,7 +265,8 @@ def cross_validate(
     risks, concordances = np.full(len(described), np.nan), []
     outcomes = outcomes_of(described)
     for number, (known, unseen) in enumerate(split_folds(described, data)):
-        members = fit([described[i] for i in known], settings, schema, run / f"fold{number}")
+        some = [described[i] for i in known]
+        members = fit(some, settings, schema, run / f"fold{number}", quiet)
         risks[unseen] = predict(members, [described[i] for i in unseen])
         concordances.append(harrell_c(outcomes[unseen], risks[unseen]))
     return risks, float(np.nanmean(concordances))
