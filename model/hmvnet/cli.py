@@ -526,6 +526,25 @@ def bench_verdicts(
     bench_verdict(_bundle(weights), run, count, seed, _console())
 
 
+@bench.command("cohort")
+def bench_cohorts(
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/cohort"),
+    counts: Annotated[str, typer.Option(help="numbers of patients, comma-separated")] = "10,50,200",
+    workers: Annotated[
+        str, typer.Option(help="numbers of processes, comma-separated; 0: no other process")
+    ] = "0,2",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting in the bundle's place")
+    ] = None,
+) -> None:
+    """Cost per patient of small and large cohorts, in one process and in several."""
+    from hmvnet.experiments.bench_cohort import bench_cohort
+
+    numbers = [[int(word) for word in text.split(",")] for text in (counts, workers)]
+    bench_cohort(_bundle(weights), run, *numbers, set_ or (), _console())
+
+
 # --- the names of before -------------------------------------------------------------------------
 
 
