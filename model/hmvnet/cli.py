@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmvnet import __version__
-from hmvnet.exits import Exit, RefusedError, ending
+from hmvnet.exits import Exit, RefusedError, ending, fault
 from hmvnet.progress import REMARKS, print_lines
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ def predict(
     from hmvnet.progress import show_progress
     from hmvnet.reading.inputs import Asked, find_sources
     from hmvnet.writing.cohort import write_cohort, write_failures
+    from hmvnet.writing.index import INDEX, write_index
     from hmvnet.writing.summary import Narrator
 
     if force and go_on:
@@ -233,7 +234,8 @@ def predict(
             narrator.problem(f"{name}: {why}")
         progress.advance()
 
-    order = Order(output, picture, alone if page is None else page, dicom, mask)
+    page = alone if page is None else page
+    order = Order(output, picture, page, dicom, thumbnail=not alone, mask=mask)
     with show_progress("patients", len(chosen), quiet=alone) as progress:
         result = predict_cohort(
             chosen,
@@ -244,9 +246,15 @@ def predict(
             on_begin=progress.begin,
             on_outcome=tell,
         )
+    code = result.code
     if not alone:
         write_failures(result.failures, output, f"-{part.replace('/', 'of')}" if part else "")
         write_cohort(output)
+        try:
+            write_index(output)
+        except Exception as error:  # the patients' folders are whole
+            narrator.problem(f"{INDEX} not written: {fault(error)}")
+            code = code or Exit.INCOMPLETE
     if not alone or result.skipped:
         counts = {
             "predicted": result.done,
@@ -258,7 +266,7 @@ def predict(
         }
         said = ", ".join(f"{len(found)} {word}" for word, found in counts.items())
         _say(f"{len(chosen)} patients: {said}; in {output}")
-    return result.code
+    return code
 
 
 @app.command()

@@ -49,6 +49,7 @@ class Order:
         picture: slices and projections.
         page: a page to look at, with the images in it.
         dicom: DICOM objects, of patients that were read from DICOM.
+        thumbnail: a small picture for the cohort's index.
         mask: of one patient, a corrected mask: an image, RTSTRUCT or SEG.
     """
 
@@ -56,6 +57,7 @@ class Order:
     picture: bool = True
     page: bool = False
     dicom: bool = False
+    thumbnail: bool = False
     mask: Path | None = None
 
 
@@ -254,6 +256,7 @@ def predict_patient(
             device=str(pipeline.device),
             picture=order.picture,
             page=order.page,
+            thumbnail=order.thumbnail,
             origin=_origin(source),
             ct=source.ct if order.dicom and isinstance(source, Scan) else None,
         )

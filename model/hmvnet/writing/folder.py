@@ -13,15 +13,16 @@ from hmvnet.reading.images import write_image
 from hmvnet.reading.series import Series
 from hmvnet.writing.page import write_page
 from hmvnet.writing.report import write_lesions, write_report
+from hmvnet.writing.thumbnail import write_thumbnail
 
 MASK, REPORT, LESIONS = "mask.nii.gz", "report.json", "lesions.csv"
-PICTURE, PAGE = "picture.png", "page.html"
+PICTURE, PAGE, THUMBNAIL = "picture.png", "page.html", "thumbnail.png"
 SEG, SR, RTSTRUCT = "seg.dcm", "report.dcm", "rtstruct.dcm"
 
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds nothing but what ``write_folder`` writes, and so may be replaced."""
-    ours = (MASK, REPORT, LESIONS, PICTURE, PAGE, SEG, SR, RTSTRUCT)
+    ours = (MASK, REPORT, LESIONS, PICTURE, PAGE, THUMBNAIL, SEG, SR, RTSTRUCT)
     return folder.is_dir() and all(p.name in ours or is_leftover(p) for p in folder.iterdir())
 
 
@@ -33,6 +34,7 @@ def write_folder(
     device: str = "",
     picture: bool = False,
     page: bool = False,
+    thumbnail: bool = False,
     ct: Series | None = None,
     origin: str = "",
 ) -> list[str]:
@@ -43,7 +45,7 @@ def write_folder(
         ct: the DICOM series that the CT was read from, where DICOM objects are wanted too.
 
     Returns:
-        What could not be written of what is optional (picture, page, DICOM objects), a line each.
+        What could not be written of what is optional (pictures, page, DICOM objects), a line each.
 
     Raises:
         RefusedError: the folder holds something else, which would be lost.
@@ -60,6 +62,8 @@ def write_folder(
     problems = []
     if picture:
         writers[folder / PICTURE] = lambda: write_picture(prediction, folder / PICTURE)
+    if thumbnail:
+        writers[folder / THUMBNAIL] = lambda: write_thumbnail(prediction, folder / THUMBNAIL)
     if page:
         writers[folder / PAGE] = lambda: write_page(prediction, manifest, folder / PAGE, device)
     if ct is not None:
