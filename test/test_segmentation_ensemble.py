@@ -11,17 +11,17 @@ from hmvnet.pipeline import Pipeline
 from hmvnet.reading.checks import checked_case
 from hmvnet.segmentation.ensemble import (
     Ensemble,
-    TorchForward,
     load_ensemble,
     load_network,
     pick_device,
 )
+from hmvnet.segmentation.forward import TorchForward
 
 
 class Constant:
     """A member whose GTVp probability is its number, and that takes a second of a false clock."""
 
-    notes = ()
+    notes, own = (), None
 
     def __init__(self, value: float, clock: list[float]) -> None:
         self.value, self.clock, self.calls = value, clock, 0

@@ -481,15 +481,26 @@ def phantom(
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
     dicom: Annotated[bool, typer.Option("--dicom", help="also as DICOM, PET in Bq/mL")] = False,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="of all T and N stages, some of which invade")
+    ] = False,
+    layout: Annotated[str, typer.Option(help="of HECKTOR's training data: 2025 or 2026")] = "2025",
 ) -> None:
-    """Write SYNTHETIC patients with known truth, in the HECKTOR 2025 layout."""
+    """Write SYNTHETIC patients with known truth, in HECKTOR's layout."""
     from hmvnet.phantom import PhantomSettings, write_cohort
     from hmvnet.progress import show_progress
 
     with show_progress("phantoms", count) as progress:
-        settings = PhantomSettings(whole_body=whole_body)
+        settings = PhantomSettings(whole_body=whole_body, stages=stages)
         summary = write_cohort(
-            root, count, seed, settings, jobs, lambda done, _: progress.reach(done), dicom=dicom
+            root,
+            count,
+            seed,
+            settings,
+            jobs,
+            lambda done, _: progress.reach(done),
+            dicom=dicom,
+            layout=layout,  # type: ignore[arg-type]  # write_cohort refuses others
         )
     _say(str(summary))
 
@@ -534,6 +545,13 @@ def bench_verdicts(
     bench_verdict(_bundle(weights), run, count, seed, _console())
 
 
+def _whole_numbers(option: str, text: str, least: int) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and int(word) >= least for word in words):
+        raise RefusedError(f"{option} {text}: expected whole numbers from {least} on, with commas")
+    return [int(word) for word in words]
+
+
 @bench.command("cohort")
 def bench_cohorts(
     weights: WeightsOption = "",
@@ -549,8 +567,27 @@ def bench_cohorts(
     """Cost per patient of small and large cohorts, in one process and in several."""
     from hmvnet.experiments.bench_cohort import bench_cohort
 
-    numbers = [[int(word) for word in text.split(",")] for text in (counts, workers)]
-    bench_cohort(_bundle(weights), run, *numbers, set_ or (), _console())
+    many = _whole_numbers("--counts", counts, 2)
+    bench_cohort(
+        _bundle(weights), run, many, _whole_numbers("--workers", workers, 0), set_ or (), _console()
+    )
+
+
+@bench.command("survival")
+def bench_survival_models(
+    run: RunOption = Path("runs/bench-survival"),
+    sizes: Annotated[str, typer.Option(help="numbers of patients")] = "500,1000,2000,4000",
+    icare: Annotated[
+        Path | None, typer.Option(help="python of an environment with icare 0.1.0")
+    ] = None,
+) -> None:
+    """Seconds of a fit against the number of patients, beside scikit-survival's and icare's."""
+    from hmvnet.experiments.bench_survival import bench_survival
+
+    words = [word.strip() for word in sizes.split(",")]
+    if len(words) < 2 or not all(w.isdigit() and int(w) >= 100 for w in words):
+        raise RefusedError(f"--sizes {sizes}: expected two whole numbers or more, from 100 on")
+    bench_survival(run, _console(), [int(w) for w in words], icare)
 
 
 # --- the names of before -------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from hmvnet.reading.records import HECKTOR, ClinicalSchema
+from hmvnet.reading.records import SCHEMAS, ClinicalSchema
 from hmvnet.reading.tables import EVENT_COLUMN, ID_COLUMN, TIME_COLUMN, TableNames
 
 
@@ -76,6 +76,7 @@ Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 EventCodes = Annotated[dict[str, str], BeforeValidator(_event_codes)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 RegionName = Literal["head-neck", "centre"]
+InterfaceName = Literal["auto", "2025", "2026"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -88,7 +89,8 @@ class DataSettings(_Section):
 
     root: str = Field(
         "",
-        description="Folder of the patients: HECKTOR 2025 or 2022, nnU-Net, or a folder a patient.",
+        description="Folder of the patients: HECKTOR 2026, 2025 or 2022, nnU-Net, or a folder a "
+        "patient.",
     )
     cache: str = Field(
         "",
@@ -107,6 +109,11 @@ class DataSettings(_Section):
         "head-neck",
         description="Where the working region lies; centre: mid-body, for scans that hold no head, "
         "and no rules of the head and neck's anatomy.",
+    )
+    interface: InterfaceName = Field(
+        "auto",
+        description="Which year's platform the container writes for; auto: by its input. Kept in "
+        "the bundle.",
     )
     extra_root: str = Field(
         "",
@@ -330,10 +337,14 @@ class ClinicalSettings(_Section):
         description="What other codes of the event stand for, 0 (none) or 1 (an event), e.g. 1=0, "
         "2=1; then no other code is known; empty: those above.",
     )
+    edition: Literal["2025", "2026"] = Field(
+        "2025",
+        description="HECKTOR's columns of which year: 2026 has no M-stage, and Treatment 0, 1, 2.",
+    )
     columns: dict[str, dict[str, Any]] = Field(
         {},
         description="Columns of the health records that a model may use, an element column each; "
-        "empty: HECKTOR's.",
+        "empty: HECKTOR's, of clinical.edition.",
         examples=[
             {
                 "Age": {
@@ -363,7 +374,7 @@ class ClinicalSettings(_Section):
     @property
     def record_schema(self) -> ClinicalSchema:
         """The columns as a schema."""
-        return ClinicalSchema.from_dict(self.columns) if self.columns else HECKTOR
+        return ClinicalSchema.from_dict(self.columns) if self.columns else SCHEMAS[self.edition]
 
 
 # Lesion features known to be prognostic: metabolic volume, lesion glycolysis and uptake, number and

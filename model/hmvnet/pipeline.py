@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 
 from hmvnet.bundle import Bundle, find_bundle, load_bundle
-from hmvnet.case import Case, CaseError, Finding, Grid, Verdict
+from hmvnet.case import Case, CaseError, ClinicalRecord, Finding, Grid, Verdict
 from hmvnet.config import InferenceSettings
 from hmvnet.exits import RefusedError
 from hmvnet.imaging.resample import labels_onto
@@ -24,7 +24,9 @@ from hmvnet.settings_file import load_settings
 
 LOW_CONFIDENCE = 0.5
 LEAST_SUV_MAX = 1.0  # the mean over a body; a lesion that takes up less was not seen in PET
-READ_SECTIONS = ("preprocessing", "postprocessing", "inference")  # of the settings, when predicting
+# Of the settings, when predicting.
+READ_SECTIONS = ("preprocessing", "postprocessing", "inference")
+READ_SETTINGS = ("data.region", "data.interface")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,12 @@ class Pipeline:
         self.prognosis = Prognosis(bundle) if needs_risk else None
 
     def __call__(
-        self, case: Case, on_stage: OnStage | None = None, mask: sitk.Image | None = None
+        self,
+        case: Case,
+        on_stage: OnStage | None = None,
+        mask: sitk.Image | None = None,
+        *,
+        tolerant: bool = False,
     ) -> Prediction:
         """Segment one case and, where wanted, predict its risk.
 
@@ -91,13 +98,14 @@ class Pipeline:
             on_stage: told the name of every stage as it begins.
             mask: labels on the CT's grid that somebody corrected, in the place of the network's;
                 lesions and risk are then those of it.
+            tolerant: whether what would be refused is a finding, and a risk that fails a note.
 
         Raises:
             CaseError: PET and CT do not belong together, or the mask is not on the CT's grid or
                 leaves the working region.
         """
         stages = Stages(on_stage)
-        segmentation = self.segmenter(case, stages)
+        segmentation = self.segmenter(case, stages, tolerant=tolerant)
         with stages("mask"):
             if mask is None:
                 mask = segmentation.on(Grid.of(case.ct))
@@ -107,15 +115,26 @@ class Pipeline:
             ct_hu, pet_suv = segmentation.volume.raw
             spacing = segmentation.volume.grid.spacing[::-1]
             lesions = lesion_table(segmentation.labels, ct_hu, pet_suv, spacing)
-        risk = None
+        risk: Risk | None = None
+        failed: tuple[str, ...] = ()
         if self.prognosis:
             with stages("risk"):
-                description = describe(segmentation, self.prognosis.image_spacing_mm)
-                risk = self.prognosis(description, case.record)
+                risk, failed = self._risk(self.prognosis, segmentation, case.record, tolerant)
         findings = (*segmentation.volume.findings, *_doubtful(lesions))
-        notes = (*case.notes, *_notes(segmentation, findings, risk), *self.notes)
+        notes = (*case.notes, *_notes(segmentation, findings, risk), *failed, *self.notes)
         verdict = Verdict.of((*case.findings, *findings))
         return Prediction(mask, lesions, risk, verdict, notes, stages.timings, segmentation)
+
+    def _risk(
+        self, model: Prognosis, segmentation: Segmentation, record: ClinicalRecord, tolerant: bool
+    ) -> tuple[Risk | None, tuple[str, ...]]:
+        """The risk, and why there is none."""
+        try:
+            return model(describe(segmentation, model.image_spacing_mm), record), ()
+        except Exception as error:
+            if not tolerant:
+                raise
+            return None, (f"no risk: {type(error).__name__}: {error}",)
 
 
 def load_pipeline(
@@ -131,7 +150,7 @@ def load_pipeline(
         weights: as for ``hmvnet.bundle.find_bundle``.
         device: as for ``hmvnet.segmentation.ensemble.pick_device``.
         overrides: ``section.name=value``, of ``preprocessing``, ``postprocessing`` and
-            ``inference``, or ``data.region``.
+            ``inference``, or ``data.region`` and ``data.interface``.
         needs_risk: whether the survival model is wanted; None: where the bundle has one.
 
     Raises:
@@ -151,9 +170,9 @@ def adjusted_bundle(
     """The bundle of :func:`load_pipeline`, no network loaded yet, and notes on what was changed."""
     for override in overrides:
         name = override.partition("=")[0].strip()
-        if name.partition(".")[0] not in READ_SECTIONS and name != "data.region":
+        if name.partition(".")[0] not in READ_SECTIONS and name not in READ_SETTINGS:
             raise RefusedError(
-                f"setting '{name}': prediction reads data.region and the sections "
+                f"setting '{name}': prediction reads {', '.join(READ_SETTINGS)} and the sections "
                 f"{', '.join(READ_SECTIONS)}"
             )
     settings = load_settings(None, overrides)

@@ -7,7 +7,7 @@ lesion features come from segmentation networks that did not see the patient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ import pandas as pd
 from rich.console import Console
 
 from hmvnet.bundle import load_bundle
-from hmvnet.case import DAYS_PER_YEAR, Outcomes
+from hmvnet.case import DAYS_PER_YEAR, ClinicalRecord, Outcome, Outcomes
 from hmvnet.config import Settings
 from hmvnet.files import digest
 from hmvnet.lesions.features import LesionFeatures
@@ -118,15 +118,22 @@ def _load_tables(settings: Settings) -> Cohort:
     )
     if absent := [c.name for c in clinical.record_schema.columns if c.name not in found.columns]:
         raise ValueError(f"{', '.join(clinical.tables)}: no column {absent[:5]} (clinical schema)")
+    patients = without_images(found.ids, found.records, found.outcomes)
+    return Cohort(patients, False, None, found.notes)
+
+
+def without_images(
+    ids: Sequence[str], records: Sequence[ClinicalRecord], outcomes: Iterable[Outcome]
+) -> list[Described]:
+    """Patients of whom there are health records alone."""
     nothing = LesionDescription(
         np.zeros((IMAGE_CHANNELS, 1, 1, 1), np.float32),
         LesionFeatures((), np.zeros(0, np.float32)),
     )
-    patients = [
+    return [
         Described(name, "all", nothing, record, outcome)
-        for name, record, outcome in zip(found.ids, found.records, found.outcomes, strict=True)
+        for name, record, outcome in zip(ids, records, outcomes, strict=True)
     ]
-    return Cohort(patients, False, None, found.notes)
 
 
 def model_names(cohort: Cohort) -> list[str]:

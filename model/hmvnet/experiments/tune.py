@@ -78,7 +78,7 @@ def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Cons
     if bundle.manifest.prognosis:
         console.print("[yellow]note[/] the survival model was fitted to other masks: left out")
     manifest = bundle.manifest.model_copy(update={"postprocessing": best, "prognosis": None})
-    files = {name: bundle.tensors(name) for name in manifest.segmentation.files}
+    files = {name: bundle.tensors(name) for name in manifest.segmentation.all_files}
     return write_bundle(run / BUNDLE, manifest, files)
 
 
@@ -121,9 +121,9 @@ def _run(patient: Patient, segmenter: Segmenter, folder: Path) -> Kept:
     REMARKS.tell(patient.patient_id, case.notes)
     assert case.truth is not None
     found = segmenter(case)
-    grid = found.volume.grid
+    grid = found.field.grid
     truth = labels_onto(sitk.GetArrayFromImage(case.truth), Grid.of(case.truth), grid)
-    ct = found.volume.scaled[0]
+    ct = found.field.scaled[0]
     arrays = found.probabilities.astype(np.float16), ct.astype(np.float16), truth
     stored = []
     for number, array in enumerate(arrays):

@@ -1,6 +1,6 @@
 """A fitted linear risk as plain arrays: what the container needs of a Cox model.
 
-Fitting is ``hmvnet.survival.baselines.fit_linear_risk``; this file needs no survival library.
+Fitting is ``hmvnet.survival.cox.fit_linear_risk``; this file is all that a prediction needs.
 """
 
 from __future__ import annotations

@@ -135,10 +135,9 @@ class NamedVariables:
     lesion_columns: tuple[int, ...]
 
     @classmethod
-    def of(cls, network: FusionNetwork, lesion_columns: Sequence[int]) -> NamedVariables:
-        """Of what the network's branches see; ``lesion_columns`` as far as lesions are."""
-        seen = tuple(lesion_columns) if network.lesions is not None else ()
-        return cls(network.table is not None, seen)
+    def of(cls, branches: Sequence[str], lesion_columns: Sequence[int]) -> NamedVariables:
+        """Of what these branches see; ``lesion_columns`` as far as lesions are."""
+        return cls("table" in branches, tuple(lesion_columns) if "lesions" in branches else ())
 
     def values(self, inputs: PatientInputs) -> np.ndarray:
         """``[b, p]``, lesion features as signed logarithms."""
@@ -229,7 +228,7 @@ class PrognosisMember:
             _below(MEAN_PREFIX, state),
             Weighted(rest_of(named), BaggedIcare.from_state(head)),
             named,
-            NamedVariables.of(network, columns),
+            NamedVariables.of(network.config.branches, columns),
         )
 
     def inputs(
@@ -324,6 +323,18 @@ class Prognosis:
         """
         return replace(description, features=description.features.select(self.part.lesion_features))
 
+    def expected_days(self, value: float) -> float | None:
+        """Recurrence-free days expected at a risk; None where the bundle does not know."""
+        if not self.part.expected_days:
+            return None
+        risks, expected = np.asarray(self.part.expected_days).T
+        return float(np.interp(value, risks, expected))
+
+    def usual(self) -> Risk:
+        """The median risk of the training patients: what is left to say where nothing is known."""
+        value = float(np.median(self.part.risk_quantiles))
+        return Risk(value, 0.5, self.expected_days(value), {}, notes=("the median risk",))
+
     def __call__(self, description: LesionDescription, record: ClinicalRecord) -> Risk:
         """The risk of one patient; any field missing, with or without a lesion.
 
@@ -340,10 +351,7 @@ class Prognosis:
             named.append(member.contributions(inputs, description.features.names))
         value = float(np.mean(values))
         quantiles = np.asarray(self.part.risk_quantiles)
-        days = None
-        if self.part.expected_days:
-            risks, expected = np.asarray(self.part.expected_days).T
-            days = float(np.interp(value, risks, expected))
+        days = self.expected_days(value)
         branches = {b: float(np.mean([e[b] for e in effects])) for b in BRANCHES if b in effects[0]}
         quantile = float(np.interp(value, quantiles, np.linspace(0, 1, len(quantiles))))
         return Risk(value, quantile, days, branches, _mean_contributions(named), notes)

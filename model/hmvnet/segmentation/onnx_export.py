@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hmvnet.bundle import add_file, load_bundle
 from hmvnet.files import replacing
-from hmvnet.segmentation.ensemble import OnnxForward, TorchForward, load_network
+from hmvnet.segmentation.ensemble import load_network
+from hmvnet.segmentation.forward import OnnxForward, TorchForward
 
 
 def export_bundle(

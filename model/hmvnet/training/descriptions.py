@@ -66,7 +66,11 @@ class LesionDescriber:
         key = digest(
             DESCRIPTION_VERSION,
             manifest.region,
-            {file: manifest.files[file] for file in manifest.segmentation.files},
+            {file: manifest.files[file] for file in manifest.segmentation.all_files},
+            [
+                part.input and part.input.model_dump(mode="json")
+                for part in manifest.segmentation.parts
+            ],
             image_spacing_mm,
             *(s.model_dump(mode="json") for s in settings),
         )
@@ -79,8 +83,8 @@ class LesionDescriber:
         Raises:
             LeakError: there are none, or the bundle does not say what it was trained on.
         """
-        seen = self.bundle.manifest.segmentation.seen
-        if len(seen) != len(self.bundle.manifest.segmentation.files):
+        seen = self.bundle.manifest.segmentation.all_seen
+        if len(seen) != len(self.bundle.manifest.segmentation.all_files):
             raise LeakError(
                 f"bundle '{self.bundle.manifest.name}' does not say which patients its networks "
                 "were trained on; retrain it with this version"

@@ -224,6 +224,7 @@ def train_segmentation_bundle(
     manifest = Manifest(
         name=run.name,
         region=settings.data.region,
+        interface=settings.data.interface,
         preprocessing=settings.preprocessing,
         postprocessing=settings.postprocessing,
         segmentation=SegmentationPart(
@@ -309,7 +310,7 @@ def _names(settings: Settings) -> str:
 
 def _seen_by(folder: str) -> set[str]:
     """Fingerprints of the patients that a bundle's first network, the one taken over, has seen."""
-    seen = load_bundle(Path(folder)).manifest.segmentation.seen if folder else []
+    seen = load_bundle(Path(folder)).manifest.segmentation.all_seen if folder else []
     return set(seen[0]) if seen else set()
 
 

@@ -6,6 +6,7 @@ As :mod:`hmvnet.writing.page` it is a template with a script and the data put in
 from __future__ import annotations
 
 import csv
+import os
 from base64 import b64encode
 from collections import Counter
 from pathlib import Path
@@ -77,10 +78,11 @@ _VERDICTS = {"ok": "ok", "review": "to review", "none": "without a result"}
 
 def _with_files(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     """What is shown of a patient: figures, picture, and addresses relative to the page."""
-    kept = {key: row[key] for key, *_ in COLUMNS}
+    name = os.fsencode(folder.name)  # whatever the locale made of it
+    kept = {key: row[key] for key, *_ in COLUMNS} | {"patient": name.decode("utf-8", "replace")}
     links = [
-        (name, f"{quote(folder.name, safe='')}/{file}")
-        for name, file in LINKS.items()
+        (label, f"{quote(name, safe='')}/{file}")
+        for label, file in LINKS.items()
         if (folder / file).is_file()
     ]
     verdict = {"verdict": row["verdict"] or "review", "said": row["codes"].replace(" ", ", ")}
