@@ -177,6 +177,9 @@ def predict(
             "--page/--no-page", help="also a page to look at; default: of one patient, not of many"
         ),
     ] = None,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="also a map of how unsure each voxel is")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="write again what is there")] = False,
     go_on: Annotated[bool, typer.Option("--continue", help="skip patients that are there")] = False,
     strict: Annotated[
@@ -235,7 +238,7 @@ def predict(
         progress.advance()
 
     page = alone if page is None else page
-    order = Order(output, picture, page, dicom, thumbnail=not alone, mask=mask)
+    order = Order(output, picture, page, dicom, entropy, thumbnail=not alone, mask=mask)
     with show_progress("patients", len(chosen), quiet=alone) as progress:
         result = predict_cohort(
             chosen,
@@ -538,11 +541,15 @@ def bench_verdicts(
     run: RunOption = Path("runs/verdict"),
     count: Annotated[int, typer.Option(min=1, help="phantoms")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="of the cohort")] = 3,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting in the bundle's place")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="a perturbation; default: all")] = None,
 ) -> None:
     """Phantoms as they are and perturbed: their verdicts against the Dice of their masks."""
     from hmvnet.experiments.bench_verdict import bench_verdict
 
-    bench_verdict(_bundle(weights), run, count, seed, _console())
+    bench_verdict(_bundle(weights), run, count, seed, set_ or (), _console(), only or ())
 
 
 def _whole_numbers(option: str, text: str, least: int) -> list[int]:

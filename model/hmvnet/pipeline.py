@@ -11,18 +11,20 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from hmvnet.bundle import Bundle, find_bundle, load_bundle
-from hmvnet.case import Case, CaseError, ClinicalRecord, Finding, Grid, Verdict
+from hmvnet.bundle import Bundle, Manifest, find_bundle, load_bundle
+from hmvnet.case import CLASSES, Case, CaseError, ClinicalRecord, Finding, Grid, Verdict
 from hmvnet.config import InferenceSettings
 from hmvnet.exits import RefusedError
 from hmvnet.imaging.resample import labels_onto
-from hmvnet.lesions.table import Lesion, lesion_table, numbered_lesions
+from hmvnet.lesions.table import Lesion, numbered_lesions
 from hmvnet.prognosis.risk import Prognosis, Risk, describe
+from hmvnet.segmentation.confidence import lesion_confidences
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Segmenter, Stages
 from hmvnet.settings_file import load_settings
 
 LOW_CONFIDENCE = 0.5
+MOST_DISAGREEMENT = 0.15  # of folds and flips (docs/how-to/predict.md)
 LEAST_SUV_MAX = 1.0  # the mean over a body; a lesion that takes up less was not seen in PET
 # Of the settings, when predicting.
 READ_SECTIONS = ("preprocessing", "postprocessing", "inference")
@@ -41,6 +43,7 @@ class Prediction:
         notes: what a person should know before trusting this.
         timings: seconds a stage.
         segmentation: the working-grid arrays, for pictures.
+        confidences: for each lesion the mean probability of its class inside it.
     """
 
     mask: sitk.Image
@@ -50,6 +53,7 @@ class Prediction:
     notes: tuple[str, ...]
     timings: dict[str, float]
     segmentation: Segmentation = field(repr=False)
+    confidences: tuple[float | None, ...] = field(default=(), kw_only=True)
 
     @cached_property
     def numbers(self) -> np.ndarray:
@@ -114,16 +118,21 @@ class Pipeline:
         with stages("lesions"):
             ct_hu, pet_suv = segmentation.volume.raw
             spacing = segmentation.volume.grid.spacing[::-1]
-            lesions = lesion_table(segmentation.labels, ct_hu, pet_suv, spacing)
+            lesions, numbers = numbered_lesions(segmentation.labels, ct_hu, pet_suv, spacing)
+            sure = lesion_confidences(segmentation, numbers, [one.label for one in lesions])
         risk: Risk | None = None
         failed: tuple[str, ...] = ()
         if self.prognosis:
             with stages("risk"):
                 risk, failed = self._risk(self.prognosis, segmentation, case.record, tolerant)
-        findings = (*segmentation.volume.findings, *_doubtful(lesions))
+        doubts = _doubtful(lesions, self.manifest, segmentation.disagreement)
+        findings = (*segmentation.volume.findings, *doubts)
         notes = (*case.notes, *_notes(segmentation, findings, risk), *failed, *self.notes)
         verdict = Verdict.of((*case.findings, *findings))
-        return Prediction(mask, lesions, risk, verdict, notes, stages.timings, segmentation)
+        timings = stages.timings
+        return Prediction(
+            mask, lesions, risk, verdict, notes, timings, segmentation, confidences=sure
+        )
 
     def _risk(
         self, model: Prognosis, segmentation: Segmentation, record: ClinicalRecord, tolerant: bool
@@ -189,10 +198,12 @@ def _corrected(segmentation: Segmentation, mask: sitk.Image, ct: Grid) -> Segmen
     if (array > 0).sum() > 1.1 * (back > 0).sum() + 10:
         raise CaseError("the corrected mask leaves the head and neck region that is looked at")
     notes = (*segmentation.notes, "the mask is a corrected one, not the network's")
-    return replace(segmentation, labels=labels, notes=notes)
+    return replace(segmentation, labels=labels, notes=notes, disagreement=None)
 
 
-def _doubtful(lesions: list[Lesion]) -> Iterator[Finding]:
+def _doubtful(
+    lesions: list[Lesion], manifest: Manifest, disagreement: float | None
+) -> Iterator[Finding]:
     """What is doubtful about the lesions of a head-and-neck cancer that was scanned for."""
     if not lesions:
         yield Finding("no-lesion", "no lesion found")
@@ -202,6 +213,20 @@ def _doubtful(lesions: list[Lesion]) -> Iterator[Finding]:
             "cold-lesion",
             f"{len(cold)} of {len(lesions)} lesions with a SUVmax below {LEAST_SUV_MAX:g} "
             f"(lowest {lowest:.2f})",
+        )
+    for kind, (least, most) in manifest.volumes_ml.items():
+        total = sum(one.volume_ml for one in lesions if CLASSES[one.label] == kind)
+        if total and not least <= total <= most:
+            yield Finding(
+                "volume",
+                f"{kind} of {total:.1f} mL in all, the training patients' had {least:.1f} to "
+                f"{most:.1f}",
+            )
+    if disagreement is not None and disagreement > MOST_DISAGREEMENT:
+        yield Finding(
+            "disagreement",
+            f"folds or flips of the network disagree on {disagreement:.0%} of the tumour, expected "
+            f"at most {MOST_DISAGREEMENT:.0%}",
         )
 
 
