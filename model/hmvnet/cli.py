@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmvnet import __version__
-from hmvnet.exits import Exit, RefusedError, ending
+from hmvnet.exits import Exit, RefusedError, ending, fault
 from hmvnet.progress import REMARKS, print_lines
 
 if TYPE_CHECKING:
@@ -181,6 +181,9 @@ def predict(
             "--page/--no-page", help="also a page to look at; default: of one patient, not of many"
         ),
     ] = None,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="also a map of how unsure each voxel is")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="write again what is there")] = False,
     go_on: Annotated[bool, typer.Option("--continue", help="skip patients that are there")] = False,
     strict: Annotated[
@@ -193,6 +196,7 @@ def predict(
     from hmvnet.progress import show_progress
     from hmvnet.reading.inputs import Asked, find_sources
     from hmvnet.writing.cohort import write_cohort, write_failures
+    from hmvnet.writing.index import INDEX, write_index
     from hmvnet.writing.summary import Narrator
 
     if force and go_on:
@@ -237,7 +241,8 @@ def predict(
             narrator.problem(f"{name}: {why}")
         progress.advance()
 
-    order = Order(output, picture, alone if page is None else page, dicom, mask)
+    page = alone if page is None else page
+    order = Order(output, picture, page, dicom, entropy, thumbnail=not alone, mask=mask)
     with show_progress("patients", len(chosen), quiet=alone) as progress:
         result = predict_cohort(
             chosen,
@@ -248,9 +253,15 @@ def predict(
             on_begin=progress.begin,
             on_outcome=tell,
         )
+    code = result.code
     if not alone:
         write_failures(result.failures, output, f"-{part.replace('/', 'of')}" if part else "")
         write_cohort(output)
+        try:
+            write_index(output)
+        except Exception as error:  # the patients' folders are whole
+            narrator.problem(f"{INDEX} not written: {fault(error)}")
+            code = code or Exit.INCOMPLETE
     if not alone or result.skipped:
         counts = {
             "predicted": result.done,
@@ -262,7 +273,7 @@ def predict(
         }
         said = ", ".join(f"{len(found)} {word}" for word, found in counts.items())
         _say(f"{len(chosen)} patients: {said}; in {output}")
-    return result.code
+    return code
 
 
 @app.command()
@@ -534,11 +545,43 @@ def bench_verdicts(
     run: RunOption = Path("runs/verdict"),
     count: Annotated[int, typer.Option(min=1, help="phantoms")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="of the cohort")] = 3,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting in the bundle's place")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="a perturbation; default: all")] = None,
 ) -> None:
     """Phantoms as they are and perturbed: their verdicts against the Dice of their masks."""
     from hmvnet.experiments.bench_verdict import bench_verdict
 
-    bench_verdict(_bundle(weights), run, count, seed, _console())
+    bench_verdict(_bundle(weights), run, count, seed, set_ or (), _console(), only or ())
+
+
+def _whole_numbers(option: str, text: str, least: int) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and int(word) >= least for word in words):
+        raise RefusedError(f"{option} {text}: expected whole numbers from {least} on, with commas")
+    return [int(word) for word in words]
+
+
+@bench.command("cohort")
+def bench_cohorts(
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/cohort"),
+    counts: Annotated[str, typer.Option(help="numbers of patients, comma-separated")] = "10,50,200",
+    workers: Annotated[
+        str, typer.Option(help="numbers of processes, comma-separated; 0: no other process")
+    ] = "0,2",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting in the bundle's place")
+    ] = None,
+) -> None:
+    """Cost per patient of small and large cohorts, in one process and in several."""
+    from hmvnet.experiments.bench_cohort import bench_cohort
+
+    many = _whole_numbers("--counts", counts, 2)
+    bench_cohort(
+        _bundle(weights), run, many, _whole_numbers("--workers", workers, 0), set_ or (), _console()
+    )
 
 
 @bench.command("survival")

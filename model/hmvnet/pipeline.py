@@ -12,13 +12,14 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from hmvnet.bundle import Bundle, find_bundle, load_bundle
-from hmvnet.case import Case, CaseError, Finding, Grid, Verdict
+from hmvnet.bundle import Bundle, Manifest, find_bundle, load_bundle
+from hmvnet.case import CLASSES, Case, CaseError, Finding, Grid, Verdict
 from hmvnet.config import InferenceSettings
 from hmvnet.exits import RefusedError
 from hmvnet.imaging.resample import labels_onto
-from hmvnet.lesions.table import Lesion, lesion_table, numbered_lesions
+from hmvnet.lesions.table import Lesion, numbered_lesions
 from hmvnet.prognosis.risk import Prognosis, Risk, describe
+from hmvnet.segmentation.confidence import lesion_confidences
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Segmenter, Stages
 from hmvnet.settings_file import load_settings
@@ -26,6 +27,7 @@ from hmvnet.staging.estimate import Staging
 from hmvnet.staging.stager import Stager
 
 LOW_CONFIDENCE = 0.5
+MOST_DISAGREEMENT = 0.15  # of folds and flips (docs/how-to/predict.md)
 LEAST_SUV_MAX = 1.0  # the mean over a body; a lesion that takes up less was not seen in PET
 # Of the settings, when predicting.
 READ_SECTIONS = ("preprocessing", "postprocessing", "inference")
@@ -45,6 +47,7 @@ class Prediction:
         timings: seconds a stage.
         segmentation: the working-grid arrays, for pictures.
         staging: T and N; None where the region is not the head and neck.
+        confidences: for each lesion the mean probability of its class inside it.
     """
 
     mask: sitk.Image
@@ -54,7 +57,8 @@ class Prediction:
     notes: tuple[str, ...]
     timings: dict[str, float]
     segmentation: Segmentation = field(repr=False)
-    staging: Staging | None = None
+    staging: Staging | None = field(default=None, kw_only=True)
+    confidences: tuple[float | None, ...] = field(default=(), kw_only=True)
 
     @cached_property
     def numbers(self) -> np.ndarray:
@@ -121,7 +125,8 @@ class Pipeline:
         with stages("lesions"):
             ct_hu, pet_suv = segmentation.volume.raw
             spacing = segmentation.volume.grid.spacing[::-1]
-            lesions = lesion_table(segmentation.labels, ct_hu, pet_suv, spacing)
+            lesions, numbers = numbered_lesions(segmentation.labels, ct_hu, pet_suv, spacing)
+            sure = lesion_confidences(segmentation, numbers, [one.label for one in lesions])
         failed: list[str] = []
         staging, risk = None, None
         if (stager := self.stager) is not None:
@@ -130,11 +135,18 @@ class Pipeline:
         if (model := self.prognosis) is not None:
             with stages("risk"), _noted("risk", tolerant, failed):
                 risk = model(describe(segmentation, model.image_spacing_mm), case.record)
-        findings = (*segmentation.volume.findings, *_doubtful(lesions))
-        notes = (*case.notes, *_notes(segmentation, findings, risk), *failed, *self.notes)
-        verdict = Verdict.of((*case.findings, *findings))
+        doubts = _doubtful(lesions, self.manifest, segmentation.disagreement)
+        findings = (*segmentation.volume.findings, *doubts)
         return Prediction(
-            mask, lesions, risk, verdict, notes, stages.timings, segmentation, staging
+            mask,
+            lesions,
+            risk,
+            Verdict.of((*case.findings, *findings)),
+            (*case.notes, *_notes(segmentation, findings, risk), *failed, *self.notes),
+            stages.timings,
+            segmentation,
+            staging=staging,
+            confidences=sure,
         )
 
 
@@ -201,10 +213,12 @@ def _corrected(segmentation: Segmentation, mask: sitk.Image, ct: Grid) -> Segmen
     if (array > 0).sum() > 1.1 * (back > 0).sum() + 10:
         raise CaseError("the corrected mask leaves the head and neck region that is looked at")
     notes = (*segmentation.notes, "the mask is a corrected one, not the network's")
-    return replace(segmentation, labels=labels, notes=notes)
+    return replace(segmentation, labels=labels, notes=notes, disagreement=None)
 
 
-def _doubtful(lesions: list[Lesion]) -> Iterator[Finding]:
+def _doubtful(
+    lesions: list[Lesion], manifest: Manifest, disagreement: float | None
+) -> Iterator[Finding]:
     """What is doubtful about the lesions of a head-and-neck cancer that was scanned for."""
     if not lesions:
         yield Finding("no-lesion", "no lesion found")
@@ -214,6 +228,20 @@ def _doubtful(lesions: list[Lesion]) -> Iterator[Finding]:
             "cold-lesion",
             f"{len(cold)} of {len(lesions)} lesions with a SUVmax below {LEAST_SUV_MAX:g} "
             f"(lowest {lowest:.2f})",
+        )
+    for kind, (least, most) in manifest.volumes_ml.items():
+        total = sum(one.volume_ml for one in lesions if CLASSES[one.label] == kind)
+        if total and not least <= total <= most:
+            yield Finding(
+                "volume",
+                f"{kind} of {total:.1f} mL in all, the training patients' had {least:.1f} to "
+                f"{most:.1f}",
+            )
+    if disagreement is not None and disagreement > MOST_DISAGREEMENT:
+        yield Finding(
+            "disagreement",
+            f"folds or flips of the network disagree on {disagreement:.0%} of the tumour, expected "
+            f"at most {MOST_DISAGREEMENT:.0%}",
         )
 
 

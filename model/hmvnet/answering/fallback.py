@@ -122,7 +122,7 @@ def by_uptake(case: Case, on_stage: OnStage | None = None) -> Prediction:
         (*case.notes, text),
         stages.timings,
         segmentation,
-        Stager()(segmentation, case.record, lesions),
+        staging=Stager()(segmentation, case.record, lesions),
     )
 
 

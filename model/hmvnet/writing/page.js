@@ -413,6 +413,7 @@ function makeTable() {
     ["#", ""], ["class", ""],
     ["volume", "mL", "volume_ml", 1], ["diameter", "mm", "diameter_mm", 0],
     ["SUVmax", "", "suv_max", 1], ["SUVpeak", "", "suv_peak", 1], ["TLG", "SUV × mL", "tlg", 0],
+    ["confidence", "mean p", "confidence", 2],
   ];
   const head = make("tr");
   for (const [name, unit] of columns) {
