@@ -456,7 +456,7 @@ def export_onnx(
     words = size.split(",") if size else []
     if size and (len(words) != 3 or not all(w.strip().isdigit() and int(w) > 1 for w in words)):
         raise RefusedError(f"--size {size}: expected three whole numbers above 1, z,y,x")
-    shape = tuple(int(word) for word in words) or None
+    shape = (int(words[0]), int(words[1]), int(words[2])) if words else None
     for path, difference in export_bundle(_bundle(weights), shape):
         _say(f"wrote {path}; largest difference in probability {difference:.1e}")
 

@@ -146,7 +146,8 @@ class NetworkSettings(_Section):
     name: str = Field(
         "hmvnet",
         min_length=1,
-        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, unet3d or unetr.",
+        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, stu-net, nnunet, unet3d "
+        "or unetr.",
     )
     options: Options = Field(
         {},
