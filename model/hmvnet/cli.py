@@ -40,9 +40,13 @@ EXTRAS = {
 }
 
 
-def _commands(text: str) -> typer.Typer:
+def _commands(text: str, *, alone: bool = False) -> typer.Typer:
+    """A group of commands; ``alone``: it does something without one."""
     return typer.Typer(
-        help=text, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+        help=text,
+        no_args_is_help=not alone,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
     )
 
 
@@ -50,9 +54,13 @@ app = _commands("Head-and-neck PET/CT segmentation and RFS prediction. Not for c
 segmentation = _commands("Train, score, tune and compare segmentation networks.")
 survival = _commands("Train, score and compare survival models.")
 bench = _commands("Measure this project and its baselines side by side.")
+export = _commands("Write the bundle's ONNX files, or data for nnU-Net.", alone=True)
+import_ = _commands("Take over models that other programs trained.")
 app.add_typer(segmentation, name="segmentation")
 app.add_typer(survival, name="survival")
 app.add_typer(bench, name="bench")
+app.add_typer(export, name="export")
+app.add_typer(import_, name="import")
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="settings file; default: the built-in settings")
@@ -460,20 +468,104 @@ def show_settings(
     print(text, end="")
 
 
-@app.command()
-def export(
+@export.callback(invoke_without_command=True)
+def export_onnx(
+    context: typer.Context,
     weights: WeightsOption = "",
     size: Annotated[str, typer.Option(help="z,y,x voxels; default: the bundle's region")] = "",
 ) -> None:
     """Write the bundle's ONNX files beside its weights, and check them against torch."""
     from hmvnet.segmentation.onnx_export import export_bundle
 
+    if context.invoked_subcommand:
+        return
     words = size.split(",") if size else []
     if size and (len(words) != 3 or not all(w.strip().isdigit() and int(w) > 1 for w in words)):
         raise RefusedError(f"--size {size}: expected three whole numbers above 1, z,y,x")
-    shape = tuple(int(word) for word in words) or None
+    shape = (int(words[0]), int(words[1]), int(words[2])) if words else None
     for path, difference in export_bundle(_bundle(weights), shape):
         _say(f"wrote {path}; largest difference in probability {difference:.1e}")
+
+
+@export.command("nnunet-dataset")
+def export_nnunet_dataset(
+    data: Annotated[Path, typer.Argument(help="a data folder, as training reads it")],
+    out: Annotated[Path, typer.Argument(help="the folder to write, DatasetXXX_Name")],
+) -> int:
+    """Write a data folder as nnU-Net's raw data: CT and PET on the CT's grid, labels."""
+    from hmvnet.reading.folder import find_patients
+    from hmvnet.writing.nnunet import DatasetWriter
+    from hmvnet.writing.summary import Narrator
+
+    found, writer = find_patients(data), DatasetWriter(out)
+    print_lines(found.summary())
+    narrator, failed = Narrator(), 0
+    for patient in found:
+        try:
+            case = patient.read()
+            writer.write(case)
+        except RefusedError as error:
+            narrator.problem(str(error))
+            failed += 1
+            continue
+        narrator(f"{patient.patient_id}: written")
+        for note in case.notes:
+            narrator(f"{patient.patient_id}: note: {note}")
+    writer.close()
+    _say(f"{len(found)} patients: {len(found) - failed} written, {failed} refused; in {out}")
+    return Exit.REFUSED if failed else Exit.OK
+
+
+@import_.command("nnunet")
+def import_nnunet(
+    folder: Annotated[
+        Path, typer.Argument(help="a trained model: plans.json, dataset.json, fold_*")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the bundle to write")],
+    fold: Annotated[
+        list[str] | None, typer.Option(help="a fold to take; repeatable; default: all")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="final or best")] = "final",
+    field: Annotated[
+        str,
+        typer.Option(help="what it sees: region, ct, or auto: what it was trained on by size"),
+    ] = "auto",
+    beside: Annotated[
+        str, typer.Option(help="a bundle whose networks are averaged with these")
+    ] = "",
+    splits: Annotated[
+        Path | None, typer.Option(help="splits_final.json: what each fold was trained on")
+    ] = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="none of your patients was trained on")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace a bundle that is there")] = False,
+) -> None:
+    """Write a bundle of a trained nnU-Net v2 model's networks."""
+    from hmvnet.training.nnunet_import import import_nnunet
+
+    for option, value, known in (
+        ("checkpoint", checkpoint, ("final", "best")),
+        ("field", field, ("auto", "region", "ct")),
+    ):
+        if value not in known:
+            raise RefusedError(f"--{option} {value}: expected {' or '.join(known)}")
+    if splits and unseen:
+        raise RefusedError("--splits and --unseen exclude each other")
+    if out.exists() and not force:
+        raise RefusedError(f"{out} is there already; --force replaces it")
+    found = import_nnunet(
+        folder,
+        out,
+        fold or (),
+        checkpoint,  # type: ignore[arg-type]
+        field,  # type: ignore[arg-type]
+        _bundle(beside) if beside else None,
+        splits,
+        unseen,
+    )
+    print_lines(found.notes)
+    _say(f"bundle: {found.folder}")
 
 
 @app.command()
