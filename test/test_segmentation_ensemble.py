@@ -74,7 +74,7 @@ def test_passes_that_differ_are_counted(tumours, expected):
         def __init__(self, label: int, voxels: int) -> None:
             self.label, self.voxels = label, voxels
 
-        def __call__(self, volume):
+        def __call__(self, volume, axes=()):
             p = torch.zeros(1, 3, *volume.shape[2:])
             p[:, 0] = 1
             p.flatten(2)[:, 0, : self.voxels] = 0
