@@ -263,6 +263,27 @@ def test_a_page_is_written_where_asked_for_and_made_anew_where_it_lacks(pipeline
     assert not (tmp_path / "a" / "page.html").exists()
 
 
+def test_an_entropy_map_is_written_where_asked_for_and_a_thumbnail_is_never_missed(
+    pipeline, tmp_path
+):
+    run_cohort([Given("a")], pipeline, tmp_path, picture=False)
+    for order, done in (({"entropy": True}, ["a"]), ({"entropy": True, "thumbnail": True}, [])):
+        again = run_cohort(
+            [Given("a")], pipeline, tmp_path, existing="skip", picture=False, **order
+        )
+        assert again.done == done and again.code == Exit.OK
+    found = sitk.ReadImage(str(tmp_path / "a" / "entropy.nii.gz"))
+    array = sitk.GetArrayFromImage(found)
+    assert found.GetSpacing() == (4.0, 4.0, 4.0) and 0 <= array.min() < array.max() <= 1
+    inside = [found.TransformPhysicalPointToIndex(p) for p in ((0, 0, 0), (20, 0, 0))]
+    assert all(0 <= i < n for index in inside for i, n in zip(index, found.GetSize()))
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert report["disagreement"] is None
+    sure = [lesion["confidence"] for lesion in report["lesions"]]
+    table = pd.read_csv(tmp_path / "a" / "lesions.csv")
+    assert table["confidence"].tolist() == sure and all(0 < one <= 1 for one in sure)
+
+
 def test_a_page_that_fails_costs_only_itself(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "write_page", lambda *_: 1 / 0)
     result = run_cohort([Given("a")], pipeline, tmp_path, page=True)

@@ -151,7 +151,13 @@ class PrognosisPart(_Part):
 
 
 class Manifest(_Part):
-    """``manifest.json``. ``files`` maps file names to sha256."""
+    """``manifest.json``.
+
+    Attributes:
+        volumes_ml: by class, the smallest and the largest volume of it that a training patient had
+            in all, of those that had any; only for the bundle's own region.
+        files: file names to sha256.
+    """
 
     format: int = FORMAT
     name: str
@@ -162,6 +168,7 @@ class Manifest(_Part):
     postprocessing: PostprocessingSettings
     segmentation: SegmentationPart
     prognosis: PrognosisPart | None = None
+    volumes_ml: dict[str, tuple[FiniteFloat, FiniteFloat]] = {}
     trained_on: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     files: dict[str, str] = {}
@@ -214,7 +221,7 @@ class Bundle:
                 f"{name}.{k}={v}, the bundle's is {getattr(own, k)}" for k, v in other.items()
             ]
         if "region" in settings.data.model_fields_set and settings.data.region != manifest.region:
-            changes["region"] = settings.data.region
+            changes |= {"region": settings.data.region, "volumes_ml": {}}
             notes.append(f"data.region={settings.data.region}, the bundle's is {manifest.region}")
         if "interface" in settings.data.model_fields_set:
             changes["interface"] = settings.data.interface

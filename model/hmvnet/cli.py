@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmvnet import __version__
-from hmvnet.exits import Exit, RefusedError, ending
+from hmvnet.exits import Exit, RefusedError, ending, fault
 from hmvnet.progress import REMARKS, print_lines
 
 if TYPE_CHECKING:
@@ -40,9 +40,13 @@ EXTRAS = {
 }
 
 
-def _commands(text: str) -> typer.Typer:
+def _commands(text: str, *, alone: bool = False) -> typer.Typer:
+    """A group of commands; ``alone``: it does something without one."""
     return typer.Typer(
-        help=text, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+        help=text,
+        no_args_is_help=not alone,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
     )
 
 
@@ -50,9 +54,13 @@ app = _commands("Head-and-neck PET/CT segmentation and RFS prediction. Not for c
 segmentation = _commands("Train, score, tune and compare segmentation networks.")
 survival = _commands("Train, score and compare survival models.")
 bench = _commands("Measure this project and its baselines side by side.")
+export = _commands("Write the bundle's ONNX files, or data for nnU-Net.", alone=True)
+import_ = _commands("Take over models that other programs trained.")
 app.add_typer(segmentation, name="segmentation")
 app.add_typer(survival, name="survival")
 app.add_typer(bench, name="bench")
+app.add_typer(export, name="export")
+app.add_typer(import_, name="import")
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="settings file; default: the built-in settings")
@@ -68,6 +76,10 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number
 LimitOption = Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")]
 FoldOption = Annotated[list[int] | None, typer.Option(help="fold(s); all if left out")]
 TaskOption = Annotated[int, typer.Option(min=1, max=2, help="1 segmentation, 2 survival")]
+EvalTaskOption = Annotated[
+    int | None,
+    typer.Option("--task", min=1, max=2, help="1 segmentation alone, 2 survival alone"),
+]
 NetworkOption = Annotated[
     list[str] | None,
     typer.Option(help="a network and its options, 'hmvnet window=4'; repeatable"),
@@ -177,6 +189,9 @@ def predict(
             "--page/--no-page", help="also a page to look at; default: of one patient, not of many"
         ),
     ] = None,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="also a map of how unsure each voxel is")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="write again what is there")] = False,
     go_on: Annotated[bool, typer.Option("--continue", help="skip patients that are there")] = False,
     strict: Annotated[
@@ -189,6 +204,7 @@ def predict(
     from hmvnet.progress import show_progress
     from hmvnet.reading.inputs import Asked, find_sources
     from hmvnet.writing.cohort import write_cohort, write_failures
+    from hmvnet.writing.index import INDEX, write_index
     from hmvnet.writing.summary import Narrator
 
     if force and go_on:
@@ -233,7 +249,8 @@ def predict(
             narrator.problem(f"{name}: {why}")
         progress.advance()
 
-    order = Order(output, picture, alone if page is None else page, dicom, mask)
+    page = alone if page is None else page
+    order = Order(output, picture, page, dicom, entropy, thumbnail=not alone, mask=mask)
     with show_progress("patients", len(chosen), quiet=alone) as progress:
         result = predict_cohort(
             chosen,
@@ -244,9 +261,15 @@ def predict(
             on_begin=progress.begin,
             on_outcome=tell,
         )
+    code = result.code
     if not alone:
         write_failures(result.failures, output, f"-{part.replace('/', 'of')}" if part else "")
         write_cohort(output)
+        try:
+            write_index(output)
+        except Exception as error:  # the patients' folders are whole
+            narrator.problem(f"{INDEX} not written: {fault(error)}")
+            code = code or Exit.INCOMPLETE
     if not alone or result.skipped:
         counts = {
             "predicted": result.done,
@@ -258,7 +281,7 @@ def predict(
         }
         said = ", ".join(f"{len(found)} {word}" for word, found in counts.items())
         _say(f"{len(chosen)} patients: {said}; in {output}")
-    return result.code
+    return code
 
 
 @app.command()
@@ -445,20 +468,104 @@ def show_settings(
     print(text, end="")
 
 
-@app.command()
-def export(
+@export.callback(invoke_without_command=True)
+def export_onnx(
+    context: typer.Context,
     weights: WeightsOption = "",
     size: Annotated[str, typer.Option(help="z,y,x voxels; default: the bundle's region")] = "",
 ) -> None:
     """Write the bundle's ONNX files beside its weights, and check them against torch."""
     from hmvnet.segmentation.onnx_export import export_bundle
 
+    if context.invoked_subcommand:
+        return
     words = size.split(",") if size else []
     if size and (len(words) != 3 or not all(w.strip().isdigit() and int(w) > 1 for w in words)):
         raise RefusedError(f"--size {size}: expected three whole numbers above 1, z,y,x")
-    shape = tuple(int(word) for word in words) or None
+    shape = (int(words[0]), int(words[1]), int(words[2])) if words else None
     for path, difference in export_bundle(_bundle(weights), shape):
         _say(f"wrote {path}; largest difference in probability {difference:.1e}")
+
+
+@export.command("nnunet-dataset")
+def export_nnunet_dataset(
+    data: Annotated[Path, typer.Argument(help="a data folder, as training reads it")],
+    out: Annotated[Path, typer.Argument(help="the folder to write, DatasetXXX_Name")],
+) -> int:
+    """Write a data folder as nnU-Net's raw data: CT and PET on the CT's grid, labels."""
+    from hmvnet.reading.folder import find_patients
+    from hmvnet.writing.nnunet import DatasetWriter
+    from hmvnet.writing.summary import Narrator
+
+    found, writer = find_patients(data), DatasetWriter(out)
+    print_lines(found.summary())
+    narrator, failed = Narrator(), 0
+    for patient in found:
+        try:
+            case = patient.read()
+            writer.write(case)
+        except RefusedError as error:
+            narrator.problem(str(error))
+            failed += 1
+            continue
+        narrator(f"{patient.patient_id}: written")
+        for note in case.notes:
+            narrator(f"{patient.patient_id}: note: {note}")
+    writer.close()
+    _say(f"{len(found)} patients: {len(found) - failed} written, {failed} refused; in {out}")
+    return Exit.REFUSED if failed else Exit.OK
+
+
+@import_.command("nnunet")
+def import_nnunet(
+    folder: Annotated[
+        Path, typer.Argument(help="a trained model: plans.json, dataset.json, fold_*")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the bundle to write")],
+    fold: Annotated[
+        list[str] | None, typer.Option(help="a fold to take; repeatable; default: all")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="final or best")] = "final",
+    field: Annotated[
+        str,
+        typer.Option(help="what it sees: region, ct, or auto: what it was trained on by size"),
+    ] = "auto",
+    beside: Annotated[
+        str, typer.Option(help="a bundle whose networks are averaged with these")
+    ] = "",
+    splits: Annotated[
+        Path | None, typer.Option(help="splits_final.json: what each fold was trained on")
+    ] = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="none of your patients was trained on")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace a bundle that is there")] = False,
+) -> None:
+    """Write a bundle of a trained nnU-Net v2 model's networks."""
+    from hmvnet.training.nnunet_import import import_nnunet
+
+    for option, value, known in (
+        ("checkpoint", checkpoint, ("final", "best")),
+        ("field", field, ("auto", "region", "ct")),
+    ):
+        if value not in known:
+            raise RefusedError(f"--{option} {value}: expected {' or '.join(known)}")
+    if splits and unseen:
+        raise RefusedError("--splits and --unseen exclude each other")
+    if out.exists() and not force:
+        raise RefusedError(f"{out} is there already; --force replaces it")
+    found = import_nnunet(
+        folder,
+        out,
+        fold or (),
+        checkpoint,  # type: ignore[arg-type]
+        field,  # type: ignore[arg-type]
+        _bundle(beside) if beside else None,
+        splits,
+        unseen,
+    )
+    print_lines(found.notes)
+    _say(f"bundle: {found.folder}")
 
 
 @app.command()
@@ -530,11 +637,43 @@ def bench_verdicts(
     run: RunOption = Path("runs/verdict"),
     count: Annotated[int, typer.Option(min=1, help="phantoms")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="of the cohort")] = 3,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting in the bundle's place")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="a perturbation; default: all")] = None,
 ) -> None:
     """Phantoms as they are and perturbed: their verdicts against the Dice of their masks."""
     from hmvnet.experiments.bench_verdict import bench_verdict
 
-    bench_verdict(_bundle(weights), run, count, seed, _console())
+    bench_verdict(_bundle(weights), run, count, seed, set_ or (), _console(), only or ())
+
+
+def _whole_numbers(option: str, text: str, least: int) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and int(word) >= least for word in words):
+        raise RefusedError(f"{option} {text}: expected whole numbers from {least} on, with commas")
+    return [int(word) for word in words]
+
+
+@bench.command("cohort")
+def bench_cohorts(
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/cohort"),
+    counts: Annotated[str, typer.Option(help="numbers of patients, comma-separated")] = "10,50,200",
+    workers: Annotated[
+        str, typer.Option(help="numbers of processes, comma-separated; 0: no other process")
+    ] = "0,2",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting in the bundle's place")
+    ] = None,
+) -> None:
+    """Cost per patient of small and large cohorts, in one process and in several."""
+    from hmvnet.experiments.bench_cohort import bench_cohort
+
+    many = _whole_numbers("--counts", counts, 2)
+    bench_cohort(
+        _bundle(weights), run, many, _whole_numbers("--workers", workers, 0), set_ or (), _console()
+    )
 
 
 @bench.command("survival")
@@ -573,18 +712,26 @@ def train_of_before(
         survival_train(overrides, config, weights, run)
 
 
-@app.command("eval", hidden=True)
-def eval_of_before(
+@app.command("eval")
+def evaluate(
     overrides: Overrides = None,
     config: ConfigOption = None,
     weights: WeightsOption = "",
     run: RunOption = Path("runs/eval"),
-    task: TaskOption = 1,
+    task: EvalTaskOption = None,
     limit: LimitOption = 0,
 ) -> None:
-    """``segmentation eval``, or with ``--task 2`` ``survival eval``."""
-    evaluate = segmentation_eval if task == 1 else survival_eval
-    evaluate(overrides, config, weights, run, limit)
+    """Score a bundle by both challenges' figures: masks, stages and risks, all and per centre.
+
+    With ``--task 1`` as ``segmentation eval``, with ``--task 2`` as ``survival eval``.
+    """
+    if task is not None:
+        (segmentation_eval if task == 1 else survival_eval)(overrides, config, weights, run, limit)
+        return
+    from hmvnet.experiments.evaluate_challenge import evaluate_challenge
+
+    settings = _settings(config, overrides)
+    evaluate_challenge(settings, _bundle(weights), run, limit, _console())
 
 
 app.command("tune", hidden=True)(segmentation_tune)

@@ -26,6 +26,7 @@ from hmvnet.reading.inputs import Source
 from hmvnet.segmentation.segmenter import OnStage
 from hmvnet.writing.cohort import read_report
 from hmvnet.writing.folder import (
+    ENTROPY,
     LESIONS,
     MASK,
     PAGE,
@@ -49,6 +50,8 @@ class Order:
         picture: slices and projections.
         page: a page to look at, with the images in it.
         dicom: DICOM objects, of patients that were read from DICOM.
+        entropy: a map of how unsure each voxel's class is.
+        thumbnail: a small picture for the cohort's index.
         mask: of one patient, a corrected mask: an image, RTSTRUCT or SEG.
     """
 
@@ -56,6 +59,8 @@ class Order:
     picture: bool = True
     page: bool = False
     dicom: bool = False
+    entropy: bool = False
+    thumbnail: bool = False
     mask: Path | None = None
 
 
@@ -254,6 +259,8 @@ def predict_patient(
             device=str(pipeline.device),
             picture=order.picture,
             page=order.page,
+            entropy=order.entropy,
+            thumbnail=order.thumbnail,
             origin=_origin(source),
             ct=source.ct if order.dicom and isinstance(source, Scan) else None,
         )
@@ -306,7 +313,8 @@ def is_whole(source: Source, manifest: Manifest, order: Order) -> bool:
     """Whether an earlier call with the same bundle left all that this one would."""
     folder = order.output / source.patient_id
     report = read_report(folder)
-    needed = [MASK, LESIONS, *([PICTURE] if order.picture else []), *([PAGE] if order.page else [])]
+    optional = {PICTURE: order.picture, PAGE: order.page, ENTROPY: order.entropy}
+    needed = [MASK, LESIONS, *(name for name, wanted in optional.items() if wanted)]
     if order.dicom and isinstance(source, Scan) and report.get("lesions"):
         needed += [SEG, SR, RTSTRUCT]
     same = (report.get("bundle"), report.get("origin", "")) == (manifest.name, _origin(source))

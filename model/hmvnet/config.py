@@ -153,7 +153,8 @@ class NetworkSettings(_Section):
     name: str = Field(
         "hmvnet",
         min_length=1,
-        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, unet3d or unetr.",
+        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, stu-net, unet3d, unetr, "
+        "or nnunet, as an import names it.",
     )
     options: Options = Field(
         {},
@@ -273,10 +274,14 @@ class PostprocessingSettings(_Section):
     """From probabilities to lesions; kept in the bundle, and chosen by hmvnet segmentation tune."""
 
     threshold_gtvp: Probability = Field(
-        0.5, description="Least probability of a GTVp voxel, GTVp being likelier than GTVn."
+        0.5,
+        description="Least probability of a GTVp voxel, GTVp being likelier than GTVn; 0: the "
+        "likeliest class.",
     )
     threshold_gtvn: Probability = Field(
-        0.5, description="Least probability of a GTVn voxel, GTVn being likelier than GTVp."
+        0.5,
+        description="Least probability of a GTVn voxel, GTVn being likelier than GTVp; 0: the "
+        "likeliest class.",
     )
     min_ml_gtvp: float = Field(
         0.2, ge=0, description="Smaller GTVp lesions are removed, in mL; 0: none are."
@@ -288,6 +293,11 @@ class PostprocessingSettings(_Section):
         0.8,
         description="Where the rules leave no lesion, the likeliest stays if its peak probability "
         "is at least this.",
+    )
+    cleanup: bool = Field(
+        True,
+        description="Fill holes, clear what lies outside the body, give fragments of one class "
+        "the name of the lesion that they lie in.",
     )
     one_primary: bool = Field(
         True, description="Keep the likeliest GTVp; others become GTVn, or vanish."
@@ -476,7 +486,11 @@ class PrognosisSettings(_Section):
 class InferenceSettings(_Section):
     """Running a bundle's networks; process.py has options of its own for these."""
 
-    flips: bool = Field(False, description="Average with the prediction of the mirrored volume.")
+    flips: bool = Field(
+        False,
+        description="Average with the prediction of the mirrored volume; networks of nnU-Net along "
+        "all axes that they allow.",
+    )
     time_budget_s: float = Field(
         240.0,
         gt=0,

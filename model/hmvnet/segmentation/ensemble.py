@@ -70,11 +70,14 @@ class NetworkOutput:
             channels of two trainings have nothing in common) and its network gives them.
         notes: what ran and what the time budget left out, then what its members and the ensemble
             say besides.
+        disagreement: of the passes, folds' and flips' (``_Sum.disagreement``); None where none of
+            them has another to agree with.
     """
 
     probabilities: np.ndarray
     features: tuple[np.ndarray, ...] = ()
     notes: tuple[str, ...] = ()
+    disagreement: float | None = None
 
 
 @dataclass
@@ -126,7 +129,7 @@ class Ensemble:
             own = member.own
             seen = scan.seen_by(own) if isinstance(scan, Scan) else scan
             x = torch.from_numpy(np.ascontiguousarray(seen, np.float32))[None]
-            values, maps = member(x.flip(axes))
+            values, maps = member(x, axes)
             said += member.notes
             if not done and len(self.members) == 1:
                 features = (
@@ -134,7 +137,7 @@ class Ensemble:
                     if isinstance(scan, Scan)
                     else tuple(m[0].float().cpu().numpy() for m in maps)
                 )
-            sums.setdefault(own, _Sum()).add(values.flip(axes)[0], member)
+            sums.setdefault(own, _Sum(len(passes) > 1)).add(values[0], member)
             done += 1
             slowest = max(slowest, self.clock() - began)
         mean = _mean(sums, scan)
@@ -143,21 +146,49 @@ class Ensemble:
         left_out = len(passes) - done
         budget = f", {left_out} left out by the {self.time_budget_s:g} s budget" if left_out else ""
         ran = f"{done} of {len(passes)} network passes{budget}"
-        return NetworkOutput(mean, features, (ran, *dict.fromkeys(said), *self.notes))
+        apart = [s.disagreement for s in sums.values() if s.passes > 1]
+        return NetworkOutput(
+            mean,
+            features,
+            (ran, *dict.fromkeys(said), *self.notes),
+            float(np.mean(apart)) if apart else None,
+        )
 
 
 @dataclass
 class _Sum:
-    """Of the passes of networks that see the same."""
+    """Of the passes of networks that see the same.
 
+    Attributes:
+        keeps: whether to remember each pass's classes, for ``disagreement``.
+    """
+
+    keeps: bool = False
     total: Tensor | None = None
     passes: int = 0
     members: set[int] = field(default_factory=set)
+    classes: list[Tensor] = field(default_factory=list)
 
     def add(self, values: Tensor, member: Forward) -> None:
         self.total = values if self.total is None else self.total + values
         self.passes += 1
         self.members.add(id(member))
+        if self.keeps:
+            self.classes.append(values.argmax(0).to(torch.uint8))
+
+    @property
+    def disagreement(self) -> float:
+        """1 - Dice of each pass's tumour with the mean's, averaged; a voxel counts with its class.
+
+        0 where all are alike, 1 where none of the tumour voxels is.
+        """
+        mean = self.mean.argmax(0).to(torch.uint8)
+        tumour, apart = int((mean > 0).sum()), []
+        for one in self.classes:
+            size = int((one > 0).sum()) + tumour
+            alike = int(((one == mean) & (one > 0)).sum())
+            apart.append(1 - 2 * alike / size if size else 0.0)
+        return float(np.mean(apart))
 
     @property
     def mean(self) -> Tensor:

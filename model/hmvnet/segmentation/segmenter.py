@@ -43,6 +43,7 @@ class Segmentation:
             networks that give none and for bundles of several, whose channels have nothing in
             common.
         notes: what ran, what the time budget left out, and what ran otherwise than asked for.
+        disagreement: of folds and flips, as ``NetworkOutput``'s.
         on_ct: where networks see the whole CT: the working region on the CT's own grid, and the
             labels there.
     """
@@ -53,6 +54,7 @@ class Segmentation:
     encoder_maps: tuple[np.ndarray, ...] = ()
     notes: tuple[str, ...] = ()
     on_ct: tuple[Volume, np.ndarray] | None = None
+    disagreement: float | None = None
 
     @property
     def field(self) -> Volume:
@@ -176,7 +178,8 @@ class Segmenter:
             if on_ct:
                 labels = labels_onto(labels, seen.grid, volume.grid)
         maps = output.features if self.is_single else ()
-        return Segmentation(volume, output.probabilities, labels, maps, output.notes, on_ct)
+        apart = output.disagreement
+        return Segmentation(volume, output.probabilities, labels, maps, output.notes, on_ct, apart)
 
     def _on_ct(self, scan: Scan) -> Volume:
         """The working region on the CT's own grid."""

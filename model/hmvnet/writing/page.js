@@ -413,6 +413,7 @@ function makeTable() {
     ["#", ""], ["class", ""],
     ["volume", "mL", "volume_ml", 1], ["diameter", "mm", "diameter_mm", 0],
     ["SUVmax", "", "suv_max", 1], ["SUVpeak", "", "suv_peak", 1], ["TLG", "SUV × mL", "tlg", 0],
+    ["confidence", "mean p", "confidence", 2],
   ];
   const head = make("tr");
   for (const [name, unit] of columns) {
@@ -452,6 +453,27 @@ function svg(name, attributes, text) {
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const readable = (name) => name.replaceAll("_", " ");
 const signed = (value, digits) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
+
+/** T and N, with how likely each stage is where a model says so, and why. */
+function makeStage() {
+  const { stage } = report;
+  if (!stage) return;
+  const section = $("stage");
+  section.hidden = false;
+  const title = make("h2", `Stage (${stage.edition}, by ${stage.by}) `);
+  title.append(make("span", `${stage.t.stage} ${stage.n.stage}`, { class: "big" }));
+  section.append(title);
+  for (const axis of [stage.t, stage.n]) {
+    const line = make("p", "");
+    line.append(make("b", axis.stage), `: ${axis.reasons.join(", ")}`);
+    section.append(line);
+    const likely = Object.entries(axis.probabilities);
+    if (!likely.length) continue;
+    const shares = likely.map(([name, share]) => `${name} ${(100 * share).toFixed(0)}%`);
+    section.append(make("p", shares.join(", ")));
+  }
+  for (const note of stage.notes) section.append(make("small", note));
+}
 
 function makeRisk() {
   const { risk } = report;
@@ -594,6 +616,7 @@ async function begin() {
   makeWords();
   makeTools();
   makeTable();
+  makeStage();
   makeRisk();
   [ct, pet] = await Promise.all([codes(data.ct), codes(data.pet)]);
   numbers = new Uint16Array(await inflated(data.numbers));

@@ -52,18 +52,19 @@ def write_page(prediction: Prediction, manifest: Manifest, path: Path, device: s
     """
     found = report(prediction, manifest, device)
     for step in range(1, min(prediction.segmentation.labels.shape) + 1):
-        page = _filled(page_data(prediction, manifest, found, step))
+        page = filled(Path(__file__), page_data(prediction, manifest, found, step))
         if len(page.encode()) <= MOST_BYTES:
             break
     write_text(page, path)
     return path
 
 
-def _filled(data: dict[str, Any]) -> str:
-    """The template with script and data; of a text in the data, "</script>" would end them."""
-    template, script = (
-        Path(__file__).with_suffix(kind).read_text("utf-8") for kind in (".html", ".js")
-    )
+def filled(module: Path, data: dict[str, Any]) -> str:
+    """The template beside a module with the script beside it, and data.
+
+    Of a text in the data, "</script>" would end them.
+    """
+    template, script = (module.with_suffix(kind).read_text("utf-8") for kind in (".html", ".js"))
     parts = {
         "hash": b64encode(sha256(script.encode()).digest()).decode(),
         "script": script,

@@ -1,10 +1,11 @@
-"""One case's findings as plain data: lesions, risk, what moved it, what to be wary of."""
+"""One case's findings as plain data: lesions, stage, risk, what moved it, what to be wary of."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import fields
 from datetime import datetime, timezone
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,17 @@ def report(
         "origin": origin,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "verdict": {"status": prediction.verdict.status, "codes": list(prediction.verdict.codes)},
-        "lesions": [lesion_row(lesion, grid) for lesion in prediction.lesions],
+        "lesions": [
+            lesion_row(lesion, grid, sure)
+            for lesion, sure in zip_longest(prediction.lesions, prediction.confidences)
+        ],
+        "disagreement": prediction.segmentation.disagreement,
         "region_confidence": round(prediction.segmentation.volume.region.confidence, 3),
         "notes": list(prediction.notes),
         "seconds": {name: round(value, 2) for name, value in prediction.timings.items()},
     }
+    if staging := prediction.staging:
+        found["stage"] = staging.to_dict() | {"measured": manifest.metrics.get("staging")}
     if risk := prediction.risk:
         found["risk"] = {
             "value": risk.value,
@@ -70,17 +77,20 @@ def _by_year(risk: Risk) -> dict[str, Any]:
     return {"horizon_days": horizon, "chance_without_recurrence_by_year": chances}
 
 
-def lesion_row(lesion: Lesion, grid: Grid) -> dict[str, Any]:
+def lesion_row(lesion: Lesion, grid: Grid, confidence: float | None) -> dict[str, Any]:
     """One lesion's measurements, with its class's name and its centroid in LPS mm.
 
     Args:
         grid: the working grid on which the lesion was measured.
+        confidence: the mean probability of its class inside it.
     """
     values = lesion.to_dict()
     label, centroid = values.pop("label"), values.pop("centroid_mm")
     at = grid.points(np.array([centroid]) / grid.spacing)[0]
     place = [round(float(v), 1) for v in at]
-    return {"class": CLASSES[label], "label": label, "centroid_lps_mm": place, **values}
+    sure = None if confidence is None else round(confidence, 3)
+    about = {"class": CLASSES[label], "label": label, "centroid_lps_mm": place}
+    return about | values | {"confidence": sure}
 
 
 def write_report(
@@ -95,11 +105,21 @@ def write_lesions(prediction: Prediction, path: Path) -> Path:
     """The lesion table as CSV, a row a lesion."""
     grid = prediction.segmentation.volume.grid
     rows = []
-    for number, lesion in enumerate(prediction.lesions, start=1):
-        row = lesion_row(lesion, grid)
+    known = zip_longest(prediction.lesions, prediction.confidences)
+    for number, (lesion, sure) in enumerate(known, start=1):
+        row = lesion_row(lesion, grid, sure)
         x, y, z = row.pop("centroid_lps_mm")
         rows.append({"lesion": number, "x_lps_mm": x, "y_lps_mm": y, "z_lps_mm": z, **row})
     measured = [f.name for f in fields(Lesion) if f.name not in ("label", "centroid_mm")]
-    columns = ["lesion", "class", "label", "x_lps_mm", "y_lps_mm", "z_lps_mm", *measured]
+    columns = [
+        "lesion",
+        "class",
+        "label",
+        "x_lps_mm",
+        "y_lps_mm",
+        "z_lps_mm",
+        *measured,
+        "confidence",
+    ]
     write_table(pd.DataFrame(rows, columns=columns), path)
     return path
