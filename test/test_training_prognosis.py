@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,23 +124,28 @@ def test_fit_inside_a_fold_never_sees_the_others(tmp_path, monkeypatch):
     patients = described_patients(30)
     fitted, predicted = [], []
 
-    def record_fit(some, *_):
+    def record_fit(fabric, some, *_):
         fitted.append({p.patient_id for p in some})
-        return None
+        return [SimpleNamespace(weights={"icare": 0.5, "linear": 0.5})]
 
-    def record_predict(member, some):
+    def record_predict(members, some):
         predicted.append({p.patient_id for p in some})
-        return np.random.default_rng(0).random(len(some))
+        risk = np.array([-p.outcome.days for p in some])
+        return {"icare": risk, "linear": np.random.default_rng(0).random(len(some))}
 
-    monkeypatch.setattr(training, "fit", record_fit)
-    monkeypatch.setattr(training, "predict", record_predict)
+    monkeypatch.setattr(training, "fit_members", record_fit)
+    monkeypatch.setattr(training, "predict_parts", record_predict)
     settings = Settings(data=DataSettings(folds=3))
-    risks, _ = training.cross_validate(
+    found = training.cross_validate(
         patients, settings.data, settings.prognosis, settings.clinical.record_schema, tmp_path
     )
-    assert np.isfinite(risks).all() and len(fitted) == 3
+    assert len(fitted) == 3 and found.concordance > 0.9  # the part that knows has the weight
     assert all(not seen & new for seen, new in zip(fitted, predicted))
     assert sorted(i for part in predicted for i in part) == [p.patient_id for p in patients]
+    outcomes = outcomes_of(patients)
+    assert harrell_c(outcomes, found.risk) > 0.9
+    spread = outcomes.days.std() * found.weights["icare"]
+    assert spread > 2 * found.weights["linear"] * 0.29  # and by all folds, too
 
 
 def test_the_direct_part_sees_established_features_only(tmp_path):

@@ -200,11 +200,8 @@ class PrognosisMember:
     @torch.inference_mode()
     def risk(self, inputs: PatientInputs) -> np.ndarray:
         """Risk ``[b]`` of ``b`` patients."""
-        weights = {HEAD: self.head.weight} | {k: part.weight for k, part in self.named.items()}
-        return sum(
-            (weights[name] * risk for name, risk in self.part_risks(inputs).items()),
-            start=np.zeros(len(inputs.table)),
-        )
+        parts = self.part_risks(inputs)
+        return np.sum([self.weights[name] * risk for name, risk in parts.items()], axis=0)
 
     @torch.inference_mode()
     def part_risks(self, inputs: PatientInputs) -> dict[str, np.ndarray]:
@@ -215,6 +212,11 @@ class PrognosisMember:
             variables = self.variables.values(inputs)
             risks |= {k: part.model.predict_risk(variables) for k, part in self.named.items()}
         return risks
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the parts, by their names, the head first; their sum is 1."""
+        return {HEAD: self.head.weight} | {k: part.weight for k, part in self.named.items()}
 
     def weighted(self, weights: Mapping[str, float]) -> PrognosisMember:
         """With other weights of its parts, of sum 1; a named one of weight 0 is left out."""
