@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -76,6 +76,9 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number
 LimitOption = Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")]
 FoldOption = Annotated[list[int] | None, typer.Option(help="fold(s); all if left out")]
 TaskOption = Annotated[int, typer.Option(min=1, max=2, help="1 segmentation, 2 survival")]
+ScoreOption = Annotated[
+    Literal["2025", "2026"], typer.Option(help="the year whose figures are to be highest")
+]
 EvalTaskOption = Annotated[
     int | None,
     typer.Option("--task", min=1, max=2, help="1 segmentation alone, 2 survival alone"),
@@ -374,12 +377,13 @@ def segmentation_tune(
     weights: WeightsOption = "",
     run: RunOption = Path("runs/tune"),
     limit: LimitOption = 0,
+    score: ScoreOption = "2025",
 ) -> None:
     """Choose a bundle's postprocessing on patients its networks did not see."""
     from hmvnet.experiments.tune import tune
 
     settings = _settings(config, overrides)
-    _say(f"bundle: {tune(settings, _bundle(weights), run, limit, _console())}")
+    _say(f"bundle: {tune(settings, _bundle(weights), run, limit, _console(), score)}")
 
 
 @segmentation.command("compare")
