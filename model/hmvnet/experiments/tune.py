@@ -75,9 +75,10 @@ def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Cons
         region = bundle.manifest.region
         rules = bundle.manifest.postprocessing.for_region(region)
         best = search(rules, kept, region, console)
-    if bundle.manifest.prognosis:
-        console.print("[yellow]note[/] the survival model was fitted to other masks: left out")
-    manifest = bundle.manifest.model_copy(update={"postprocessing": best, "prognosis": None})
+    if bundle.manifest.prognosis or bundle.manifest.staging:
+        console.print("[yellow]note[/] other models were fitted to other masks: left out")
+    without = {"prognosis": None, "staging": None}
+    manifest = bundle.manifest.model_copy(update={"postprocessing": best, **without})
     files = {name: bundle.tensors(name) for name in manifest.segmentation.files}
     return write_bundle(run / BUNDLE, manifest, files)
 

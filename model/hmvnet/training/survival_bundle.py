@@ -37,7 +37,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     out_of_fold, concordance = cross_validate(described, settings.data, options, schema, run)
     members = fit(described, options, schema, run / "all")
     tensors = {f"prognosis{i}.safetensors": m.tensors() for i, m in enumerate(members)}
-    kept = bundle.manifest.segmentation.files
+    replaced = bundle.manifest.prognosis.files if bundle.manifest.prognosis else ()
     part = PrognosisPart(
         settings=members[0].settings() | {"image_spacing_mm": spacing},
         clinical=[m.encoder.state() for m in members],
@@ -59,7 +59,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
         }
     }
     manifest = bundle.manifest.model_copy(update={"prognosis": part, "metrics": metrics})
-    files = {file: bundle.tensors(file) for file in kept} | tensors
+    files = bundle.all_tensors(without=replaced) | tensors
     return write_bundle(run / BUNDLE, manifest, files)
 
 
