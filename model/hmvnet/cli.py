@@ -53,11 +53,13 @@ def _commands(text: str, *, alone: bool = False) -> typer.Typer:
 app = _commands("Head-and-neck PET/CT segmentation and RFS prediction. Not for clinical use.")
 segmentation = _commands("Train, score, tune and compare segmentation networks.")
 survival = _commands("Train, score and compare survival models.")
+stage = _commands("Train and compare staging models: T and N of AJCC's 7th edition.")
 bench = _commands("Measure this project and its baselines side by side.")
 export = _commands("Write the bundle's ONNX files, or data for nnU-Net.", alone=True)
 import_ = _commands("Take over models that other programs trained.")
 app.add_typer(segmentation, name="segmentation")
 app.add_typer(survival, name="survival")
+app.add_typer(stage, name="stage")
 app.add_typer(bench, name="bench")
 app.add_typer(export, name="export")
 app.add_typer(import_, name="import")
@@ -452,6 +454,39 @@ def survival_compare(
     settings = _settings(config, overrides)
     bundle = None if settings.clinical.tables else _bundle(weights)
     compare_survival(settings, bundle, run, _console(), model or (), repeats, reference)
+
+
+# --- stage ---------------------------------------------------------------------------------------
+
+
+@stage.command("train")
+def stage_train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/train"),
+) -> None:
+    """Fit T and N models beside a bundle's networks; writes a bundle of all under --run."""
+    from hmvnet.training.staging_bundle import train_staging_bundle
+
+    _say(f"bundle: {train_staging_bundle(_settings(config, overrides), _bundle(weights), run)}")
+
+
+@stage.command("compare")
+def stage_compare(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/compare"),
+    masks: Annotated[
+        list[str] | None, typer.Option(help="true or predicted; repeatable; default: both")
+    ] = None,
+) -> None:
+    """Cross-fit AJCC's rule and fitted models on true and on predicted masks; one table."""
+    from hmvnet.experiments.compare_staging import compare_staging, known_masks
+
+    settings = _settings(config, overrides)
+    compare_staging(settings, _bundle(weights), run, _console(), known_masks(masks or ()))
 
 
 # --- what helps ----------------------------------------------------------------------------------

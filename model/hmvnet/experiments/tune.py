@@ -111,9 +111,10 @@ def tune(
         rules = manifest.postprocessing.for_region(manifest.region)
         window = manifest.preprocessing.suv_window
         best = Search(kept, manifest.region, window, score, console)(rules)
-    if bundle.manifest.prognosis:
-        console.print("[yellow]note[/] the survival model was fitted to other masks: left out")
-    manifest = manifest.model_copy(update={"postprocessing": best, "prognosis": None})
+    if bundle.manifest.prognosis or bundle.manifest.staging:
+        console.print("[yellow]note[/] other models were fitted to other masks: left out")
+    without = {"prognosis": None, "staging": None}
+    manifest = manifest.model_copy(update={"postprocessing": best, **without})
     files = {name: bundle.tensors(name) for name in manifest.segmentation.all_files}
     return write_bundle(run / BUNDLE, manifest, files)
 
