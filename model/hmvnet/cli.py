@@ -726,10 +726,32 @@ def bench_survival_models(
     """Seconds of a fit against the number of patients, beside scikit-survival's and icare's."""
     from hmvnet.experiments.bench_survival import bench_survival
 
-    words = [word.strip() for word in sizes.split(",")]
-    if len(words) < 2 or not all(w.isdigit() and int(w) >= 100 for w in words):
-        raise RefusedError(f"--sizes {sizes}: expected two whole numbers or more, from 100 on")
-    bench_survival(run, _console(), [int(w) for w in words], icare)
+    bench_survival(run, _console(), _sizes(sizes), icare)
+
+
+@bench.command("parts")
+def bench_parts_of_the_risk(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    run: RunOption = Path("runs/bench-parts"),
+    data: Annotated[
+        str, typer.Option(help="flchain, gbsg2, whas500 or aids; default: clinical.tables")
+    ] = "",
+    sizes: Annotated[str, typer.Option(help="numbers of training patients")] = "100,200,400",
+    draws: Annotated[int, typer.Option(min=2, help="draws of each size")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="of the draws")] = 0,
+) -> None:
+    """What the fusion model loses to the best single model, by the number of patients."""
+    from hmvnet.experiments.bench_parts import bench_parts
+
+    bench_parts(_settings(config, overrides), data, run, _sizes(sizes), draws, seed, _console())
+
+
+def _sizes(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(w.isdigit() and int(w) >= 100 for w in words):
+        raise RefusedError(f"--sizes {text}: expected whole numbers from 100 on, comma-separated")
+    return sorted({int(w) for w in words})
 
 
 # --- the names of before -------------------------------------------------------------------------

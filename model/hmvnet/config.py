@@ -428,14 +428,21 @@ class PrognosisSettings(_Section):
     members: int = Field(
         5, ge=1, description="Fusion networks of different seeds, whose risks are averaged."
     )
+    inner_folds: int = Field(
+        3,
+        ge=0,
+        description="Folds within the training patients on which the parts of the risk are judged, "
+        "and their shares moved from those below; 0: shares as given.",
+    )
     direct_weight: Probability = Field(
-        0.25,
-        description="Share in the risk of ICARE on the named variables; 0: none.",
+        0.33,
+        description="Share in the risk of ICARE on the named variables, before it is judged; 0: "
+        "none.",
     )
     linear_weight: Probability = Field(
-        0.5,
-        description="Share in the risk of a ridge Cox model on them; 0: none. The networks have "
-        "the rest.",
+        0.33,
+        description="Share in the risk of a ridge Cox model on them, alike; 0: none. The networks "
+        "have the rest.",
     )
     direct_features: Words = Field(
         ESTABLISHED_FEATURES,

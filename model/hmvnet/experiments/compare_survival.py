@@ -49,10 +49,9 @@ from hmvnet.survival.validation import (
 from hmvnet.training.descriptions import Described, handcrafted, load_described, outcomes_of
 from hmvnet.training.folds import repeated_folds
 from hmvnet.training.leaks import refuse_hidden_outcome
-from hmvnet.training.prognosis import cross_validate, fit, predict
+from hmvnet.training.prognosis import fit_judged, predict
 
 CURVE_YEARS = 5
-INNER_FOLDS, INNER_MEMBERS = 3, 2  # for the curve of a fusion model; its risk has all members
 PREDICTIONS = 2  # counts changes to predictions that no setting shows
 
 
@@ -165,11 +164,9 @@ def _fusion(
         known = [cohort.patients[i] for i in train]
         # Checkpoints are of no use here: a fit takes seconds.
         with TemporaryDirectory(dir=run) as folder:
-            members = fit(known, seeded, schema, Path(folder), quiet=True)
-            # The curve is fitted as in a bundle, to risks of training patients out of inner folds.
-            fewer = seeded.model_copy(update={"members": min(seeded.members, INNER_MEMBERS)})
-            inner = settings.data.model_copy(update={"folds": INNER_FOLDS, "seed": seeded.seed})
-            seen, _ = cross_validate(known, inner, fewer, schema, Path(folder), quiet=True)
+            members, seen = fit_judged(known, seeded, schema, Path(folder), quiet=True)
+        if seen is None:
+            return predict(members, [cohort.patients[i] for i in test]), None
         risk = predict(members, [cohort.patients[i] for i in test])
         return risk, fit_curve(seen, cohort.outcomes[train]).survival(risk, times)
 

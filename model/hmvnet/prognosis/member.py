@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -200,12 +200,32 @@ class PrognosisMember:
     @torch.inference_mode()
     def risk(self, inputs: PatientInputs) -> np.ndarray:
         """Risk ``[b]`` of ``b`` patients."""
-        risk = self._head_risk(self.network.branch_outputs(inputs))
+        parts = self.part_risks(inputs)
+        return np.sum([self.weights[name] * risk for name, risk in parts.items()], axis=0)
+
+    @torch.inference_mode()
+    def part_risks(self, inputs: PatientInputs) -> dict[str, np.ndarray]:
+        """The risk ``[b]`` of ``b`` patients by each part alone, the head first."""
+        fused = self.network.join(self.network.branch_outputs(inputs)).double().numpy()
+        risks = {HEAD: self.head.model.predict_risk(fused)}
         if self.named:
             variables = self.variables.values(inputs)
-            for part in self.named.values():
-                risk = risk + part.weight * part.model.predict_risk(variables)
-        return risk
+            risks |= {k: part.model.predict_risk(variables) for k, part in self.named.items()}
+        return risks
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the parts, by their names, the head first; their sum is 1."""
+        return {HEAD: self.head.weight} | {k: part.weight for k, part in self.named.items()}
+
+    def weighted(self, weights: Mapping[str, float]) -> PrognosisMember:
+        """With other weights of its parts, of sum 1; a named one of weight 0 is left out."""
+        named = {
+            name: Weighted(weights[name], part.model)
+            for name, part in self.named.items()
+            if weights[name]
+        }
+        return replace(self, named=named, head=Weighted(rest_of(named), self.head.model))
 
     @torch.inference_mode()
     def draws(self, inputs: PatientInputs) -> np.ndarray:

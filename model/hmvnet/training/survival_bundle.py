@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 from rich.console import Console
 
 from hmvnet.bundle import (
-    Bundle,
     PrognosisPart,
     RecordFreePart,
     check_other,
@@ -17,13 +17,15 @@ from hmvnet.bundle import (
     load_bundle,
     write_bundle,
 )
-from hmvnet.config import Settings
+from hmvnet.config import PrognosisSettings, Settings
+from hmvnet.prognosis.member import PrognosisMember
 from hmvnet.progress import print_notes
+from hmvnet.reading.records import ClinicalSchema
 from hmvnet.state import claiming_run
 from hmvnet.survival.calibration import fit_curve, onto
-from hmvnet.training.descriptions import load_described, outcomes_of
+from hmvnet.training.descriptions import Described, load_described, outcomes_of
 from hmvnet.training.leaks import refuse_hidden_outcome
-from hmvnet.training.prognosis import cross_validate, fit
+from hmvnet.training.prognosis import Validated, cross_validate, fit
 from hmvnet.training.segmentation_bundle import BUNDLE
 
 RISK_QUANTILES = 21
@@ -48,12 +50,12 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     refuse_hidden_outcome(described, schema)
     outcomes = outcomes_of(described)
     data = settings.data
-    out_of_fold, concordance = cross_validate(described, data, options, schema, run)
-    curve = fit_curve(out_of_fold, outcomes)
-    members = fit(described, options, schema, run / "all")
+    validated = cross_validate(described, data, options, schema, run)
+    curve = fit_curve(validated.risk, outcomes)
+    members = _fit_all(described, options, schema, run, validated)
     tensors = {f"prognosis{i}.safetensors": m.tensors() for i, m in enumerate(members)}
     metrics: dict[str, Any] = {
-        "c_index_cross_validated": round(concordance, 4),
+        "c_index_cross_validated": round(validated.concordance, 4),
         "folds": data.folds,
         "patients": len(described),
         "relapses": int(outcomes.event.sum()),
@@ -64,11 +66,11 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
         rest = tuple(branch for branch in options.branches if branch != "table")
         options = options.model_copy(update={"branches": rest})
         own = run / "without-record"
-        risk, concordance = cross_validate(described, data, options, schema, own)
-        metrics["c_index_without_record"] = round(concordance, 4)
-        others = fit(described, options, schema, own / "all")
+        alone = cross_validate(described, data, options, schema, own)
+        metrics["c_index_without_record"] = round(alone.concordance, 4)
+        others = _fit_all(described, options, schema, own, alone)
         named = {f"without-record{i}.safetensors": m.tensors() for i, m in enumerate(others)}
-        shift, scale = onto(curve, risk, outcomes)
+        shift, scale = onto(curve, alone.risk, outcomes)
         without_record = RecordFreePart(
             settings=others[0].settings(), files=list(named), shift=shift, scale=scale
         )
@@ -77,7 +79,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
         settings=members[0].settings() | {"image_spacing_mm": spacing},
         clinical=[m.encoder.state() for m in members],
         lesion_features=list(described[0].description.features.names),
-        risk_quantiles=np.quantile(out_of_fold, np.linspace(0, 1, RISK_QUANTILES)).tolist(),
+        risk_quantiles=np.quantile(validated.risk, np.linspace(0, 1, RISK_QUANTILES)).tolist(),
         curve=curve.state(),
         without_record=without_record,
         seen=sorted(fingerprint(p.patient_id) for p in described),
@@ -88,3 +90,16 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     before = bundle.manifest.prognosis
     files = bundle.all_tensors(without=before.all_files if before else ()) | tensors
     return write_bundle(run / BUNDLE, manifest, files)
+
+
+def _fit_all(
+    described: Sequence[Described],
+    options: PrognosisSettings,
+    schema: ClinicalSchema,
+    run: Path,
+    validated: Validated,
+) -> list[PrognosisMember]:
+    """Fitted on everyone, with the weights that the cross-validation judged."""
+    as_given = options.model_copy(update={"inner_folds": 0})
+    members = fit(described, as_given, schema, run / "all")
+    return [member.weighted(validated.weights) for member in members]
