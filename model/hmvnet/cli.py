@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -53,11 +53,13 @@ def _commands(text: str, *, alone: bool = False) -> typer.Typer:
 app = _commands("Head-and-neck PET/CT segmentation and RFS prediction. Not for clinical use.")
 segmentation = _commands("Train, score, tune and compare segmentation networks.")
 survival = _commands("Train, score and compare survival models.")
+stage = _commands("Train and compare staging models: T and N of AJCC's 7th edition.")
 bench = _commands("Measure this project and its baselines side by side.")
 export = _commands("Write the bundle's ONNX files, or data for nnU-Net.", alone=True)
 import_ = _commands("Take over models that other programs trained.")
 app.add_typer(segmentation, name="segmentation")
 app.add_typer(survival, name="survival")
+app.add_typer(stage, name="stage")
 app.add_typer(bench, name="bench")
 app.add_typer(export, name="export")
 app.add_typer(import_, name="import")
@@ -76,6 +78,9 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number
 LimitOption = Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")]
 FoldOption = Annotated[list[int] | None, typer.Option(help="fold(s); all if left out")]
 TaskOption = Annotated[int, typer.Option(min=1, max=2, help="1 segmentation, 2 survival")]
+ScoreOption = Annotated[
+    Literal["2025", "2026"], typer.Option(help="the year whose figures are to be highest")
+]
 EvalTaskOption = Annotated[
     int | None,
     typer.Option("--task", min=1, max=2, help="1 segmentation alone, 2 survival alone"),
@@ -374,12 +379,13 @@ def segmentation_tune(
     weights: WeightsOption = "",
     run: RunOption = Path("runs/tune"),
     limit: LimitOption = 0,
+    score: ScoreOption = "2025",
 ) -> None:
     """Choose a bundle's postprocessing on patients its networks did not see."""
     from hmvnet.experiments.tune import tune
 
     settings = _settings(config, overrides)
-    _say(f"bundle: {tune(settings, _bundle(weights), run, limit, _console())}")
+    _say(f"bundle: {tune(settings, _bundle(weights), run, limit, _console(), score)}")
 
 
 @segmentation.command("compare")
@@ -456,6 +462,39 @@ def survival_compare(
         compare_elsewhere(settings, test, bundle, run, _console(), names, reference)
     else:
         compare_survival(settings, bundle, run, _console(), names, repeats, reference, centres)
+
+
+# --- stage ---------------------------------------------------------------------------------------
+
+
+@stage.command("train")
+def stage_train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/train"),
+) -> None:
+    """Fit T and N models beside a bundle's networks; writes a bundle of all under --run."""
+    from hmvnet.training.staging_bundle import train_staging_bundle
+
+    _say(f"bundle: {train_staging_bundle(_settings(config, overrides), _bundle(weights), run)}")
+
+
+@stage.command("compare")
+def stage_compare(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/compare"),
+    masks: Annotated[
+        list[str] | None, typer.Option(help="true or predicted; repeatable; default: both")
+    ] = None,
+) -> None:
+    """Cross-fit AJCC's rule and fitted models on true and on predicted masks; one table."""
+    from hmvnet.experiments.compare_staging import compare_staging, known_masks
+
+    settings = _settings(config, overrides)
+    compare_staging(settings, _bundle(weights), run, _console(), known_masks(masks or ()))
 
 
 # --- what helps ----------------------------------------------------------------------------------

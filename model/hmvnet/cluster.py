@@ -257,7 +257,6 @@ def _local(count: int, threads: int) -> Iterator[Client]:
 
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     settings = {
-        "distributed.nanny.pre-spawn-environ": {name: threads for name in variables},
         "distributed.scheduler.allowed-failures": 1,
         "distributed.scheduler.worker-saturation": 1.0,  # nobody waits in a process that may die
         "distributed.worker.memory.terminate": False,  # how much a patient needs is not shared out
@@ -272,6 +271,7 @@ def _local(count: int, threads: int) -> Iterator[Client]:
             memory_limit=0,
             dashboard_address=None,
             silence_logs=logging.CRITICAL,
+            env={name: str(threads) for name in variables},
             security=True,  # or any user of the machine could run code as this one
             preload=["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
         )

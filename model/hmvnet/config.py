@@ -74,6 +74,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Branches = Annotated[tuple[Literal["image", "table", "lesions"], ...], BeforeValidator(_split)]
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 EventCodes = Annotated[dict[str, str], BeforeValidator(_event_codes)]
+Presence = Annotated[tuple[float, float, float, float], BeforeValidator(_split)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 RegionName = Literal["head-neck", "centre"]
 InterfaceName = Literal["auto", "2025", "2026"]
@@ -308,6 +309,24 @@ class PostprocessingSettings(_Section):
         description="Primaries lie this near to the airway, and no lesion in the brain; 0: anatomy "
         "is not asked.",
     )
+
+    min_suv_peak_gtvp: float = Field(
+        0.0, ge=0, description="GTVp lesions of a lower SUVpeak are removed; 0: none are."
+    )
+    min_suv_peak_gtvn: float = Field(
+        0.0, ge=0, description="GTVn lesions of a lower SUVpeak are removed; 0: none are."
+    )
+    presence_gtvp: Presence = Field(
+        (0.0, 0.0, 0.0, 0.0),
+        description="Of the chance that a patient has a GTVp where one is found: intercept, and "
+        "weights of the log volume (mL), the logit of the mean probability and the log SUVpeak of "
+        "its likeliest lesion; zeros: not asked.",
+    )
+    presence_gtvn: Presence = Field((0.0, 0.0, 0.0, 0.0), description="As presence_gtvp, of GTVn.")
+    least_presence_gtvp: Probability = Field(
+        0.0, description="Where that chance is lower, every GTVp is removed; 0: never."
+    )
+    least_presence_gtvn: Probability = Field(0.0, description="As least_presence_gtvp, of GTVn.")
 
     def for_region(self, region: str) -> PostprocessingSettings:
         """Without the rules on the head and neck's anatomy where the region is not that."""

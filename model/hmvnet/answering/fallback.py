@@ -107,8 +107,8 @@ def by_uptake(case: Case, on_stage: OnStage | None = None) -> Prediction:
             avid[box][piece] = 0
     probabilities = np.stack([1 - avid, 0.5 * avid, 0.5 * avid])
     with stages("postprocess"):
-        settings = PostprocessingSettings()
-        labels = label_map(probabilities, volume.scaled[0], volume.grid, settings, region)
+        rules, window = PostprocessingSettings(), PreprocessingSettings().suv_window
+        labels = label_map(probabilities, volume.scaled, volume.grid, rules, region, window)
     segmentation = Segmentation(volume, probabilities, labels)
     spacing = volume.grid.spacing[::-1]
     lesions = lesion_table(labels, volume.raw[0], volume.raw[1], spacing)

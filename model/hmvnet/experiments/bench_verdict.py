@@ -107,10 +107,11 @@ def bench_verdict(
                 rows.append(
                     {**row, **_outcome(phantom, *change(phantom.ct, phantom.pet), pipeline)}
                 )
-        write_table(pd.DataFrame(rows), rows_path)
+                write_table(pd.DataFrame(rows), rows_path)
     table = _table(pd.DataFrame(rows))
     write_markdown(table, run / "verdicts.md", floatfmt=".2f")
-    console.print((run / "verdicts.md").read_text(encoding="utf-8"), markup=False)
+    said = (run / "verdicts.md").read_text(encoding="utf-8")
+    console.print(said, markup=False, soft_wrap=True)
 
 
 def _outcome(

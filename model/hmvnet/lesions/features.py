@@ -67,7 +67,7 @@ class LesionFeatures:
         place = {name: i for i, name in enumerate(self.names)}
         if missing := [name for name in names if name not in place]:
             raise ValueError(
-                f"{len(missing)} of {len(names)} lesion features that the survival model was "
+                f"{len(missing)} of {len(names)} lesion features that a model was "
                 f"trained on are not there, e.g. {missing[0]}: the bundle's parts do not fit"
             )
         return LesionFeatures(tuple(names), self.values[[place[name] for name in names]])

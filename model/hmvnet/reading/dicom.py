@@ -29,7 +29,10 @@ from hmvnet.reading.tables import Known
 
 FEWEST_SLICES = 5  # of a scan; localisers and screen shots have fewer
 F18_S = 6586.2
-FDG_WORDS, FDG_CODES = ("FDG", "DEOXYGLUCOSE", "DESOXYGLUCOSE", "FLUORODEOXY"), ("C-B1031",)
+FDG_WORDS, FDG_CODES = (
+    ("FDG", "DEOXYGLUCOSE", "DESOXYGLUCOSE", "FLUORODEOXY"),
+    ("C-B1031", "35321007"),
+)
 
 
 @dataclass(frozen=True)

@@ -294,11 +294,16 @@ def _renamed(table: _Table, path: Path, patients: Collection[str]) -> tuple[_Tab
     pairs = match_names(patients, table.rows)
     if patients and not pairs:
         raise ValueError(
-            f"{path}: names none of the {len(patients)} patients; found names such as "
-            f"{next(iter(table.rows), '')!r}, expected such as {next(iter(patients))!r}"
+            f"{path}: names none of the {len(patients)} patients; found names of the form "
+            f"{_form(next(iter(table.rows), ''))!r}, expected {_form(next(iter(patients)))!r}"
         )
     rows = {name: table.rows[other] for name, other in pairs.items()}
     return replace(table, rows=rows), {n: other for n, other in pairs.items() if n != other}
+
+
+def _form(name: str) -> str:
+    """What a name looks like, and not whose it is: A for a letter, 0 for a digit."""
+    return re.sub(r"[^\W\d_]", "A", re.sub(r"\d", "0", name))
 
 
 def match_names(wanted: Collection[str], found: Collection[str]) -> dict[str, str]:

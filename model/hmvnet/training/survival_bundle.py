@@ -10,7 +10,6 @@ import numpy as np
 from rich.console import Console
 
 from hmvnet.bundle import (
-    Bundle,
     PrognosisPart,
     RecordFreePart,
     check_other,
@@ -86,10 +85,10 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
         seen=sorted(fingerprint(p.patient_id) for p in described),
         files=[f"prognosis{i}.safetensors" for i in range(len(members))],
     )
-    kept = _of_other_parts(bundle)
     metrics = bundle.manifest.metrics | {"task2": metrics}
     manifest = bundle.manifest.model_copy(update={"prognosis": part, "metrics": metrics})
-    files = {file: bundle.tensors(file) for file in kept} | tensors
+    before = bundle.manifest.prognosis
+    files = bundle.all_tensors(without=before.all_files if before else ()) | tensors
     return write_bundle(run / BUNDLE, manifest, files)
 
 
@@ -104,11 +103,3 @@ def _fit_all(
     as_given = options.model_copy(update={"inner_folds": 0})
     members = fit(described, as_given, schema, run / "all")
     return [member.weighted(validated.weights) for member in members]
-
-
-def _of_other_parts(bundle: Bundle) -> list[str]:
-    """The tensor files of a bundle that are not its survival model's."""
-    part = bundle.manifest.prognosis
-    other = part.without_record if part else None
-    own = {*(part.files if part else ()), *(other.files if other else ())}
-    return [f for f in bundle.manifest.files if f.endswith(".safetensors") and f not in own]
