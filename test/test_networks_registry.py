@@ -11,8 +11,9 @@ from monai.networks import nets
 from hmvnet.networks import registry
 from hmvnet.networks.output import Output
 from hmvnet.networks.registry import NETWORKS, build_network
-from hmvnet.segmentation.ensemble import TorchForward
+from hmvnet.segmentation.forward import TorchForward
 
+FEATURES = {"hmvnet": 4, "resenc-unet": 2, "stu-net": 4}  # encoder maps; others give none
 SMALL = {"channels": 8, "head_channels": 8, "depths": (2, 2, 2, 2), "window": 4}
 
 
@@ -23,6 +24,7 @@ SMALL = {"channels": 8, "head_channels": 8, "depths": (2, 2, 2, 2), "window": 4}
         ("segresnet", {"init_filters": 8}),
         ("swinunetr", {"feature_size": 12}),
         ("resenc-unet", {"width": 4, "stages": 4}),
+        ("stu-net", {"channels": [2, 2, 4, 4, 6, 6]}),
         ("unet3d", {"width": 4}),
         ("unetr", {"img_size": (32, 32, 32), "feature_size": 8}),
     ],
@@ -31,11 +33,11 @@ def test_networks_by_name(name, options):
     network = build_network(name, options).eval()
     assert network.whole_region is (name == "hmvnet")
     with torch.inference_mode():
-        size = (64, 64, 64) if name == "swinunetr" else (32, 32, 32)  # it fails on 32
+        size = (64 if name in ("swinunetr", "stu-net") else 32,) * 3  # they fail on 32
         x = torch.zeros(1, 2, *size)
         output = network(x)
         assert isinstance(output, Output) and output.logits.shape == (1, 3, *size)
-        assert output.scales == () and len(output.features) == (4 if name == "hmvnet" else 0)
+        assert output.scales == () and len(output.features) == FEATURES.get(name, 0)
         assert len(network(x, scales=True).scales) == (3 if name == "hmvnet" else 0)
 
 
@@ -75,7 +77,7 @@ def test_parameters_keep_the_names_of_their_library(name, options, own):
         ("hmvnet", {}, "6b57e15417df03c1"),
         ("hmvnet", {"modality": "gated"}, "e133b20e9cb5c0ae"),
         ("hmvnet", {"norm": "group"}, "61afe4b5b26992c8"),
-        ("resenc-unet", {}, "22f372c00cfa0965"),
+        ("resenc-unet", {}, "bc06e434e9633d2f"),
     ],
 )
 def test_parameters_keep_their_names(name, options, known):

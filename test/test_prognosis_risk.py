@@ -3,7 +3,8 @@ from conftest import described_patients, nothing_found
 
 from hmvnet.bundle import load_bundle
 from hmvnet.prognosis.encoder import ClinicalEncoder
-from hmvnet.prognosis.risk import Prognosis, PrognosisMember, describe
+from hmvnet.prognosis.member import PrognosisMember
+from hmvnet.prognosis.risk import Prognosis, describe
 
 
 def test_bundle_refuses_features_it_was_not_trained_on(tiny_bundle):

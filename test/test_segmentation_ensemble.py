@@ -11,28 +11,28 @@ from hmvnet.pipeline import Pipeline
 from hmvnet.reading.checks import checked_case
 from hmvnet.segmentation.ensemble import (
     Ensemble,
-    TorchForward,
     load_ensemble,
     load_network,
     pick_device,
 )
+from hmvnet.segmentation.forward import TorchForward
 
 
 class Constant:
     """A member whose GTVp probability is its number, and that takes a second of a false clock."""
 
-    notes = ()
+    notes, own = (), None
 
     def __init__(self, value: float, clock: list[float]) -> None:
         self.value, self.clock, self.calls = value, clock, 0
 
-    def __call__(self, volume):
+    def __call__(self, volume, axes=()):
         self.calls += 1
         self.clock[0] += 1.0
         p = torch.zeros(1, 3, *volume.shape[2:])
         p[:, 1] = self.value
         p[:, 1, ..., 0] = 1.0  # the left edge
-        return p, []
+        return p.flip(axes), []
 
 
 def test_ensemble_averages_members_and_flips():
@@ -55,6 +55,35 @@ def test_time_budget_leaves_passes_out_and_says_so():
     )
     assert [m.calls for m in members] == [1, 1, 0, 0, 0]
     assert "2 of 5" in output.notes[0] and "3 left out" in output.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("tumours", "expected"),
+    [
+        ([(1, 8)], None),
+        ([(1, 8), (1, 8)], 0.0),
+        ([(0, 0), (0, 0)], 0.0),
+        # The mean is the first, which both of the first two have; half of the third is beside it.
+        ([(1, 8), (1, 8), (1, 16)], (0 + 0 + 8 / 24) / 3),
+        ([(1, 8), (1, 8), (2, 8)], 1 / 3),  # another class is no agreement
+        ([(1, 8), (1, 8), (0, 0)], 1 / 3),
+    ],
+)
+def test_passes_that_differ_are_counted(tumours, expected):
+    class Tumour(Constant):
+        def __init__(self, label: int, voxels: int) -> None:
+            self.label, self.voxels = label, voxels
+
+        def __call__(self, volume, axes=()):
+            p = torch.zeros(1, 3, *volume.shape[2:])
+            p[:, 0] = 1
+            p.flatten(2)[:, 0, : self.voxels] = 0
+            p.flatten(2)[:, self.label, : self.voxels] = 1
+            return p, []
+
+    ensemble = Ensemble([Tumour(*one) for one in tumours])
+    found = ensemble(np.zeros((2, 4, 4, 4), np.float32)).disagreement
+    assert found == (expected if expected is None else pytest.approx(expected))
 
 
 def test_probabilities_that_are_not_finite_are_an_error():
@@ -179,11 +208,11 @@ UNUSABLE = [
 def test_after_the_gpu_comes_the_cpu(monkeypatch, error):
     run, tried = TorchForward._run, []
 
-    def without_gpu(self, volume, way):
+    def without_gpu(self, volume, way, axes):
         tried.append(str(way))
         if way.device.type == "cuda":
             raise error
-        return run(self, volume, way)
+        return run(self, volume, way, axes)
 
     monkeypatch.setattr(TorchForward, "_run", without_gpu)
     network = build_network("hmvnet", SMALL_NETWORK)

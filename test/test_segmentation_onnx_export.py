@@ -7,7 +7,8 @@ from conftest import tensors_of
 
 from hmvnet.bundle import load_bundle, write_bundle
 from hmvnet.config import InferenceSettings
-from hmvnet.segmentation.ensemble import OnnxForward, load_ensemble
+from hmvnet.segmentation.ensemble import load_ensemble
+from hmvnet.segmentation.forward import OnnxForward
 from hmvnet.segmentation.onnx_export import export_bundle
 
 

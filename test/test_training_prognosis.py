@@ -6,16 +6,19 @@ from conftest import FAST_PROGNOSIS, described_patients
 
 from hmvnet.case import harrell_c
 from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
-from hmvnet.prognosis.risk import PrognosisMember, Weighted
+from hmvnet.prognosis.encoder import ClinicalEncoder
+from hmvnet.prognosis.member import PrognosisMember, Weighted
 from hmvnet.training import prognosis as training
 from hmvnet.training.descriptions import outcomes_of
 from hmvnet.training.engine import make_fabric
-from hmvnet.training.prognosis import fit_member, fit_members, inputs_of, predict
+from hmvnet.training.prognosis import fit_members, inputs_of, predict
 
 
 def fit(tmp_path, patients, **changes) -> PrognosisMember:
     settings = FAST_PROGNOSIS.model_copy(update={"branches": ("table", "lesions")} | changes)
-    return fit_member(make_fabric(tmp_path), patients, settings, tmp_path)
+    return fit_members(
+        make_fabric(tmp_path), patients, settings.model_copy(update={"members": 1}), tmp_path
+    )[0]
 
 
 def test_higher_risk_is_earlier_recurrence(tmp_path):
@@ -90,6 +93,22 @@ def test_members_of_different_seeds_differ_and_are_averaged(tmp_path):
     risks = [predict([member], patients) for member in members]
     assert len(members) == 2 and not np.allclose(*risks)
     np.testing.assert_allclose(predict(members, patients), np.mean(risks, axis=0))
+
+
+def test_what_is_equal_for_all_members_is_fitted_once(tmp_path, monkeypatch):
+    """A fit of many members costs their networks and heads, and one of everything else."""
+    fits = []
+    encoder, linear = ClinicalEncoder.fit, training.fit_linear_risk
+
+    def counted(name, fit):
+        return lambda *given, **options: fits.append(name) or fit(*given, **options)
+
+    monkeypatch.setattr(ClinicalEncoder, "fit", counted("encoder", encoder))
+    monkeypatch.setattr(training, "fit_linear_risk", counted("linear", linear))
+    settings = FAST_PROGNOSIS.model_copy(update={"branches": ("table",), "members": 3})
+    members = fit_members(make_fabric(tmp_path), described_patients(), settings, tmp_path)
+    assert fits == ["encoder", "linear"] and len(members) == 3
+    assert members[0].named["direct"].model is members[2].named["direct"].model
 
 
 @pytest.mark.parametrize("count", [5, 0])

@@ -31,7 +31,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hmvnet.case import CLASSES, CaseError
-from hmvnet.config import PostprocessingSettings, PreprocessingSettings, RegionName, Settings
+from hmvnet.config import (
+    InterfaceName,
+    PostprocessingSettings,
+    PreprocessingSettings,
+    RegionName,
+    Settings,
+)
 from hmvnet.exits import RefusedError, shown
 from hmvnet.files import (
     SHORT,
@@ -43,6 +49,7 @@ from hmvnet.files import (
     visible,
     write_text,
 )
+from hmvnet.imaging.network_input import NetworkInput
 from hmvnet.reading.records import read_json
 
 MANIFEST = "manifest.json"
@@ -67,22 +74,60 @@ class _Part(BaseModel):
 class SegmentationPart(_Part):
     """The networks of the ensemble: one file a fold.
 
-    ``seen`` has, for every file, the fingerprints of the patients it was trained on
-    (``fingerprint``), so that Task 2 can keep its lesion features out of sample without the
-    bundle naming a patient.
+    Attributes:
+        input: the preprocessing that the networks bring; None: they see the working volume.
+        seen: for every file, the fingerprints of the patients it was trained on
+            (``fingerprint``), so that Task 2 can keep its lesion features out of sample without
+            the bundle naming a patient.
+        beside: networks of other kinds, averaged with these.
     """
 
     network: str
     options: dict[str, Any] = {}
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
     files: list[str]
+    input: NetworkInput | None = None
     seen: list[list[str]] = []
+    beside: list[SegmentationPart] = []
+
+    @property
+    def parts(self) -> list[SegmentationPart]:
+        """These networks, and those beside them."""
+        return [self, *(part for other in self.beside for part in other.parts)]
+
+    @property
+    def all_files(self) -> list[str]:
+        """A file a network, whatever its kind."""
+        return [file for part in self.parts for file in part.files]
+
+    @property
+    def all_seen(self) -> list[list[str]]:
+        """For each of ``all_files`` what it has seen; too few where a part does not say."""
+        return [marks for part in self.parts for marks in part.seen]
+
+    def part_of(self, file: str) -> SegmentationPart:
+        """The networks that one of ``all_files`` belongs to."""
+        return next(part for part in self.parts if file in part.files)
+
+
+class RecordFreePart(_Part):
+    """The survival model of images and lesions alone, for patients without a health record.
+
+    ``shift + scale * risk`` is the risk of the same hazard by the model that sees the record.
+    """
+
+    settings: dict[str, Any]
+    files: Annotated[list[str], Field(min_length=1)]
+    shift: FiniteFloat
+    scale: Annotated[FiniteFloat, Field(gt=0)]
 
 
 class PrognosisPart(_Part):
     """The survival model: tensors of the fusion network and of the ICARE head, a file a fold.
 
-    ``seen`` are fingerprints of the patients it was fitted to.
+    ``curve`` is the state of a ``hmvnet.prognosis.curve.SurvivalCurve``; bundles of before know
+    ``expected_days`` for a few risks in its place. ``seen`` are fingerprints of the patients it was
+    fitted to.
     """
 
     settings: dict[str, Any]
@@ -90,6 +135,8 @@ class PrognosisPart(_Part):
     lesion_features: list[str]
     risk_quantiles: Annotated[list[FiniteFloat], Field(min_length=1)]
     expected_days: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]] = []
+    curve: dict[str, Any] | None = None
+    without_record: RecordFreePart | None = None
     seen: list[str] = []
     files: Annotated[list[str], Field(min_length=1)]
 
@@ -117,17 +164,25 @@ class StagingPart(_Part):
 
 
 class Manifest(_Part):
-    """``manifest.json``. ``files`` maps file names to sha256."""
+    """``manifest.json``.
+
+    Attributes:
+        volumes_ml: by class, the smallest and the largest volume of it that a training patient had
+            in all, of those that had any; only for the bundle's own region.
+        files: file names to sha256.
+    """
 
     format: int = FORMAT
     name: str
     classes: list[str] = list(CLASSES)
     region: RegionName = "head-neck"
+    interface: InterfaceName = "auto"
     preprocessing: PreprocessingSettings
     postprocessing: PostprocessingSettings
     segmentation: SegmentationPart
     prognosis: PrognosisPart | None = None
     staging: StagingPart | None = None
+    volumes_ml: dict[str, tuple[FiniteFloat, FiniteFloat]] = {}
     trained_on: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     files: dict[str, str] = {}
@@ -152,7 +207,7 @@ class Bundle:
 
     def seen_among(self, patient_ids: Iterable[str]) -> list[str]:
         """Those of the patients that any of the segmentation networks was trained on."""
-        marks = {mark for marks in self.manifest.segmentation.seen for mark in marks}
+        marks = {mark for marks in self.manifest.segmentation.all_seen for mark in marks}
         return _recognised(patient_ids, marks)
 
     def fitted_among(self, patient_ids: Iterable[str]) -> list[str]:
@@ -170,19 +225,15 @@ class Bundle:
 
         What was made of them, such as ONNX files, is not among them.
         """
-        manifest, left_out = self.manifest, set(without)
-        names = [
-            *manifest.segmentation.files,
-            *(manifest.prognosis.files if manifest.prognosis else ()),
-            *([manifest.staging.file] if manifest.staging else ()),
-        ]
+        left_out = set(without)
+        names = [name for name in self.manifest.files if name.endswith(".safetensors")]
         return {name: self.tensors(name) for name in names if name not in left_out}
 
     def adjusted(self, settings: Settings) -> tuple[Bundle, tuple[str, ...]]:
         """With what the settings say explicitly in the place of the bundle's own, and notes on it.
 
-        Of the sections ``preprocessing`` and ``postprocessing``, and ``data.region``; what is only
-        a default there leaves the bundle's value as it is.
+        Of the sections ``preprocessing`` and ``postprocessing``, and ``data.region`` and
+        ``data.interface``; what is only a default there leaves the bundle's value as it is.
         """
         manifest, notes = self.manifest, []
         changes: dict[str, Any] = {}
@@ -198,8 +249,10 @@ class Bundle:
                 f"{name}.{k}={v}, the bundle's is {getattr(own, k)}" for k, v in other.items()
             ]
         if "region" in settings.data.model_fields_set and settings.data.region != manifest.region:
-            changes["region"] = settings.data.region
+            changes |= {"region": settings.data.region, "volumes_ml": {}}
             notes.append(f"data.region={settings.data.region}, the bundle's is {manifest.region}")
+        if "interface" in settings.data.model_fields_set:
+            changes["interface"] = settings.data.interface
         return Bundle(self.folder, manifest.model_copy(update=changes)), tuple(notes)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -337,7 +390,7 @@ def load_bundle(folder: Path) -> Bundle:
     if manifest.classes != list(CLASSES):
         found = shown(repr(manifest.classes))
         raise WeightsError(f"{path}: classes {found}, expected {list(CLASSES)}")
-    if not manifest.segmentation.files:
+    if not all(part.files for part in manifest.segmentation.parts):
         raise WeightsError(f"{path}: segmentation without files, expected one a network")
     return Bundle(folder, manifest)
 
@@ -356,13 +409,16 @@ def write_bundle(
     Args:
         manifest: its ``files`` are filled in here.
         files: file name -> tensors. Those of float32 with more than one axis are stored as
-            float16, which halves the bundle; float64 (the ICARE head) stays as it is.
+            float16, which halves the bundle; float64 (the ICARE head) stays as it is, and so do
+            networks with a preprocessing of their own: they are to say what they said elsewhere.
     """
     with replacing(folder) as temporary:
         temporary.mkdir()
         hashes = {}
+        whole = {f for part in manifest.segmentation.parts if part.input for f in part.files}
         for name, tensors in files.items():
-            data = save_tensors({k: _compact(v) for k, v in tensors.items()})
+            halve = name not in whole
+            data = save_tensors({k: _compact(v, halve) for k, v in tensors.items()})
             (temporary / name).write_bytes(data)
             hashes[name] = sha256(data)
         _write_manifest(manifest.model_copy(update={"files": hashes}), temporary)
@@ -390,6 +446,6 @@ def _write_manifest(manifest: Manifest, folder: Path) -> None:
     write_text(manifest.model_dump_json(indent=2) + "\n", folder / MANIFEST)
 
 
-def _compact(tensor: Tensor) -> Tensor:
-    half = tensor.dtype == torch.float32 and tensor.ndim > 1
+def _compact(tensor: Tensor, halve: bool) -> Tensor:
+    half = halve and tensor.dtype == torch.float32 and tensor.ndim > 1
     return tensor.detach().cpu().to(torch.float16 if half else tensor.dtype).contiguous().clone()

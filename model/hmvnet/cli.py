@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmvnet import __version__
-from hmvnet.exits import Exit, RefusedError, ending
+from hmvnet.exits import Exit, RefusedError, ending, fault
 from hmvnet.progress import REMARKS, print_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hmvnet.cohort import Crew
     from hmvnet.config import Settings
-    from hmvnet.pipeline import Prediction
 
 # What typer raises for wrong options and arguments: click's own, which newer typer carries inside.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -35,12 +35,18 @@ EXTRAS = {
     "einops": "train",
     "tabulate": "train",
     "highdicom": "dicom",
+    "dask": "cluster",
+    "distributed": "cluster",
 }
 
 
-def _commands(text: str) -> typer.Typer:
+def _commands(text: str, *, alone: bool = False) -> typer.Typer:
+    """A group of commands; ``alone``: it does something without one."""
     return typer.Typer(
-        help=text, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+        help=text,
+        no_args_is_help=not alone,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
     )
 
 
@@ -49,10 +55,14 @@ segmentation = _commands("Train, score, tune and compare segmentation networks."
 survival = _commands("Train, score and compare survival models.")
 stage = _commands("Train and compare staging models: T and N of AJCC's 7th edition.")
 bench = _commands("Measure this project and its baselines side by side.")
+export = _commands("Write the bundle's ONNX files, or data for nnU-Net.", alone=True)
+import_ = _commands("Take over models that other programs trained.")
 app.add_typer(segmentation, name="segmentation")
 app.add_typer(survival, name="survival")
 app.add_typer(stage, name="stage")
 app.add_typer(bench, name="bench")
+app.add_typer(export, name="export")
+app.add_typer(import_, name="import")
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="settings file; default: the built-in settings")
@@ -68,6 +78,10 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number
 LimitOption = Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")]
 FoldOption = Annotated[list[int] | None, typer.Option(help="fold(s); all if left out")]
 TaskOption = Annotated[int, typer.Option(min=1, max=2, help="1 segmentation, 2 survival")]
+EvalTaskOption = Annotated[
+    int | None,
+    typer.Option("--task", min=1, max=2, help="1 segmentation alone, 2 survival alone"),
+]
 NetworkOption = Annotated[
     list[str] | None,
     typer.Option(help="a network and its options, 'hmvnet window=4'; repeatable"),
@@ -152,6 +166,12 @@ def predict(
     part: Annotated[
         str, typer.Option(help="a share of the patients, k/n: of job arrays, as 3/8")
     ] = "",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes on this machine, of many patients")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="a Dask scheduler whose workers predict, as tcp://host:8786")
+    ] = "",
     mask: Annotated[
         Path | None,
         typer.Option(help="a corrected mask of one patient: image, RTSTRUCT or SEG"),
@@ -171,6 +191,9 @@ def predict(
             "--page/--no-page", help="also a page to look at; default: of one patient, not of many"
         ),
     ] = None,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="also a map of how unsure each voxel is")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="write again what is there")] = False,
     go_on: Annotated[bool, typer.Option("--continue", help="skip patients that are there")] = False,
     strict: Annotated[
@@ -178,15 +201,20 @@ def predict(
     ] = False,
 ) -> int:
     """Segment GTVp and GTVn, measure the lesions, predict the RFS risk."""
-    from hmvnet.cohort import part_of, predict_cohort
+    from hmvnet.cohort import InTurn, Order, Outcome, part_of, predict_cohort
     from hmvnet.pipeline import load_pipeline
     from hmvnet.progress import show_progress
     from hmvnet.reading.inputs import Asked, find_sources
     from hmvnet.writing.cohort import write_cohort, write_failures
+    from hmvnet.writing.index import INDEX, write_index
     from hmvnet.writing.summary import Narrator
 
     if force and go_on:
         raise RefusedError("--force and --continue exclude each other")
+    if scheduler and (workers or mask):
+        raise RefusedError("--scheduler goes neither with --workers nor with --mask")
+    if scheduler:  # other machines have other working directories
+        inputs, output = [p.absolute() for p in inputs], output and output.absolute()
     given = [*(set_ or []), *([f"data.region={region}"] if region else [])]
     asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor)
     sources = find_sources(inputs, asked)  # refuses before the weights are loaded
@@ -197,47 +225,53 @@ def predict(
     if output is None:
         raise RefusedError("--output is missing: a folder in which a folder a patient is made")
     print_lines(sources.told)
-    pipeline = load_pipeline(weights or None, device, given)
-    if pipeline.prognosis is None:
+    narrator, alone = Narrator(), len(sources) == 1
+    crew: Crew
+    if scheduler or (workers and not alone):
+        from hmvnet.cluster import Workers
+
+        crew = Workers(weights or None, device, given, count=workers or 0, scheduler=scheduler)
+    else:
+        crew = InTurn(load_pipeline(weights or None, device, given), narrator if alone else None)
+    if crew.manifest.prognosis is None:
         sources = find_sources(inputs, replace(asked, needs_record=False))
-    narrator, alone, manifest = Narrator(), len(sources) == 1, pipeline.manifest
     chosen = part_of(sources, part) if part else list(sources)
-    failures: dict[str, str] = {}
 
-    def tell(name: str, folder: Path, found: Prediction) -> None:
-        if alone:
-            narrator.summary(found, manifest.name, str(pipeline.device), [folder])
+    def tell(found: Outcome) -> None:
+        name, said = found.patient_id, found.prediction
+        if alone and said:
+            where = str(crew.pipeline.device) if isinstance(crew, InTurn) else ""
+            narrator.summary(said, crew.manifest.name, where, [order.output / name])
         else:
-            narrator(f"{name}: {len(found.lesions)} lesions, {found.verdict}")
-            progress.advance()
+            for note in found.notes:  # the summary of one patient has them
+                narrator(f"{name}: note: {note}")
+            if found.status == "done":
+                narrator(f"{name}: {found.lesions} lesions, {found.verdict}")
+        if why := found.why or "; ".join(found.problems):
+            narrator.problem(f"{name}: {why}")
+        progress.advance()
 
-    def tell_notes(name: str, notes: tuple[str, ...]) -> None:
-        for note in () if alone else notes:  # the summary of one patient has them
-            narrator(f"{name}: note: {note}")
-
-    def tell_failure(name: str, why: str) -> None:
-        narrator.problem(f"{name}: {why}")
-        failures[name] = why
-
+    page = alone if page is None else page
+    order = Order(output, picture, page, dicom, entropy, thumbnail=not alone, mask=mask)
     with show_progress("patients", len(chosen), quiet=alone) as progress:
         result = predict_cohort(
             chosen,
-            pipeline,
-            output,
+            crew,
+            order,
             existing="replace" if force else "skip" if go_on else "refuse",
-            picture=picture,
-            page=alone if page is None else page,
-            dicom=dicom,
             strict=strict,
-            mask=mask,
-            on_read=tell_notes,
-            on_stage=narrator if alone else None,
-            on_patient=tell,
-            on_failure=tell_failure,
+            on_begin=progress.begin,
+            on_outcome=tell,
         )
+    code = result.code
     if not alone:
-        write_failures(failures, output, f"-{part.replace('/', 'of')}" if part else "")
+        write_failures(result.failures, output, f"-{part.replace('/', 'of')}" if part else "")
         write_cohort(output)
+        try:
+            write_index(output)
+        except Exception as error:  # the patients' folders are whole
+            narrator.problem(f"{INDEX} not written: {fault(error)}")
+            code = code or Exit.INCOMPLETE
     if not alone or result.skipped:
         counts = {
             "predicted": result.done,
@@ -249,7 +283,7 @@ def predict(
         }
         said = ", ".join(f"{len(found)} {word}" for word, found in counts.items())
         _say(f"{len(chosen)} patients: {said}; in {output}")
-    return result.code
+    return code
 
 
 @app.command()
@@ -469,20 +503,104 @@ def show_settings(
     print(text, end="")
 
 
-@app.command()
-def export(
+@export.callback(invoke_without_command=True)
+def export_onnx(
+    context: typer.Context,
     weights: WeightsOption = "",
     size: Annotated[str, typer.Option(help="z,y,x voxels; default: the bundle's region")] = "",
 ) -> None:
     """Write the bundle's ONNX files beside its weights, and check them against torch."""
     from hmvnet.segmentation.onnx_export import export_bundle
 
+    if context.invoked_subcommand:
+        return
     words = size.split(",") if size else []
     if size and (len(words) != 3 or not all(w.strip().isdigit() and int(w) > 1 for w in words)):
         raise RefusedError(f"--size {size}: expected three whole numbers above 1, z,y,x")
-    shape = tuple(int(word) for word in words) or None
+    shape = (int(words[0]), int(words[1]), int(words[2])) if words else None
     for path, difference in export_bundle(_bundle(weights), shape):
         _say(f"wrote {path}; largest difference in probability {difference:.1e}")
+
+
+@export.command("nnunet-dataset")
+def export_nnunet_dataset(
+    data: Annotated[Path, typer.Argument(help="a data folder, as training reads it")],
+    out: Annotated[Path, typer.Argument(help="the folder to write, DatasetXXX_Name")],
+) -> int:
+    """Write a data folder as nnU-Net's raw data: CT and PET on the CT's grid, labels."""
+    from hmvnet.reading.folder import find_patients
+    from hmvnet.writing.nnunet import DatasetWriter
+    from hmvnet.writing.summary import Narrator
+
+    found, writer = find_patients(data), DatasetWriter(out)
+    print_lines(found.summary())
+    narrator, failed = Narrator(), 0
+    for patient in found:
+        try:
+            case = patient.read()
+            writer.write(case)
+        except RefusedError as error:
+            narrator.problem(str(error))
+            failed += 1
+            continue
+        narrator(f"{patient.patient_id}: written")
+        for note in case.notes:
+            narrator(f"{patient.patient_id}: note: {note}")
+    writer.close()
+    _say(f"{len(found)} patients: {len(found) - failed} written, {failed} refused; in {out}")
+    return Exit.REFUSED if failed else Exit.OK
+
+
+@import_.command("nnunet")
+def import_nnunet(
+    folder: Annotated[
+        Path, typer.Argument(help="a trained model: plans.json, dataset.json, fold_*")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the bundle to write")],
+    fold: Annotated[
+        list[str] | None, typer.Option(help="a fold to take; repeatable; default: all")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="final or best")] = "final",
+    field: Annotated[
+        str,
+        typer.Option(help="what it sees: region, ct, or auto: what it was trained on by size"),
+    ] = "auto",
+    beside: Annotated[
+        str, typer.Option(help="a bundle whose networks are averaged with these")
+    ] = "",
+    splits: Annotated[
+        Path | None, typer.Option(help="splits_final.json: what each fold was trained on")
+    ] = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="none of your patients was trained on")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace a bundle that is there")] = False,
+) -> None:
+    """Write a bundle of a trained nnU-Net v2 model's networks."""
+    from hmvnet.training.nnunet_import import import_nnunet
+
+    for option, value, known in (
+        ("checkpoint", checkpoint, ("final", "best")),
+        ("field", field, ("auto", "region", "ct")),
+    ):
+        if value not in known:
+            raise RefusedError(f"--{option} {value}: expected {' or '.join(known)}")
+    if splits and unseen:
+        raise RefusedError("--splits and --unseen exclude each other")
+    if out.exists() and not force:
+        raise RefusedError(f"{out} is there already; --force replaces it")
+    found = import_nnunet(
+        folder,
+        out,
+        fold or (),
+        checkpoint,  # type: ignore[arg-type]
+        field,  # type: ignore[arg-type]
+        _bundle(beside) if beside else None,
+        splits,
+        unseen,
+    )
+    print_lines(found.notes)
+    _say(f"bundle: {found.folder}")
 
 
 @app.command()
@@ -554,11 +672,60 @@ def bench_verdicts(
     run: RunOption = Path("runs/verdict"),
     count: Annotated[int, typer.Option(min=1, help="phantoms")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="of the cohort")] = 3,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting in the bundle's place")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="a perturbation; default: all")] = None,
 ) -> None:
     """Phantoms as they are and perturbed: their verdicts against the Dice of their masks."""
     from hmvnet.experiments.bench_verdict import bench_verdict
 
-    bench_verdict(_bundle(weights), run, count, seed, _console())
+    bench_verdict(_bundle(weights), run, count, seed, set_ or (), _console(), only or ())
+
+
+def _whole_numbers(option: str, text: str, least: int) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and int(word) >= least for word in words):
+        raise RefusedError(f"{option} {text}: expected whole numbers from {least} on, with commas")
+    return [int(word) for word in words]
+
+
+@bench.command("cohort")
+def bench_cohorts(
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/cohort"),
+    counts: Annotated[str, typer.Option(help="numbers of patients, comma-separated")] = "10,50,200",
+    workers: Annotated[
+        str, typer.Option(help="numbers of processes, comma-separated; 0: no other process")
+    ] = "0,2",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting in the bundle's place")
+    ] = None,
+) -> None:
+    """Cost per patient of small and large cohorts, in one process and in several."""
+    from hmvnet.experiments.bench_cohort import bench_cohort
+
+    many = _whole_numbers("--counts", counts, 2)
+    bench_cohort(
+        _bundle(weights), run, many, _whole_numbers("--workers", workers, 0), set_ or (), _console()
+    )
+
+
+@bench.command("survival")
+def bench_survival_models(
+    run: RunOption = Path("runs/bench-survival"),
+    sizes: Annotated[str, typer.Option(help="numbers of patients")] = "500,1000,2000,4000",
+    icare: Annotated[
+        Path | None, typer.Option(help="python of an environment with icare 0.1.0")
+    ] = None,
+) -> None:
+    """Seconds of a fit against the number of patients, beside scikit-survival's and icare's."""
+    from hmvnet.experiments.bench_survival import bench_survival
+
+    words = [word.strip() for word in sizes.split(",")]
+    if len(words) < 2 or not all(w.isdigit() and int(w) >= 100 for w in words):
+        raise RefusedError(f"--sizes {sizes}: expected two whole numbers or more, from 100 on")
+    bench_survival(run, _console(), [int(w) for w in words], icare)
 
 
 # --- the names of before -------------------------------------------------------------------------
@@ -580,18 +747,26 @@ def train_of_before(
         survival_train(overrides, config, weights, run)
 
 
-@app.command("eval", hidden=True)
-def eval_of_before(
+@app.command("eval")
+def evaluate(
     overrides: Overrides = None,
     config: ConfigOption = None,
     weights: WeightsOption = "",
     run: RunOption = Path("runs/eval"),
-    task: TaskOption = 1,
+    task: EvalTaskOption = None,
     limit: LimitOption = 0,
 ) -> None:
-    """``segmentation eval``, or with ``--task 2`` ``survival eval``."""
-    evaluate = segmentation_eval if task == 1 else survival_eval
-    evaluate(overrides, config, weights, run, limit)
+    """Score a bundle by both challenges' figures: masks, stages and risks, all and per centre.
+
+    With ``--task 1`` as ``segmentation eval``, with ``--task 2`` as ``survival eval``.
+    """
+    if task is not None:
+        (segmentation_eval if task == 1 else survival_eval)(overrides, config, weights, run, limit)
+        return
+    from hmvnet.experiments.evaluate_challenge import evaluate_challenge
+
+    settings = _settings(config, overrides)
+    evaluate_challenge(settings, _bundle(weights), run, limit, _console())
 
 
 app.command("tune", hidden=True)(segmentation_tune)

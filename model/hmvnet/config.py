@@ -76,6 +76,7 @@ Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 EventCodes = Annotated[dict[str, str], BeforeValidator(_event_codes)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 RegionName = Literal["head-neck", "centre"]
+InterfaceName = Literal["auto", "2025", "2026"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -108,6 +109,11 @@ class DataSettings(_Section):
         "head-neck",
         description="Where the working region lies; centre: mid-body, for scans that hold no head, "
         "and no rules of the head and neck's anatomy.",
+    )
+    interface: InterfaceName = Field(
+        "auto",
+        description="Which year's platform the container writes for; auto: by its input. Kept in "
+        "the bundle.",
     )
     extra_root: str = Field(
         "",
@@ -147,7 +153,8 @@ class NetworkSettings(_Section):
     name: str = Field(
         "hmvnet",
         min_length=1,
-        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, unet3d or unetr.",
+        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, stu-net, unet3d, unetr, "
+        "or nnunet, as an import names it.",
     )
     options: Options = Field(
         {},
@@ -267,10 +274,14 @@ class PostprocessingSettings(_Section):
     """From probabilities to lesions; kept in the bundle, and chosen by hmvnet segmentation tune."""
 
     threshold_gtvp: Probability = Field(
-        0.5, description="Least probability of a GTVp voxel, GTVp being likelier than GTVn."
+        0.5,
+        description="Least probability of a GTVp voxel, GTVp being likelier than GTVn; 0: the "
+        "likeliest class.",
     )
     threshold_gtvn: Probability = Field(
-        0.5, description="Least probability of a GTVn voxel, GTVn being likelier than GTVp."
+        0.5,
+        description="Least probability of a GTVn voxel, GTVn being likelier than GTVp; 0: the "
+        "likeliest class.",
     )
     min_ml_gtvp: float = Field(
         0.2, ge=0, description="Smaller GTVp lesions are removed, in mL; 0: none are."
@@ -282,6 +293,11 @@ class PostprocessingSettings(_Section):
         0.8,
         description="Where the rules leave no lesion, the likeliest stays if its peak probability "
         "is at least this.",
+    )
+    cleanup: bool = Field(
+        True,
+        description="Fill holes, clear what lies outside the body, give fragments of one class "
+        "the name of the lesion that they lie in.",
     )
     one_primary: bool = Field(
         True, description="Keep the likeliest GTVp; others become GTVn, or vanish."
@@ -463,7 +479,11 @@ class PrognosisSettings(_Section):
 class InferenceSettings(_Section):
     """Running a bundle's networks; process.py has options of its own for these."""
 
-    flips: bool = Field(False, description="Average with the prediction of the mirrored volume.")
+    flips: bool = Field(
+        False,
+        description="Average with the prediction of the mirrored volume; networks of nnU-Net along "
+        "all axes that they allow.",
+    )
     time_budget_s: float = Field(
         240.0,
         gt=0,

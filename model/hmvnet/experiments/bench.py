@@ -29,7 +29,8 @@ from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.reading.challenge import read_case
 from hmvnet.reading.images import write_image
-from hmvnet.segmentation.ensemble import channels_last, pick_device
+from hmvnet.segmentation.ensemble import pick_device
+from hmvnet.segmentation.forward import channels_last
 
 # The scan of the comparison: sizes of a whole-body CT and PET.
 CT_GRID = Grid((512, 512, 200), (0.98, 0.98, 2.0))

@@ -79,7 +79,7 @@ def tune(settings: Settings, weights: Path, run: Path, limit: int, console: Cons
         console.print("[yellow]note[/] other models were fitted to other masks: left out")
     without = {"prognosis": None, "staging": None}
     manifest = bundle.manifest.model_copy(update={"postprocessing": best, **without})
-    files = {name: bundle.tensors(name) for name in manifest.segmentation.files}
+    files = {name: bundle.tensors(name) for name in manifest.segmentation.all_files}
     return write_bundle(run / BUNDLE, manifest, files)
 
 
@@ -122,9 +122,9 @@ def _run(patient: Patient, segmenter: Segmenter, folder: Path) -> Kept:
     REMARKS.tell(patient.patient_id, case.notes)
     assert case.truth is not None
     found = segmenter(case)
-    grid = found.volume.grid
+    grid = found.field.grid
     truth = labels_onto(sitk.GetArrayFromImage(case.truth), Grid.of(case.truth), grid)
-    ct = found.volume.scaled[0]
+    ct = found.field.scaled[0]
     arrays = found.probabilities.astype(np.float16), ct.astype(np.float16), truth
     stored = []
     for number, array in enumerate(arrays):

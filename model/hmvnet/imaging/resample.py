@@ -77,7 +77,7 @@ def _resample_along_axes(
         low = int(at.min())
         part = slice(low, min(int(at.max()) + 2, length))
         boxes[2 - axis] = part
-        matrices.append(_linear_weights(at - low, part.stop - low))
+        matrices.append(linear_weights(at - low, part.stop - low))
     array = sitk.GetArrayViewFromImage(image)[tuple(boxes)]
     array = array.transpose([2 - axes[i] for i in (2, 1, 0)]).astype(np.float32)
     along_z, along_y, along_x = map(torch.from_numpy, matrices)
@@ -87,7 +87,7 @@ def _resample_along_axes(
         out[(slice(None),) * axis + (beyond,)] = fill
 
 
-def _linear_weights(at: np.ndarray, length: int) -> np.ndarray:
+def linear_weights(at: np.ndarray, length: int) -> np.ndarray:
     """The matrix ``[len(at), length]`` that interpolates linearly at indices ``at``."""
     low = np.minimum(at.astype(int), max(length - 2, 0))
     weights = np.zeros((len(at), length), np.float32)

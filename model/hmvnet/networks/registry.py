@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from monai.networks.nets import UNETR, SegResNet, SwinUNETR, UNet
+from monai.networks.nets import UNETR, SegResNet, SwinUNETR
+from monai.networks.nets import UNet as PlainUNet
 from torch import Tensor, nn
 
 from hmvnet.case import CLASSES
 from hmvnet.networks.hmvnet import HMVNet, HMVNetConfig
 from hmvnet.networks.output import Output
+from hmvnet.networks.stunet import STUNet
+from hmvnet.networks.unet import UNet
 
 IN_CHANNELS, OUT_CHANNELS = 2, len(CLASSES)
 
@@ -25,16 +28,13 @@ IN_CHANNELS, OUT_CHANNELS = 2, len(CLASSES)
 class Peer(nn.Module):
     """Makes another library's network keep the contract: the base before that network's class.
 
-    A base rather than a wrapper, so that the names of the parameters stay the library's own. A list
-    of logits (nnU-Net's networks built with ``deep_supervision``) is taken as scales.
+    A base rather than a wrapper, so that the names of the parameters stay the library's own.
     """
 
     whole_region = False
 
     def forward(self, x: Tensor, scales: bool = False) -> Output:
-        found = super().forward(x)
-        logits, *coarser = found if isinstance(found, (list, tuple)) else [found]
-        return Output(logits, tuple(coarser) if scales else ())
+        return Output(super().forward(x))
 
 
 def _hmvnet(**options: Any) -> nn.Module:
@@ -53,39 +53,30 @@ class _SwinUNETR(Peer, SwinUNETR):
         super().__init__(IN_CHANNELS, OUT_CHANNELS, feature_size=feature_size, **options)
 
 
+def _unet(classes: int = OUT_CHANNELS, **options: Any) -> nn.Module:
+    return UNet(IN_CHANNELS, classes, **options)
+
+
 def _resenc_unet(width: int = 32, stages: int = 6, **options: Any) -> nn.Module:
     """nnU-Net's residual-encoder U-Net; with the default options its preset M."""
-    try:
-        from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
-    except ImportError as error:
-        raise ValueError(
-            "resenc-unet needs the package dynamic-network-architectures (make setup installs it)"
-        ) from error
-
-    class _ResEncUNet(Peer, ResidualEncoderUNet):
-        pass
-
-    blocks = (1, 3, 4, 6, 6, 6, 6)[:stages]
-    return _ResEncUNet(
-        input_channels=IN_CHANNELS,
-        n_stages=stages,
-        features_per_stage=[min(width << i, 10 * width) for i in range(stages)],
-        conv_op=nn.Conv3d,
-        kernel_sizes=3,
-        strides=[1] + [2] * (stages - 1),
-        n_blocks_per_stage=blocks,
-        num_classes=OUT_CHANNELS,
-        n_conv_per_stage_decoder=1,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
+    return UNet(
+        IN_CHANNELS,
+        OUT_CHANNELS,
+        features=[min(width << i, 10 * width) for i in range(stages)],
+        strides=[(2 if i else 1,) * 3 for i in range(stages)],
+        kernels=[(3, 3, 3)] * stages,
+        blocks=(1, 3, 4, 6, 6, 6, 6)[:stages],
+        decoder=[1] * (stages - 1),
+        residual=True,
         **options,
     )
 
 
-class _UNet(Peer, UNet):  # type: ignore[misc]
+def _stunet(classes: int = OUT_CHANNELS, **options: Any) -> nn.Module:
+    return STUNet(IN_CHANNELS, classes, **options)
+
+
+class _UNet(Peer, PlainUNet):  # type: ignore[misc]
     def __init__(self, width: int = 16, **options: Any) -> None:
         channels = tuple(width << i for i in range(5))
         super().__init__(
@@ -103,6 +94,8 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "segresnet": _SegResNet,
     "swinunetr": _SwinUNETR,
     "resenc-unet": _resenc_unet,
+    "stu-net": _stunet,
+    "nnunet": _unet,
     "unet3d": _UNet,
     "unetr": _UNETR,
 }

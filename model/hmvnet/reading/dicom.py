@@ -56,6 +56,10 @@ class Scan:
     def __str__(self) -> str:
         return f"{self.ct}, {self.pet}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process is handed; the files stay where this one keeps them."""
+        return vars(self) | {"keeps": None}
+
     @property
     def origin(self) -> str:
         """What tells this scan from another of the same number, and names nobody."""

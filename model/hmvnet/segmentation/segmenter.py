@@ -17,39 +17,18 @@ import SimpleITK as sitk
 import torch
 
 from hmvnet.bundle import Bundle
-from hmvnet.case import Case, Finding, Grid
+from hmvnet.case import Case, CaseError, Finding, Grid
 from hmvnet.config import InferenceSettings, PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.agreement import check_agreement
 from hmvnet.imaging.coarse import Coarse
 from hmvnet.imaging.intensity import normalise
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.imaging.resample import labels_onto, resample_pet_ct
-from hmvnet.imaging.roi import Region, centre_region, find_region
+from hmvnet.imaging.roi import centre_region, find_region
 from hmvnet.segmentation.ensemble import load_ensemble
+from hmvnet.segmentation.scan import Scan, Volume
 
 OnStage = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Volume:
-    """A case on its working grid.
-
-    Attributes:
-        region: where the working grid lies and how sure that is.
-        raw: float32 ``[2, z, y, x]``, CT in HU and PET in SUV.
-        scaled: the same, CT in [0, 1] and PET in [-1, 1]: what the network sees.
-        findings: what makes the case, or its region, doubtful.
-    """
-
-    region: Region
-    raw: np.ndarray
-    scaled: np.ndarray
-    findings: tuple[Finding, ...] = ()
-
-    @property
-    def grid(self) -> Grid:
-        """The working grid."""
-        return self.region.grid
 
 
 @dataclass(frozen=True)
@@ -58,11 +37,15 @@ class Segmentation:
 
     Attributes:
         volume: the case on its working grid.
-        probabilities: float32 ``[3, z, y, x]``.
-        labels: uint8 ``[z, y, x]`` after postprocessing.
-        encoder_maps: HM-VNet's stages, ``[c, z, y, x]`` each; empty for other networks and for
-            bundles of several, whose channels have nothing in common.
+        probabilities: float32 ``[3, z, y, x]``, on ``field``'s grid.
+        labels: uint8 ``[z, y, x]`` after postprocessing, on the working grid.
+        encoder_maps: the encoder's stages, ``[c, z, y, x]`` each, over the working grid; empty for
+            networks that give none and for bundles of several, whose channels have nothing in
+            common.
         notes: what ran, what the time budget left out, and what ran otherwise than asked for.
+        disagreement: of folds and flips, as ``NetworkOutput``'s.
+        on_ct: where networks see the whole CT: the working region on the CT's own grid, and the
+            labels there.
     """
 
     volume: Volume
@@ -70,10 +53,18 @@ class Segmentation:
     labels: np.ndarray
     encoder_maps: tuple[np.ndarray, ...] = ()
     notes: tuple[str, ...] = ()
+    on_ct: tuple[Volume, np.ndarray] | None = None
+    disagreement: float | None = None
+
+    @property
+    def field(self) -> Volume:
+        """What the probabilities were postprocessed with, on their grid."""
+        return self.on_ct[0] if self.on_ct else self.volume
 
     def on(self, grid: Grid) -> sitk.Image:
         """The mask on another grid (the CT's), uint8."""
-        return grid.image(labels_onto(self.labels, self.volume.grid, grid))
+        volume, labels = self.on_ct or (self.volume, self.labels)
+        return grid.image(labels_onto(labels, volume.grid, grid))
 
 
 class Stages:
@@ -93,12 +84,18 @@ class Stages:
 
 
 def prepare(
-    case: Case, settings: PreprocessingSettings, region: str, stages: Stages | None = None
+    case: Case,
+    settings: PreprocessingSettings,
+    region: str,
+    stages: Stages | None = None,
+    *,
+    tolerant: bool = False,
 ) -> Volume:
     """What lies before the network: check, find the region, resample it once, normalise.
 
     Args:
         region: ``head-neck``, or ``centre`` for scans that hold no head.
+        tolerant: whether what would be refused is a finding.
 
     Raises:
         CaseError: PET and CT do not belong together, or the PET is not in SUV.
@@ -106,7 +103,12 @@ def prepare(
     stages = stages or Stages()
     with stages("check"):
         coarse = Coarse.of(case)
-        findings = check_agreement(case, coarse)
+        try:
+            findings = check_agreement(case, coarse)
+        except CaseError as error:
+            if not tolerant:
+                raise
+            findings = (Finding(error.code, str(error)),)
     with stages("region"):
         found = (find_region if region == "head-neck" else centre_region)(coarse, settings)
         if found.code:
@@ -153,23 +155,35 @@ class Segmenter:
         other.ensemble = replace(self.ensemble, members=[self.ensemble.members[i] for i in members])
         return other
 
-    def __call__(self, case: Case, stages: Stages | None = None) -> Segmentation:
+    def __call__(
+        self, case: Case, stages: Stages | None = None, *, tolerant: bool = False
+    ) -> Segmentation:
         """Segment one case.
 
         Args:
             stages: times the stages, and says which one runs.
+            tolerant: as for ``prepare``.
         """
         stages = stages or Stages()
-        volume = prepare(case, self.preprocessing, self.region, stages)
+        volume = prepare(case, self.preprocessing, self.region, stages, tolerant=tolerant)
+        scan = Scan(case, volume, self.ensemble.on_ct)
         with stages("network"):
-            output = self.ensemble(volume.scaled)
+            output = self.ensemble(scan)
         with stages("postprocess"):
+            seen = self._on_ct(scan) if scan.on_ct else volume
             labels = label_map(
-                output.probabilities,
-                volume.scaled[0],
-                volume.grid,
-                self.postprocessing,
-                self.region,
+                output.probabilities, seen.scaled[0], seen.grid, self.postprocessing, self.region
             )
+            on_ct = (seen, labels) if scan.on_ct else None
+            if on_ct:
+                labels = labels_onto(labels, seen.grid, volume.grid)
         maps = output.features if self.is_single else ()
-        return Segmentation(volume, output.probabilities, labels, maps, output.notes)
+        apart = output.disagreement
+        return Segmentation(volume, output.probabilities, labels, maps, output.notes, on_ct, apart)
+
+    def _on_ct(self, scan: Scan) -> Volume:
+        """The working region on the CT's own grid."""
+        z, y, x = scan.box
+        raw = np.ascontiguousarray(scan.whole[:, z, y, x])
+        region = replace(scan.volume.region, grid=scan.grid)
+        return Volume(region, raw, normalise(raw, self.preprocessing), scan.volume.findings)

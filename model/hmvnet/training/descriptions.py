@@ -15,7 +15,8 @@ from hmvnet.config import InferenceSettings, Settings
 from hmvnet.files import digest
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.fusion import signed_log
-from hmvnet.prognosis.risk import LesionDescription, describe
+from hmvnet.prognosis.member import LesionDescription
+from hmvnet.prognosis.risk import describe
 from hmvnet.progress import REMARKS, print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation.ensemble import pick_device
@@ -37,8 +38,8 @@ def unseen_members(bundle: Bundle, patient_id: str) -> list[int]:
     Raises:
         LeakError: there are none, or the bundle does not say what it was trained on.
     """
-    seen = bundle.manifest.segmentation.seen
-    if len(seen) != len(bundle.manifest.segmentation.files):
+    seen = bundle.manifest.segmentation.all_seen
+    if len(seen) != len(bundle.manifest.segmentation.all_files):
         raise LeakError(
             f"bundle '{bundle.manifest.name}' does not say which patients its networks "
             "were trained on; retrain it with this version"
@@ -88,7 +89,11 @@ class LesionDescriber:
         key = digest(
             DESCRIPTION_VERSION,
             manifest.region,
-            {file: manifest.files[file] for file in manifest.segmentation.files},
+            {file: manifest.files[file] for file in manifest.segmentation.all_files},
+            [
+                part.input and part.input.model_dump(mode="json")
+                for part in manifest.segmentation.parts
+            ],
             image_spacing_mm,
             *(s.model_dump(mode="json") for s in settings),
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from hmvnet.files import digest
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import FusionConfig, FusionNetwork, PatientInputs
 from hmvnet.prognosis.icare import BaggedIcare
-from hmvnet.prognosis.risk import (
+from hmvnet.prognosis.member import (
     NAMED_MODELS,
     NamedVariables,
     PrognosisMember,
@@ -26,6 +28,7 @@ from hmvnet.prognosis.risk import (
     rest_of,
 )
 from hmvnet.reading.records import HECKTOR, ClinicalSchema
+from hmvnet.survival.cox import fit_linear_risk
 from hmvnet.survival.losses import cox_loss, ranking_loss
 from hmvnet.training.descriptions import Described, handcrafted_count, outcomes_of
 from hmvnet.training.engine import LoopSettings, make_fabric, train
@@ -42,39 +45,71 @@ def inputs_of(patients: Sequence[Described], encoder: ClinicalEncoder) -> Patien
     return PatientInputs(*(torch.from_numpy(a).float() for a in (image, table, lesions)))
 
 
+@dataclass(frozen=True)
+class Cohort:
+    """What is equal for all members of an ensemble, fitted to its patients once.
+
+    Attributes:
+        patients: those it is fitted to, and nobody else.
+        encoder: of their health records.
+        inputs: the fusion network's.
+        variables: the named ones.
+        named: models on these.
+    """
+
+    patients: Sequence[Described]
+    outcomes: Outcomes
+    encoder: ClinicalEncoder
+    inputs: PatientInputs
+    variables: NamedVariables
+    named: Mapping[str, Weighted]
+
+    @classmethod
+    def of(
+        cls, patients: Sequence[Described], settings: PrognosisSettings, schema: ClinicalSchema
+    ) -> Cohort:
+        """Of patients with outcomes.
+
+        Raises:
+            ValueError: fewer than 10 patients, or no relapse among them.
+        """
+        outcomes = outcomes_of(patients)
+        if len(outcomes) < 10 or not outcomes.event.any():
+            raise ValueError(
+                f"{len(outcomes)} patients with {int(outcomes.event.sum())} relapses, expected at "
+                "least 10 patients and a relapse"
+            )
+        encoder = ClinicalEncoder(schema).fit([p.record for p in patients])
+        inputs = inputs_of(patients, encoder)
+        variables = NamedVariables.of(settings.branches, _named_columns(patients, settings))
+        named = _fit_named(variables.values(inputs), outcomes, settings)
+        return cls(patients, outcomes, encoder, inputs, variables, named)
+
+
 def fit_member(
     fabric: Fabric,
-    patients: Sequence[Described],
+    cohort: Cohort,
     settings: PrognosisSettings,
+    number: int,
     run: Path,
-    schema: ClinicalSchema = HECKTOR,
     title: str = "fusion",
     quiet: bool = False,
 ) -> PrognosisMember:
-    """Fit everything that is learnt from outcomes, on these patients alone.
+    """Fit a fusion network and its ICARE head, on the cohort's patients alone.
 
-    The clinical encoder, the lesion statistics, the network, the ICARE head's selection and signs:
-    none of them may have seen a patient that is evaluated later.
-
-    Raises:
-        ValueError: fewer than 10 patients, or no relapse among them.
+    Args:
+        number: of the member; its network's seed is so many above the settings'.
     """
-    outcomes = outcomes_of(patients)
-    if len(outcomes) < 10 or not outcomes.event.any():
-        raise ValueError(
-            f"{len(outcomes)} patients with {int(outcomes.event.sum())} relapses, expected at "
-            "least 10 patients and a relapse"
-        )
-    fabric.seed_everything(settings.seed, verbose=False)
-    encoder = ClinicalEncoder(schema).fit([p.record for p in patients])
-    inputs = inputs_of(patients, encoder).to(fabric.device)
+    seed = settings.seed + number
+    fabric.seed_everything(seed, verbose=False)
+    outcomes, inputs = cohort.outcomes, cohort.inputs.to(fabric.device)
     network = FusionNetwork(_config(inputs, settings))
     if network.standardise is not None:
-        network.standardise.fit(inputs.lesions.cpu())
+        network.standardise.fit(cohort.inputs.lesions)
     days, event = (torch.from_numpy(a).to(fabric.device) for a in (outcomes.days, outcomes.event))
 
     def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
-        rng = np.random.default_rng([settings.seed, step])
+        rng = np.random.default_rng([seed, step])
         drawn = _draw_rows(outcomes.event, settings.batch_size, rng)
         rows = torch.from_numpy(drawn).to(fabric.device)
         batch = inputs.rows(rows)
@@ -97,17 +132,15 @@ def fit_member(
     )
     key = digest(
         settings.model_dump(mode="json"),
-        [p.patient_id for p in patients],
+        number,
+        [p.patient_id for p in cohort.patients],
         outcomes.days,
         outcomes.event,
-        *(np.asarray(a) for a in (inputs.table.cpu(), inputs.lesions.cpu())),
+        *(np.asarray(a) for a in (cohort.inputs.table, cohort.inputs.lesions)),
     )
     trained, _ = train(fabric, network, loop, loss_of_step, run, key=key, title=title, quiet=quiet)
     assert isinstance(trained, FusionNetwork)
-    inputs = inputs.to(torch.device("cpu"))
-    variables = NamedVariables.of(trained, _named_columns(patients, settings))
-    named = _fit_named(variables.values(inputs), outcomes, settings)
-    return _with_head(trained.cpu().eval(), encoder, inputs, outcomes, settings, named, variables)
+    return _with_head(trained.cpu().eval(), cohort, settings)
 
 
 def fit_members(
@@ -121,16 +154,20 @@ def fit_members(
 ) -> list[PrognosisMember]:
     """``settings.members`` fits of different seeds; their mean risk is steadier than any of them.
 
+    The clinical encoder, the lesion statistics, the networks, selection and signs of ICARE, the
+    ridge: none of them may have seen a patient that is evaluated later.
+
     Raises:
-        ValueError: as ``fit_member``.
+        ValueError: as ``Cohort.of``.
     """
+    cohort = Cohort.of(patients, settings, schema)
     return [
         fit_member(
             fabric,
-            patients,
-            settings.model_copy(update={"seed": settings.seed + number}),
+            cohort,
+            settings,
+            number,
             run / f"member{number}",
-            schema,
             f"{title}, network {number + 1}",
             quiet,
         )
@@ -162,39 +199,28 @@ def _fit_named(
     """The models on the named variables ``x`` ``[n, p]`` that have a share of the risk."""
     fits: Mapping[str, Callable[..., RiskModel]] = {
         "direct": _icare(settings).fit,
-        "linear": _fit_linear,
+        "linear": partial(fit_linear_risk, draws=settings.bags),
     }
     weights = {"direct": settings.direct_weight, "linear": settings.linear_weight}
-    rng = np.random.default_rng(settings.seed)
     named = {}
     for name in NAMED_MODELS:
         if weights[name] and x.shape[1]:
+            rng = np.random.default_rng(settings.seed)
             named[name] = Weighted(weights[name], fits[name](x, outcomes, rng))
     return named
 
 
-def _fit_linear(x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> RiskModel:
-    from hmvnet.survival.baselines import fit_linear_risk  # the extra is needed for this alone
-
-    return fit_linear_risk(x, outcomes, rng)
-
-
 @torch.inference_mode()
 def _with_head(
-    network: FusionNetwork,
-    encoder: ClinicalEncoder,
-    inputs: PatientInputs,
-    outcomes: Outcomes,
-    settings: PrognosisSettings,
-    named: Mapping[str, Weighted],
-    variables: NamedVariables,
+    network: FusionNetwork, cohort: Cohort, settings: PrognosisSettings
 ) -> PrognosisMember:
-    outputs = network.branch_outputs(inputs)
+    outputs = network.branch_outputs(cohort.inputs)
     fused = network.join(outputs).double().numpy()
-    head = _icare(settings).fit(fused, outcomes, np.random.default_rng(settings.seed))
+    # The seed is that of ICARE on the named variables: a bag has the same patients in all parts.
+    head = _icare(settings).fit(fused, cohort.outcomes, np.random.default_rng(settings.seed))
     means = {name: values.mean(0) for name, values in outputs.items()}
-    share = Weighted(rest_of(named), head)
-    return PrognosisMember(encoder, network, means, share, named, variables)
+    share = Weighted(rest_of(cohort.named), head)
+    return PrognosisMember(cohort.encoder, network, means, share, cohort.named, cohort.variables)
 
 
 def _named_columns(patients: Sequence[Described], settings: PrognosisSettings) -> tuple[int, ...]:
@@ -229,6 +255,7 @@ def cross_validate(
     settings: PrognosisSettings,
     schema: ClinicalSchema,
     run: Path,
+    quiet: bool = False,
 ) -> tuple[np.ndarray, float]:
     """Out-of-fold risks ``[n]`` and the mean C-index over the folds.
 
@@ -238,7 +265,8 @@ def cross_validate(
     risks, concordances = np.full(len(described), np.nan), []
     outcomes = outcomes_of(described)
     for number, (known, unseen) in enumerate(split_folds(described, data)):
-        members = fit([described[i] for i in known], settings, schema, run / f"fold{number}")
+        some = [described[i] for i in known]
+        members = fit(some, settings, schema, run / f"fold{number}", quiet)
         risks[unseen] = predict(members, [described[i] for i in unseen])
         concordances.append(harrell_c(outcomes[unseen], risks[unseen]))
     return risks, float(np.nanmean(concordances))

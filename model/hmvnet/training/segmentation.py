@@ -17,7 +17,8 @@ from hmvnet.config import Settings
 from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
 from hmvnet.segmentation import metrics
-from hmvnet.segmentation.ensemble import Ensemble, TorchForward, channels_last
+from hmvnet.segmentation.ensemble import Ensemble
+from hmvnet.segmentation.forward import TorchForward, channels_last
 from hmvnet.segmentation.segmenter import label_map
 from hmvnet.training.cache import Prepared
 from hmvnet.training.engine import History, LoopSettings, train

@@ -72,7 +72,11 @@ class StagingDescriber:
         ]
         if masks == "predicted":
             made_by += [
-                {file: manifest.files[file] for file in manifest.segmentation.files},
+                {file: manifest.files[file] for file in manifest.segmentation.all_files},
+                [
+                    part.input and part.input.model_dump(mode="json")
+                    for part in manifest.segmentation.parts
+                ],
                 manifest.postprocessing.model_dump(mode="json"),
                 inference.model_dump(mode="json"),
             ]

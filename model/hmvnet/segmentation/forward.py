@@ -1,0 +1,266 @@
+"""One trained network: torch or ONNX Runtime, one pass or sliding windows."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations, pairwise
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hmvnet.exits import is_out_of_memory
+from hmvnet.imaging.intensity import pad_with_air
+from hmvnet.imaging.network_input import NetworkInput
+from hmvnet.segmentation.windows import slide
+
+Precision = Literal["auto", "32", "bf16"]
+STEP = 0.5  # from one window to the next, as a share of it
+
+
+class Forward(Protocol):
+    """One trained network: ``[1, 2, *]`` to probabilities, on the CPU, and encoder maps.
+
+    Shown mirrored along ``axes``, what it says being mirrored back; windows one by one.
+
+    Attributes:
+        notes: what a person should know of the last call.
+        own: the preprocessing that it brings, where it brings one. It is then given the scan as
+            that says, and gives logits.
+    """
+
+    notes: tuple[str, ...]
+    own: NetworkInput | None
+
+    def __call__(
+        self, volume: Tensor, axes: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Sequence[Tensor]]: ...
+
+
+def mirrored_axes(own: NetworkInput | None) -> list[tuple[int, ...]]:
+    """Along which axes a network may be shown ``[1, 2, *]`` mirrored: each list is a pass.
+
+    HM-VNet from left to right; nnU-Net's networks along all axes together that they allow.
+    """
+    if own is None:
+        return [(-1,)]
+    axes = [axis + 2 for axis in own.mirror_axes]
+    return list(chain.from_iterable(combinations(axes, n + 1) for n in range(len(axes))))
+
+
+def mirrored(
+    network: Callable[[Tensor], Sequence[Tensor]], axes: tuple[int, ...]
+) -> Callable[[Tensor], Sequence[Tensor]]:
+    """The same function, shown its input mirrored, with what it says mirrored back."""
+    if not axes:
+        return network
+    return lambda x: [values.flip(axes) for values in network(x.flip(axes))]
+
+
+class TorchForward:
+    """A torch network; the whole region at once where it may, else in sliding windows.
+
+    Where memory does not suffice, the GPU's or the machine's, it goes on in windows, and then on
+    the CPU; the notes of each call say so.
+
+    Args:
+        wants_maps: whether the encoder maps are asked for, which windows make costly.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        patch: tuple[int, int, int] = (96, 96, 96),
+        precision: Precision = "auto",
+        own: NetworkInput | None = None,
+        wants_maps: bool = True,
+    ) -> None:
+        self.device = device
+        self.precision = precision
+        self.patch = patch
+        self.own = own
+        self.wants_maps = wants_maps
+        # channels_last_3d halves HM-VNet's time: its attention wants it.
+        self.network = channels_last(network).eval()
+        self.notes: tuple[str, ...] = ()
+
+    def __call__(
+        self, volume: Tensor, axes: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        self.notes = ()
+        home = next((p.device for p in self.network.parameters()), self.device)
+        ways = self._ways()
+        try:
+            for way, other in pairwise(ways):
+                try:
+                    return self._run(volume, way, axes)
+                except (MemoryError, RuntimeError) as error:
+                    if not _another_way_may_do(error, way):
+                        raise
+                    short = is_out_of_memory(error)
+                # Not in the block above: the error's frames still hold what was allocated there.
+                why = "did not fit into memory" if short else "failed on the GPU"
+                self.notes += (
+                    f"{way} {why}: done in {other}, which may differ slightly; to avoid it, free "
+                    "memory or name another device",
+                )
+                if short:
+                    torch.cuda.empty_cache()
+            return self._run(volume, ways[-1], axes)
+        finally:
+            self.network.to(home)  # a training that validates goes on with it
+
+    def _ways(self) -> list[_Way]:
+        """In the order in which they are tried."""
+        devices = dict.fromkeys([self.device, torch.device("cpu")])
+        windows = (False, True) if self.network.whole_region else (True,)
+        return [_Way(device, cut) for device in devices for cut in windows]
+
+    def _run(
+        self, volume: Tensor, way: _Way, axes: tuple[int, ...]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        outputs = mirrored(self._outputs, axes)
+        self.network.to(way.device)
+        x = volume.to(way.device).contiguous(memory_format=torch.channels_last_3d)
+        with torch.inference_mode(), _autocast(way.device, self.precision):
+            if way.windows:
+                stride = getattr(self.network, "stride", 1)
+                logits, features = in_windows(x, outputs, self.patch, stride, self.own)
+            else:
+                logits, *features = outputs(x)
+            logits = logits.float()
+            return (logits if self.own else torch.softmax(logits, 1)).cpu(), features
+
+    def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Logits, then the encoder maps."""
+        logits, _, features = self.network(x)
+        return (logits, *(features if self.wants_maps else ()))
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The same network, its weights in channels_last_3d."""
+    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def in_windows(
+    x: Tensor,
+    network: Callable[[Tensor], Sequence[Tensor]],
+    patch: Sequence[int],
+    stride: int = 1,
+    own: NetworkInput | None = None,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Logits and encoder maps from sliding windows, of the same sizes as of one pass.
+
+    A volume smaller than a window is padded: around it with 0 where the network brings its own
+    preprocessing, as nnU-Net does; else with air behind it.
+
+    Args:
+        network: a window to logits and then encoder maps.
+        patch: the window.
+        stride: volume and windows are multiples of it, to which the network itself would pad.
+    """
+    size = x.shape[2:]
+    full, window = ([math.ceil(n / stride) * stride for n in ns] for ns in (size, patch))
+    padded = [max(pair) for pair in zip(full, window, strict=True)]
+    more = [p - n for p, n in zip(padded, size, strict=True)]
+    if own is None:
+        before, full_x = [0, 0, 0], pad_with_air(x, more)
+    else:
+        before = [n // 2 for n in more]
+        sides = [(first, n - first) for first, n in zip(before, more)]
+        full_x = F.pad(x, [n for pair in reversed(sides) for n in pair])
+    logits, *maps = slide(full_x, window, own.step if own else STEP, network)
+    ends = [
+        [
+            (b * m // p, math.ceil((b + n) * m / p))
+            for b, m, n, p in zip(before, a.shape[2:], full, padded)
+        ]
+        for a in maps
+    ]
+    cut = _cut(logits, [(b, b + n) for b, n in zip(before, size)])
+    return cut, [_cut(a, end) for a, end in zip(maps, ends)]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a network runs: where, and in one pass or in windows."""
+
+    device: torch.device
+    windows: bool
+
+    def __str__(self) -> str:
+        return f"{'sliding windows' if self.windows else 'one pass'} on {self.device}"
+
+
+def _another_way_may_do(error: Exception, way: _Way) -> bool:
+    """Whether memory was short, or a GPU is there that cannot be used."""
+    on_gpu = way.device.type == "cuda"
+    return is_out_of_memory(error) or (on_gpu and bool(re.search("CUDA|cuDNN", str(error))))
+
+
+def _cut(array: Tensor, ends: Sequence[tuple[int, int]]) -> Tensor:
+    """Part of ``[b, c, z, y, x]``, from and to on each axis."""
+    z, y, x = (slice(first, last) for first, last in ends)
+    return array[:, :, z, y, x]
+
+
+class OnnxForward:
+    """An ONNX graph of fixed input size, in ONNX Runtime.
+
+    Its size is the volume's, or a window's where the network brings its own preprocessing.
+
+    Raises:
+        RuntimeError: a GPU was asked for and ONNX Runtime would quietly use the CPU.
+    """
+
+    def __init__(self, model: bytes, device: torch.device, own: NetworkInput | None = None) -> None:
+        # After torch: its CUDA libraries are those that ONNX Runtime finds.
+        import onnxruntime
+
+        wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+        self.session = onnxruntime.InferenceSession(
+            model, providers=list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
+        )
+        found = self.session.get_providers()
+        if wanted not in found:
+            raise RuntimeError(f"ONNX Runtime gave {', '.join(found)}, but {wanted} was asked for")
+        self.input = self.session.get_inputs()[0]
+        self.own = own
+        self.notes: tuple[str, ...] = ()
+
+    def __call__(
+        self, volume: Tensor, axes: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        outputs = mirrored(self._outputs, axes)
+        if self.own:
+            return in_windows(volume, outputs, self.input.shape[2:], own=self.own)
+        if list(volume.shape) != list(self.input.shape):
+            raise RuntimeError(
+                f"the ONNX graph takes {self.input.shape}, the volume is {list(volume.shape)}: "
+                "export the bundle again for this size"
+            )
+        logits, *maps = outputs(volume)
+        return torch.softmax(logits, 1), maps
+
+    def _outputs(self, x: Tensor) -> list[Tensor]:
+        found = self.session.run(None, {self.input.name: x.contiguous().numpy()})
+        return [torch.from_numpy(values) for values in found]
+
+
+def _autocast(device: torch.device, precision: Precision):
+    """``auto``: fp16 on GPUs (a T4 has no bf16), full precision on CPUs.
+
+    The norms keep activations far from fp16's limit (at most 253 on a phantom). ``bf16`` halves
+    the time of CPUs that have it; probabilities then differ in the third digit.
+    """
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    if precision == "auto" and device.type == "cuda":
+        return torch.autocast("cuda", torch.float16)
+    return contextlib.nullcontext()
