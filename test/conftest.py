@@ -34,7 +34,8 @@ from hmvnet.lesions.features import LesionFeatures
 from hmvnet.lesions.table import lesion_table
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline, Prediction
-from hmvnet.prognosis.risk import LesionDescription, describe
+from hmvnet.prognosis.member import LesionDescription
+from hmvnet.prognosis.risk import describe
 from hmvnet.reading.folder import find_patients
 from hmvnet.segmentation.metrics import CaseScore, LabelScore, LesionCount
 from hmvnet.segmentation.segmenter import Segmentation, Volume

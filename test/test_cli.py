@@ -225,7 +225,7 @@ def test_settings_are_printed_as_a_run_would_use_them(capsys):
     [
         (("train", "data.root=x", "--fold", "1"), "segmentation_train"),
         (("train", "--task", "2"), "survival_train"),
-        (("eval", "data.root=x"), "segmentation_eval"),
+        (("eval", "--task", "1", "data.root=x"), "segmentation_eval"),
         (("eval", "--task", "2"), "survival_eval"),
         (("compare", "--network", "hmvnet"), "segmentation_compare"),
         (("compare", "--task", "2", "--repeats", "1"), "survival_compare"),

@@ -181,3 +181,31 @@ def test_a_confident_lesion_is_never_lost():
 
 def test_empty_probabilities_give_an_empty_mask():
     assert not postprocess(probabilities(), TISSUE, ONE_MM, SETTINGS).any()
+
+
+def test_a_threshold_of_0_takes_the_likeliest_class():
+    """As nnU-Net does; background where both are alike."""
+    shares = np.array(
+        [[0.34, 0.4, 0.3, 0.5], [0.36, 0.3, 0.3, 0.5], [0.3, 0.3, 0.4, 0.0]], np.float32
+    ).reshape(3, 1, 2, 2)
+    likeliest = PostprocessingSettings(threshold_gtvp=0, threshold_gtvn=0)
+    assert apply_thresholds(shares, likeliest).ravel().tolist() == [1, 0, 2, 0]
+    assert apply_thresholds(shares, SETTINGS).ravel().tolist() == [
+        0,
+        0,
+        0,
+        1,
+    ]
+
+
+def test_without_cleanup_a_mask_stays_as_it_is():
+    grid = Grid((20, 20, 20), (1.0, 1.0, 1.0))
+    primary = np.zeros(grid.shape, np.float32)
+    primary[5:12, 5:12, 5:12] = 1
+    primary[8, 8, 8] = 0  # a hole, which cleaning fills
+    shares = np.stack([1 - primary, primary, 0 * primary])
+    rules = PostprocessingSettings(airway_mm=0, one_primary=False, min_ml_gtvp=0)
+    ct = np.ones(grid.shape, np.float32)
+    assert postprocess(shares, ct, grid, rules).sum() == 7**3
+    plain = rules.model_copy(update={"cleanup": False})
+    np.testing.assert_array_equal(postprocess(shares, ct, grid, plain), primary)

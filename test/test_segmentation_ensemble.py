@@ -26,13 +26,13 @@ class Constant:
     def __init__(self, value: float, clock: list[float]) -> None:
         self.value, self.clock, self.calls = value, clock, 0
 
-    def __call__(self, volume):
+    def __call__(self, volume, axes=()):
         self.calls += 1
         self.clock[0] += 1.0
         p = torch.zeros(1, 3, *volume.shape[2:])
         p[:, 1] = self.value
         p[:, 1, ..., 0] = 1.0  # the left edge
-        return p, []
+        return p.flip(axes), []
 
 
 def test_ensemble_averages_members_and_flips():
@@ -74,7 +74,7 @@ def test_passes_that_differ_are_counted(tumours, expected):
         def __init__(self, label: int, voxels: int) -> None:
             self.label, self.voxels = label, voxels
 
-        def __call__(self, volume):
+        def __call__(self, volume, axes=()):
             p = torch.zeros(1, 3, *volume.shape[2:])
             p[:, 0] = 1
             p.flatten(2)[:, 0, : self.voxels] = 0
@@ -208,11 +208,11 @@ UNUSABLE = [
 def test_after_the_gpu_comes_the_cpu(monkeypatch, error):
     run, tried = TorchForward._run, []
 
-    def without_gpu(self, volume, way):
+    def without_gpu(self, volume, way, axes):
         tried.append(str(way))
         if way.device.type == "cuda":
             raise error
-        return run(self, volume, way)
+        return run(self, volume, way, axes)
 
     monkeypatch.setattr(TorchForward, "_run", without_gpu)
     network = build_network("hmvnet", SMALL_NETWORK)

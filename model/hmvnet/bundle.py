@@ -110,10 +110,24 @@ class SegmentationPart(_Part):
         return next(part for part in self.parts if file in part.files)
 
 
+class RecordFreePart(_Part):
+    """The survival model of images and lesions alone, for patients without a health record.
+
+    ``shift + scale * risk`` is the risk of the same hazard by the model that sees the record.
+    """
+
+    settings: dict[str, Any]
+    files: Annotated[list[str], Field(min_length=1)]
+    shift: FiniteFloat
+    scale: Annotated[FiniteFloat, Field(gt=0)]
+
+
 class PrognosisPart(_Part):
     """The survival model: tensors of the fusion network and of the ICARE head, a file a fold.
 
-    ``seen`` are fingerprints of the patients it was fitted to.
+    ``curve`` is the state of a ``hmvnet.prognosis.curve.SurvivalCurve``; bundles of before know
+    ``expected_days`` for a few risks in its place. ``seen`` are fingerprints of the patients it was
+    fitted to.
     """
 
     settings: dict[str, Any]
@@ -121,6 +135,8 @@ class PrognosisPart(_Part):
     lesion_features: list[str]
     risk_quantiles: Annotated[list[FiniteFloat], Field(min_length=1)]
     expected_days: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]] = []
+    curve: dict[str, Any] | None = None
+    without_record: RecordFreePart | None = None
     seen: list[str] = []
     files: Annotated[list[str], Field(min_length=1)]
 
@@ -132,6 +148,24 @@ class PrognosisPart(_Part):
             if risks != sorted(risks):
                 raise ValueError("risks that do not rise")
         return self
+
+    @property
+    def all_files(self) -> list[str]:
+        """Those of the model without a record too."""
+        return [*self.files, *(self.without_record.files if self.without_record else ())]
+
+
+class StagingPart(_Part):
+    """The staging models of T and N: their features by name, and one file of tensors.
+
+    ``file`` holds the arrays of ``hmvnet.staging.model.StageModel`` as ``t.<name>`` and
+    ``n.<name>``; ``seen`` are fingerprints of the patients that they were fitted to.
+    """
+
+    t_features: Annotated[list[str], Field(min_length=1)]
+    n_features: Annotated[list[str], Field(min_length=1)]
+    seen: list[str] = []
+    file: str
 
 
 class Manifest(_Part):
@@ -153,6 +187,7 @@ class Manifest(_Part):
     segmentation: SegmentationPart
     prognosis: PrognosisPart | None = None
     volumes_ml: dict[str, tuple[FiniteFloat, FiniteFloat]] = {}
+    staging: StagingPart | None = None
     trained_on: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     files: dict[str, str] = {}
@@ -184,6 +219,24 @@ class Bundle:
         """Those of the patients that the survival model was fitted to."""
         part = self.manifest.prognosis
         return _recognised(patient_ids, set(part.seen) if part else set())
+
+    def staged_among(self, patient_ids: Iterable[str]) -> list[str]:
+        """Those of the patients that the staging models were fitted to."""
+        part = self.manifest.staging
+        return _recognised(patient_ids, set(part.seen) if part else set())
+
+    def all_tensors(self, without: Iterable[str] = ()) -> dict[str, dict[str, Tensor]]:
+        """The tensors of every part's files by file, but of those in ``without``.
+
+        What was made of them, such as ONNX files, is not among them.
+        """
+        manifest, left_out = self.manifest, set(without)
+        names = [
+            *manifest.segmentation.all_files,
+            *(manifest.prognosis.all_files if manifest.prognosis else ()),
+            *([manifest.staging.file] if manifest.staging else ()),
+        ]
+        return {name: self.tensors(name) for name in names if name not in left_out}
 
     def adjusted(self, settings: Settings) -> tuple[Bundle, tuple[str, ...]]:
         """With what the settings say explicitly in the place of the bundle's own, and notes on it.

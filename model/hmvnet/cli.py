@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -40,19 +40,29 @@ EXTRAS = {
 }
 
 
-def _commands(text: str) -> typer.Typer:
+def _commands(text: str, *, alone: bool = False) -> typer.Typer:
+    """A group of commands; ``alone``: it does something without one."""
     return typer.Typer(
-        help=text, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+        help=text,
+        no_args_is_help=not alone,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
     )
 
 
 app = _commands("Head-and-neck PET/CT segmentation and RFS prediction. Not for clinical use.")
 segmentation = _commands("Train, score, tune and compare segmentation networks.")
 survival = _commands("Train, score and compare survival models.")
+stage = _commands("Train and compare staging models: T and N of AJCC's 7th edition.")
 bench = _commands("Measure this project and its baselines side by side.")
+export = _commands("Write the bundle's ONNX files, or data for nnU-Net.", alone=True)
+import_ = _commands("Take over models that other programs trained.")
 app.add_typer(segmentation, name="segmentation")
 app.add_typer(survival, name="survival")
+app.add_typer(stage, name="stage")
 app.add_typer(bench, name="bench")
+app.add_typer(export, name="export")
+app.add_typer(import_, name="import")
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="settings file; default: the built-in settings")
@@ -68,6 +78,13 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number
 LimitOption = Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")]
 FoldOption = Annotated[list[int] | None, typer.Option(help="fold(s); all if left out")]
 TaskOption = Annotated[int, typer.Option(min=1, max=2, help="1 segmentation, 2 survival")]
+ScoreOption = Annotated[
+    Literal["2025", "2026"], typer.Option(help="the year whose figures are to be highest")
+]
+EvalTaskOption = Annotated[
+    int | None,
+    typer.Option("--task", min=1, max=2, help="1 segmentation alone, 2 survival alone"),
+]
 NetworkOption = Annotated[
     list[str] | None,
     typer.Option(help="a network and its options, 'hmvnet window=4'; repeatable"),
@@ -362,12 +379,13 @@ def segmentation_tune(
     weights: WeightsOption = "",
     run: RunOption = Path("runs/tune"),
     limit: LimitOption = 0,
+    score: ScoreOption = "2025",
 ) -> None:
     """Choose a bundle's postprocessing on patients its networks did not see."""
     from hmvnet.experiments.tune import tune
 
     settings = _settings(config, overrides)
-    _say(f"bundle: {tune(settings, _bundle(weights), run, limit, _console())}")
+    _say(f"bundle: {tune(settings, _bundle(weights), run, limit, _console(), score)}")
 
 
 @segmentation.command("compare")
@@ -438,6 +456,39 @@ def survival_compare(
     compare_survival(settings, bundle, run, _console(), model or (), repeats, reference)
 
 
+# --- stage ---------------------------------------------------------------------------------------
+
+
+@stage.command("train")
+def stage_train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/train"),
+) -> None:
+    """Fit T and N models beside a bundle's networks; writes a bundle of all under --run."""
+    from hmvnet.training.staging_bundle import train_staging_bundle
+
+    _say(f"bundle: {train_staging_bundle(_settings(config, overrides), _bundle(weights), run)}")
+
+
+@stage.command("compare")
+def stage_compare(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/compare"),
+    masks: Annotated[
+        list[str] | None, typer.Option(help="true or predicted; repeatable; default: both")
+    ] = None,
+) -> None:
+    """Cross-fit AJCC's rule and fitted models on true and on predicted masks; one table."""
+    from hmvnet.experiments.compare_staging import compare_staging, known_masks
+
+    settings = _settings(config, overrides)
+    compare_staging(settings, _bundle(weights), run, _console(), known_masks(masks or ()))
+
+
 # --- what helps ----------------------------------------------------------------------------------
 
 
@@ -456,20 +507,104 @@ def show_settings(
     print(text, end="")
 
 
-@app.command()
-def export(
+@export.callback(invoke_without_command=True)
+def export_onnx(
+    context: typer.Context,
     weights: WeightsOption = "",
     size: Annotated[str, typer.Option(help="z,y,x voxels; default: the bundle's region")] = "",
 ) -> None:
     """Write the bundle's ONNX files beside its weights, and check them against torch."""
     from hmvnet.segmentation.onnx_export import export_bundle
 
+    if context.invoked_subcommand:
+        return
     words = size.split(",") if size else []
     if size and (len(words) != 3 or not all(w.strip().isdigit() and int(w) > 1 for w in words)):
         raise RefusedError(f"--size {size}: expected three whole numbers above 1, z,y,x")
-    shape = tuple(int(word) for word in words) or None
+    shape = (int(words[0]), int(words[1]), int(words[2])) if words else None
     for path, difference in export_bundle(_bundle(weights), shape):
         _say(f"wrote {path}; largest difference in probability {difference:.1e}")
+
+
+@export.command("nnunet-dataset")
+def export_nnunet_dataset(
+    data: Annotated[Path, typer.Argument(help="a data folder, as training reads it")],
+    out: Annotated[Path, typer.Argument(help="the folder to write, DatasetXXX_Name")],
+) -> int:
+    """Write a data folder as nnU-Net's raw data: CT and PET on the CT's grid, labels."""
+    from hmvnet.reading.folder import find_patients
+    from hmvnet.writing.nnunet import DatasetWriter
+    from hmvnet.writing.summary import Narrator
+
+    found, writer = find_patients(data), DatasetWriter(out)
+    print_lines(found.summary())
+    narrator, failed = Narrator(), 0
+    for patient in found:
+        try:
+            case = patient.read()
+            writer.write(case)
+        except RefusedError as error:
+            narrator.problem(str(error))
+            failed += 1
+            continue
+        narrator(f"{patient.patient_id}: written")
+        for note in case.notes:
+            narrator(f"{patient.patient_id}: note: {note}")
+    writer.close()
+    _say(f"{len(found)} patients: {len(found) - failed} written, {failed} refused; in {out}")
+    return Exit.REFUSED if failed else Exit.OK
+
+
+@import_.command("nnunet")
+def import_nnunet(
+    folder: Annotated[
+        Path, typer.Argument(help="a trained model: plans.json, dataset.json, fold_*")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the bundle to write")],
+    fold: Annotated[
+        list[str] | None, typer.Option(help="a fold to take; repeatable; default: all")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="final or best")] = "final",
+    field: Annotated[
+        str,
+        typer.Option(help="what it sees: region, ct, or auto: what it was trained on by size"),
+    ] = "auto",
+    beside: Annotated[
+        str, typer.Option(help="a bundle whose networks are averaged with these")
+    ] = "",
+    splits: Annotated[
+        Path | None, typer.Option(help="splits_final.json: what each fold was trained on")
+    ] = None,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="none of your patients was trained on")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace a bundle that is there")] = False,
+) -> None:
+    """Write a bundle of a trained nnU-Net v2 model's networks."""
+    from hmvnet.training.nnunet_import import import_nnunet
+
+    for option, value, known in (
+        ("checkpoint", checkpoint, ("final", "best")),
+        ("field", field, ("auto", "region", "ct")),
+    ):
+        if value not in known:
+            raise RefusedError(f"--{option} {value}: expected {' or '.join(known)}")
+    if splits and unseen:
+        raise RefusedError("--splits and --unseen exclude each other")
+    if out.exists() and not force:
+        raise RefusedError(f"{out} is there already; --force replaces it")
+    found = import_nnunet(
+        folder,
+        out,
+        fold or (),
+        checkpoint,  # type: ignore[arg-type]
+        field,  # type: ignore[arg-type]
+        _bundle(beside) if beside else None,
+        splits,
+        unseen,
+    )
+    print_lines(found.notes)
+    _say(f"bundle: {found.folder}")
 
 
 @app.command()
@@ -591,10 +726,32 @@ def bench_survival_models(
     """Seconds of a fit against the number of patients, beside scikit-survival's and icare's."""
     from hmvnet.experiments.bench_survival import bench_survival
 
-    words = [word.strip() for word in sizes.split(",")]
-    if len(words) < 2 or not all(w.isdigit() and int(w) >= 100 for w in words):
-        raise RefusedError(f"--sizes {sizes}: expected two whole numbers or more, from 100 on")
-    bench_survival(run, _console(), [int(w) for w in words], icare)
+    bench_survival(run, _console(), _sizes(sizes), icare)
+
+
+@bench.command("parts")
+def bench_parts_of_the_risk(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    run: RunOption = Path("runs/bench-parts"),
+    data: Annotated[
+        str, typer.Option(help="flchain, gbsg2, whas500 or aids; default: clinical.tables")
+    ] = "",
+    sizes: Annotated[str, typer.Option(help="numbers of training patients")] = "100,200,400",
+    draws: Annotated[int, typer.Option(min=2, help="draws of each size")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="of the draws")] = 0,
+) -> None:
+    """What the fusion model loses to the best single model, by the number of patients."""
+    from hmvnet.experiments.bench_parts import bench_parts
+
+    bench_parts(_settings(config, overrides), data, run, _sizes(sizes), draws, seed, _console())
+
+
+def _sizes(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(w.isdigit() and int(w) >= 100 for w in words):
+        raise RefusedError(f"--sizes {text}: expected whole numbers from 100 on, comma-separated")
+    return sorted({int(w) for w in words})
 
 
 # --- the names of before -------------------------------------------------------------------------
@@ -616,18 +773,26 @@ def train_of_before(
         survival_train(overrides, config, weights, run)
 
 
-@app.command("eval", hidden=True)
-def eval_of_before(
+@app.command("eval")
+def evaluate(
     overrides: Overrides = None,
     config: ConfigOption = None,
     weights: WeightsOption = "",
     run: RunOption = Path("runs/eval"),
-    task: TaskOption = 1,
+    task: EvalTaskOption = None,
     limit: LimitOption = 0,
 ) -> None:
-    """``segmentation eval``, or with ``--task 2`` ``survival eval``."""
-    evaluate = segmentation_eval if task == 1 else survival_eval
-    evaluate(overrides, config, weights, run, limit)
+    """Score a bundle by both challenges' figures: masks, stages and risks, all and per centre.
+
+    With ``--task 1`` as ``segmentation eval``, with ``--task 2`` as ``survival eval``.
+    """
+    if task is not None:
+        (segmentation_eval if task == 1 else survival_eval)(overrides, config, weights, run, limit)
+        return
+    from hmvnet.experiments.evaluate_challenge import evaluate_challenge
+
+    settings = _settings(config, overrides)
+    evaluate_challenge(settings, _bundle(weights), run, limit, _console())
 
 
 app.command("tune", hidden=True)(segmentation_tune)

@@ -74,6 +74,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Branches = Annotated[tuple[Literal["image", "table", "lesions"], ...], BeforeValidator(_split)]
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 EventCodes = Annotated[dict[str, str], BeforeValidator(_event_codes)]
+Presence = Annotated[tuple[float, float, float, float], BeforeValidator(_split)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 RegionName = Literal["head-neck", "centre"]
 InterfaceName = Literal["auto", "2025", "2026"]
@@ -153,7 +154,8 @@ class NetworkSettings(_Section):
     name: str = Field(
         "hmvnet",
         min_length=1,
-        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, unet3d or unetr.",
+        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, stu-net, unet3d, unetr, "
+        "or nnunet, as an import names it.",
     )
     options: Options = Field(
         {},
@@ -273,10 +275,14 @@ class PostprocessingSettings(_Section):
     """From probabilities to lesions; kept in the bundle, and chosen by hmvnet segmentation tune."""
 
     threshold_gtvp: Probability = Field(
-        0.5, description="Least probability of a GTVp voxel, GTVp being likelier than GTVn."
+        0.5,
+        description="Least probability of a GTVp voxel, GTVp being likelier than GTVn; 0: the "
+        "likeliest class.",
     )
     threshold_gtvn: Probability = Field(
-        0.5, description="Least probability of a GTVn voxel, GTVn being likelier than GTVp."
+        0.5,
+        description="Least probability of a GTVn voxel, GTVn being likelier than GTVp; 0: the "
+        "likeliest class.",
     )
     min_ml_gtvp: float = Field(
         0.2, ge=0, description="Smaller GTVp lesions are removed, in mL; 0: none are."
@@ -289,6 +295,11 @@ class PostprocessingSettings(_Section):
         description="Where the rules leave no lesion, the likeliest stays if its peak probability "
         "is at least this.",
     )
+    cleanup: bool = Field(
+        True,
+        description="Fill holes, clear what lies outside the body, give fragments of one class "
+        "the name of the lesion that they lie in.",
+    )
     one_primary: bool = Field(
         True, description="Keep the likeliest GTVp; others become GTVn, or vanish."
     )
@@ -298,6 +309,24 @@ class PostprocessingSettings(_Section):
         description="Primaries lie this near to the airway, and no lesion in the brain; 0: anatomy "
         "is not asked.",
     )
+
+    min_suv_peak_gtvp: float = Field(
+        0.0, ge=0, description="GTVp lesions of a lower SUVpeak are removed; 0: none are."
+    )
+    min_suv_peak_gtvn: float = Field(
+        0.0, ge=0, description="GTVn lesions of a lower SUVpeak are removed; 0: none are."
+    )
+    presence_gtvp: Presence = Field(
+        (0.0, 0.0, 0.0, 0.0),
+        description="Of the chance that a patient has a GTVp where one is found: intercept, and "
+        "weights of the log volume (mL), the logit of the mean probability and the log SUVpeak of "
+        "its likeliest lesion; zeros: not asked.",
+    )
+    presence_gtvn: Presence = Field((0.0, 0.0, 0.0, 0.0), description="As presence_gtvp, of GTVn.")
+    least_presence_gtvp: Probability = Field(
+        0.0, description="Where that chance is lower, every GTVp is removed; 0: never."
+    )
+    least_presence_gtvn: Probability = Field(0.0, description="As least_presence_gtvp, of GTVn.")
 
     def for_region(self, region: str) -> PostprocessingSettings:
         """Without the rules on the head and neck's anatomy where the region is not that."""
@@ -399,14 +428,21 @@ class PrognosisSettings(_Section):
     members: int = Field(
         5, ge=1, description="Fusion networks of different seeds, whose risks are averaged."
     )
+    inner_folds: int = Field(
+        3,
+        ge=0,
+        description="Folds within the training patients on which the parts of the risk are judged, "
+        "and their shares moved from those below; 0: shares as given.",
+    )
     direct_weight: Probability = Field(
-        0.25,
-        description="Share in the risk of ICARE on the named variables; 0: none.",
+        0.33,
+        description="Share in the risk of ICARE on the named variables, before it is judged; 0: "
+        "none.",
     )
     linear_weight: Probability = Field(
-        0.5,
-        description="Share in the risk of a ridge Cox model on them; 0: none. The networks have "
-        "the rest.",
+        0.33,
+        description="Share in the risk of a ridge Cox model on them, alike; 0: none. The networks "
+        "have the rest.",
     )
     direct_features: Words = Field(
         ESTABLISHED_FEATURES,
@@ -469,7 +505,11 @@ class PrognosisSettings(_Section):
 class InferenceSettings(_Section):
     """Running a bundle's networks; process.py has options of its own for these."""
 
-    flips: bool = Field(False, description="Average with the prediction of the mirrored volume.")
+    flips: bool = Field(
+        False,
+        description="Average with the prediction of the mirrored volume; networks of nnU-Net along "
+        "all axes that they allow.",
+    )
     time_budget_s: float = Field(
         240.0,
         gt=0,

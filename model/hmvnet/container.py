@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hmvnet.answering.supervisor import (
-    COMMONEST_N,
-    COMMONEST_T,
     PLAIN,
     WAYS,
     WHOLE,
@@ -116,7 +114,12 @@ def run(options: argparse.Namespace) -> Exit:
         if options.task in ("1", "both"):
             output.write_mask(prediction.mask)
         if output.interface.stages:
-            output.write_stages(COMMONEST_T, COMMONEST_N)
+            if prediction.staging is None:
+                raise RefusedError(
+                    f"the interface of {output.interface.year} wants T and N, which are known of "
+                    "the head and neck alone: expected data.region=head-neck"
+                )
+            output.write_stages(prediction.staging.t.stage, prediction.staging.n.stage)
         if prediction.risk:
             output.write_rfs(output.interface.rfs(prediction.risk))
     return _finish(options, pipeline, prediction, output, say)
@@ -171,6 +174,8 @@ def attempt(options: argparse.Namespace) -> Exit:
     say("write")
     if found.mask and options.task in ("1", "both"):
         output.write_mask(found.mask)
+    if output.interface.stages and found.prediction and (staging := found.prediction.staging):
+        output.write_stages(staging.t.stage, staging.n.stage)
     if found.risk and options.task in ("2", "both"):
         output.write_rfs(output.interface.rfs(found.risk))
     if found.prediction and pipeline:

@@ -1,8 +1,9 @@
-"""Case to Prediction: segmentation, lesions, risk, and what to be wary of."""
+"""Case to Prediction: segmentation, lesions, stage, risk, and what to be wary of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ import SimpleITK as sitk
 import torch
 
 from hmvnet.bundle import Bundle, Manifest, find_bundle, load_bundle
-from hmvnet.case import CLASSES, Case, CaseError, ClinicalRecord, Finding, Grid, Verdict
+from hmvnet.case import CLASSES, Case, CaseError, Finding, Grid, Verdict
 from hmvnet.config import InferenceSettings
 from hmvnet.exits import RefusedError
 from hmvnet.imaging.resample import labels_onto
@@ -22,6 +23,8 @@ from hmvnet.segmentation.confidence import lesion_confidences
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Segmenter, Stages
 from hmvnet.settings_file import load_settings
+from hmvnet.staging.estimate import Staging
+from hmvnet.staging.stager import Stager
 
 LOW_CONFIDENCE = 0.5
 MOST_DISAGREEMENT = 0.15  # of folds and flips (docs/how-to/predict.md)
@@ -43,6 +46,7 @@ class Prediction:
         notes: what a person should know before trusting this.
         timings: seconds a stage.
         segmentation: the working-grid arrays, for pictures.
+        staging: T and N; None where the region is not the head and neck.
         confidences: for each lesion the mean probability of its class inside it.
     """
 
@@ -53,6 +57,7 @@ class Prediction:
     notes: tuple[str, ...]
     timings: dict[str, float]
     segmentation: Segmentation = field(repr=False)
+    staging: Staging | None = field(default=None, kw_only=True)
     confidences: tuple[float | None, ...] = field(default=(), kw_only=True)
 
     @cached_property
@@ -86,6 +91,7 @@ class Pipeline:
         self.device = device
         self.notes = notes
         self.segmenter = Segmenter(bundle, device, inference)
+        self.stager = Stager.of(bundle) if bundle.manifest.region == "head-neck" else None
         self.prognosis = Prognosis(bundle) if needs_risk else None
 
     def __call__(
@@ -96,13 +102,14 @@ class Pipeline:
         *,
         tolerant: bool = False,
     ) -> Prediction:
-        """Segment one case and, where wanted, predict its risk.
+        """Segment one case, stage it and, where wanted, predict its risk.
 
         Args:
             on_stage: told the name of every stage as it begins.
             mask: labels on the CT's grid that somebody corrected, in the place of the network's;
-                lesions and risk are then those of it.
-            tolerant: whether what would be refused is a finding, and a risk that fails a note.
+                lesions, stage and risk are then those of it.
+            tolerant: whether what would be refused is a finding, and a stage or a risk that fails
+                a note.
 
         Raises:
             CaseError: PET and CT do not belong together, or the mask is not on the CT's grid or
@@ -120,30 +127,27 @@ class Pipeline:
             spacing = segmentation.volume.grid.spacing[::-1]
             lesions, numbers = numbered_lesions(segmentation.labels, ct_hu, pet_suv, spacing)
             sure = lesion_confidences(segmentation, numbers, [one.label for one in lesions])
-        risk: Risk | None = None
-        failed: tuple[str, ...] = ()
-        if self.prognosis:
-            with stages("risk"):
-                risk, failed = self._risk(self.prognosis, segmentation, case.record, tolerant)
+        failed: list[str] = []
+        staging, risk = None, None
+        if (stager := self.stager) is not None:
+            with stages("stage"), _noted("stage", tolerant, failed):
+                staging = stager(segmentation, case.record, lesions)
+        if (model := self.prognosis) is not None:
+            with stages("risk"), _noted("risk", tolerant, failed):
+                risk = model(describe(segmentation, model.image_spacing_mm), case.record)
         doubts = _doubtful(lesions, self.manifest, segmentation.disagreement)
         findings = (*segmentation.volume.findings, *doubts)
-        notes = (*case.notes, *_notes(segmentation, findings, risk), *failed, *self.notes)
-        verdict = Verdict.of((*case.findings, *findings))
-        timings = stages.timings
         return Prediction(
-            mask, lesions, risk, verdict, notes, timings, segmentation, confidences=sure
+            mask,
+            lesions,
+            risk,
+            Verdict.of((*case.findings, *findings)),
+            (*case.notes, *_notes(segmentation, findings, risk), *failed, *self.notes),
+            stages.timings,
+            segmentation,
+            staging=staging,
+            confidences=sure,
         )
-
-    def _risk(
-        self, model: Prognosis, segmentation: Segmentation, record: ClinicalRecord, tolerant: bool
-    ) -> tuple[Risk | None, tuple[str, ...]]:
-        """The risk, and why there is none."""
-        try:
-            return model(describe(segmentation, model.image_spacing_mm), record), ()
-        except Exception as error:
-            if not tolerant:
-                raise
-            return None, (f"no risk: {type(error).__name__}: {error}",)
 
 
 def load_pipeline(
@@ -186,6 +190,17 @@ def adjusted_bundle(
             )
     settings = load_settings(None, overrides)
     return load_bundle(find_bundle(weights)).adjusted(settings)
+
+
+@contextmanager
+def _noted(what: str, tolerant: bool, notes: list[str]) -> Iterator[None]:
+    """What fails is a note, where that is tolerated."""
+    try:
+        yield
+    except Exception as error:
+        if not tolerant:
+            raise
+        notes.append(f"no {what}: {type(error).__name__}: {error}")
 
 
 def _corrected(segmentation: Segmentation, mask: sitk.Image, ct: Grid) -> Segmentation:

@@ -21,14 +21,18 @@ from hmvnet.answering.salvage import NOT_SUV, Salvaged, in_usual_suv, salvage
 from hmvnet.case import Case, ClinicalRecord, Finding, Grid, Verdict
 from hmvnet.config import PostprocessingSettings, PreprocessingSettings
 from hmvnet.exits import note
+from hmvnet.imaging.components import lesions_of
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.lesions.table import lesion_table
 from hmvnet.pipeline import Pipeline, Prediction
-from hmvnet.prognosis.risk import LesionDescription, Prognosis, Risk
+from hmvnet.prognosis.member import LesionDescription
+from hmvnet.prognosis.risk import Prognosis, Risk
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Stages, label_map, prepare
+from hmvnet.staging.stager import Stager
 
 T = TypeVar("T")
 TUMOUR_SUV = 4.0  # the fixed threshold of metabolic tumour volume
+MOST_ML = 150.0  # of one piece; more is the brain
 BY_UPTAKE = "by-uptake"  # the finding's code
 
 
@@ -80,7 +84,7 @@ def _prediction(found: Salvaged, pipeline: Pipeline | None, on_stage: OnStage) -
     case = found.case
     if case is None:
         return None
-    if pipeline is None:
+    if pipeline is None or found.is_without_ct:  # networks see tumours in water
         return _tried("no mask", lambda: by_uptake(in_usual_suv(case), on_stage))
     prediction = pipeline(case, on_stage, tolerant=True)
     findings = prediction.segmentation.volume.findings
@@ -98,12 +102,16 @@ def by_uptake(case: Case, on_stage: OnStage | None = None) -> Prediction:
     stages, region = Stages(on_stage), "head-neck"
     volume = prepare(case, PreprocessingSettings(), region, stages, tolerant=True)
     avid = (volume.raw[1] >= TUMOUR_SUV).astype(np.float32)
+    for box, piece in lesions_of(avid > 0):
+        if piece.sum() * volume.grid.voxel_ml > MOST_ML:
+            avid[box][piece] = 0
     probabilities = np.stack([1 - avid, 0.5 * avid, 0.5 * avid])
     with stages("postprocess"):
-        settings = PostprocessingSettings()
-        labels = label_map(probabilities, volume.scaled[0], volume.grid, settings, region)
+        rules, window = PostprocessingSettings(), PreprocessingSettings().suv_window
+        labels = label_map(probabilities, volume.scaled, volume.grid, rules, region, window)
     segmentation = Segmentation(volume, probabilities, labels)
-    lesions = lesion_table(labels, volume.raw[0], volume.raw[1], volume.grid.spacing[::-1])
+    spacing = volume.grid.spacing[::-1]
+    lesions = lesion_table(labels, volume.raw[0], volume.raw[1], spacing)
     text = f"no network: what takes up more than {TUMOUR_SUV:g} SUV is shown as tumour"
     findings = (*case.findings, *volume.findings, Finding(BY_UPTAKE, text))
     return Prediction(
@@ -114,11 +122,14 @@ def by_uptake(case: Case, on_stage: OnStage | None = None) -> Prediction:
         (*case.notes, text),
         stages.timings,
         segmentation,
+        staging=Stager()(segmentation, case.record, lesions),
     )
 
 
 def risk_of_record(model: Prognosis, record: ClinicalRecord) -> Risk:
     """The risk where nothing is known of images and lesions: their part is the training mean's."""
+    if model.members[0].encoder.knows_nothing(record):
+        return model.usual()
     names = tuple(model.part.lesion_features)
     step = round(model.image_spacing_mm)
     x, y, z = (round(mm) // step for mm in PreprocessingSettings().size_mm)

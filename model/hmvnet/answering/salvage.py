@@ -35,12 +35,14 @@ class Salvaged:
         record: the health record; empty where it cannot be read.
         grid: of the mask that is asked for, as far as a header shows it.
         refusal: why it is refused; empty where it is not, and the case is ``read_case``'s.
+        is_without_ct: whether the case's CT is a stand-in.
     """
 
     case: Case | None
     record: ClinicalRecord
     grid: Grid
     refusal: str = ""
+    is_without_ct: bool = False
 
 
 def salvage(input_dir: Path) -> Salvaged:
@@ -61,7 +63,7 @@ def salvage(input_dir: Path) -> Salvaged:
     if ct is None and pet is None:
         return Salvaged(None, record, grid, refusal)
     case = _mended(ct, pet, (refusal, *notes))
-    return Salvaged(replace(case, record=record), record, grid, refusal)
+    return Salvaged(replace(case, record=record), record, grid, refusal, ct is None)
 
 
 def in_usual_suv(case: Case) -> Case:

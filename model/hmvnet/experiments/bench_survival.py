@@ -50,8 +50,9 @@ def bench_survival(
             with console.status(f"{name}, {size} patients"):
                 rows.setdefault(name, {})[f"{size}"] = timed(x, outcomes)
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("seconds of a fit")
-    growth = np.log(table[f"{sizes[-1]}"] / table[f"{sizes[0]}"]) / np.log(sizes[-1] / sizes[0])
-    table["grows as n to the"] = growth
+    if len(sizes) > 1:
+        growth = np.log(table[f"{sizes[-1]}"] / table[f"{sizes[0]}"]) / np.log(sizes[-1] / sizes[0])
+        table["grows as n to the"] = growth
     run.mkdir(parents=True, exist_ok=True)
     write_table(table.reset_index(), run / "bench.csv")
     write_markdown(table.reset_index(), run / "bench.md", floatfmt=".2f")

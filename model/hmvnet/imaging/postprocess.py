@@ -52,9 +52,11 @@ def postprocess(
         raw = remove_from_brain(raw, ct, grid)
     if not raw.any():
         return raw
-    mask = fill_holes(raw)
-    mask = remove_outside_body(mask, ct)
-    mask = merge_fragments(mask)
+    mask = raw
+    if settings.cleanup:
+        mask = fill_holes(mask)
+        mask = remove_outside_body(mask, ct)
+        mask = merge_fragments(mask)
     mask = remove_specks(mask, grid.voxel_ml, settings)
     if settings.airway_mm:
         placed = correct_by_airway(mask, ct, grid, probabilities, settings.airway_mm)
@@ -67,11 +69,18 @@ def postprocess(
 
 
 def apply_thresholds(probabilities: np.ndarray, settings: PostprocessingSettings) -> np.ndarray:
-    """The likelier of the two tumour classes where it reaches its own threshold."""
-    primary, node = probabilities[GTVP], probabilities[GTVN]
-    is_primary = (primary >= node) & (primary >= settings.threshold_gtvp)
-    is_node = (node > primary) & (node >= settings.threshold_gtvn)
+    """The likelier of the two tumour classes where it reaches its own threshold.
+
+    A threshold of 0 is reached where the class is likelier than background.
+    """
+    background, primary, node = probabilities
+    is_primary = (primary >= node) & _reaches(primary, background, settings.threshold_gtvp)
+    is_node = (node > primary) & _reaches(node, background, settings.threshold_gtvn)
     return is_primary.astype(np.uint8) * np.uint8(GTVP) + is_node * np.uint8(GTVN)
+
+
+def _reaches(values: np.ndarray, background: np.ndarray, threshold: float) -> np.ndarray:
+    return values >= threshold if threshold else values > background
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:

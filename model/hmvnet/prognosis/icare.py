@@ -172,12 +172,8 @@ class BaggedIcare:
     def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> BaggedIcare:
         """As ``Icare.fit``."""
         x = checked_training(x, outcomes)
-        # Seeds are drawn and used as the package does, so that results compare one to one.
-        seeds = [int(rng.integers(0, 99999999, size=1)[0]) for _ in range(self.bags)]
-        drawn = [
-            np.random.default_rng(seed).choice(np.arange(len(x)), len(x), replace=True)
-            for seed in seeds
-        ]
+        seeds = bag_seeds(rng, self.bags)
+        drawn = [bag_rows(seed, len(x)) for seed in seeds]
         # One pass over the patients for all bags: each is a weighting of them.
         weights = np.stack([np.bincount(rows, minlength=len(x)) for rows in drawn])
         concordance = weighted_concordance(x, outcomes, weights)
@@ -189,10 +185,17 @@ class BaggedIcare:
 
     def predict_risk(self, x: np.ndarray) -> np.ndarray:
         """Risk ``[n]`` of ``x`` ``[n, p]``: mean over the bags; higher = earlier event."""
-        x = checked_features(x, len(self.bags_[0].sign_))
-        risks = np.array([bag._standardised_risk(x) for bag in self.bags_])
+        risks = self._of_bags(x)
         votes = np.maximum((~np.isnan(risks)).sum(axis=0), 1)
         return np.nansum(risks, axis=0) / votes
+
+    def draws(self, x: np.ndarray) -> np.ndarray:
+        """The risks ``[bags, n]`` by each of the bags."""
+        return np.nan_to_num(self._of_bags(x))
+
+    def _of_bags(self, x: np.ndarray) -> np.ndarray:
+        x = checked_features(x, len(self.bags_[0].sign_))
+        return np.array([bag._standardised_risk(x) for bag in self.bags_])
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
         """What each variable adds to the risk, ``[n, p]``; rows sum to ``predict_risk(x)``."""
@@ -222,6 +225,16 @@ class BaggedIcare:
         model = cls(models[0].rho, models[0].cmin, bags)
         model.bags_ = models
         return model
+
+
+def bag_seeds(rng: np.random.Generator, bags: int) -> list[int]:
+    """A seed a bag, drawn as the package does, so that results compare one to one."""
+    return [int(rng.integers(0, 99999999, size=1)[0]) for _ in range(bags)]
+
+
+def bag_rows(seed: int, patients: int) -> np.ndarray:
+    """The patients of a bag, as many as there are, drawn with replacement."""
+    return np.random.default_rng(seed).choice(np.arange(patients), patients, replace=True)
 
 
 def signs(concordance: np.ndarray, cmin: float | None) -> np.ndarray:

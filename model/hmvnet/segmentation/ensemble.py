@@ -129,7 +129,7 @@ class Ensemble:
             own = member.own
             seen = scan.seen_by(own) if isinstance(scan, Scan) else scan
             x = torch.from_numpy(np.ascontiguousarray(seen, np.float32))[None]
-            values, maps = member(x.flip(axes))
+            values, maps = member(x, axes)
             said += member.notes
             if not done and len(self.members) == 1:
                 features = (
@@ -137,7 +137,7 @@ class Ensemble:
                     if isinstance(scan, Scan)
                     else tuple(m[0].float().cpu().numpy() for m in maps)
                 )
-            sums.setdefault(own, _Sum(len(passes) > 1)).add(values.flip(axes)[0], member)
+            sums.setdefault(own, _Sum(len(passes) > 1)).add(values[0], member)
             done += 1
             slowest = max(slowest, self.clock() - began)
         mean = _mean(sums, scan)

@@ -26,6 +26,8 @@ STEP = 0.5  # from one window to the next, as a share of it
 class Forward(Protocol):
     """One trained network: ``[1, 2, *]`` to probabilities, on the CPU, and encoder maps.
 
+    Shown mirrored along ``axes``, what it says being mirrored back; windows one by one.
+
     Attributes:
         notes: what a person should know of the last call.
         own: the preprocessing that it brings, where it brings one. It is then given the scan as
@@ -35,7 +37,9 @@ class Forward(Protocol):
     notes: tuple[str, ...]
     own: NetworkInput | None
 
-    def __call__(self, volume: Tensor) -> tuple[Tensor, Sequence[Tensor]]: ...
+    def __call__(
+        self, volume: Tensor, axes: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Sequence[Tensor]]: ...
 
 
 def mirrored_axes(own: NetworkInput | None) -> list[tuple[int, ...]]:
@@ -47,6 +51,15 @@ def mirrored_axes(own: NetworkInput | None) -> list[tuple[int, ...]]:
         return [(-1,)]
     axes = [axis + 2 for axis in own.mirror_axes]
     return list(chain.from_iterable(combinations(axes, n + 1) for n in range(len(axes))))
+
+
+def mirrored(
+    network: Callable[[Tensor], Sequence[Tensor]], axes: tuple[int, ...]
+) -> Callable[[Tensor], Sequence[Tensor]]:
+    """The same function, shown its input mirrored, with what it says mirrored back."""
+    if not axes:
+        return network
+    return lambda x: [values.flip(axes) for values in network(x.flip(axes))]
 
 
 class TorchForward:
@@ -77,14 +90,16 @@ class TorchForward:
         self.network = channels_last(network).eval()
         self.notes: tuple[str, ...] = ()
 
-    def __call__(self, volume: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    def __call__(
+        self, volume: Tensor, axes: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         self.notes = ()
         home = next((p.device for p in self.network.parameters()), self.device)
         ways = self._ways()
         try:
             for way, other in pairwise(ways):
                 try:
-                    return self._run(volume, way)
+                    return self._run(volume, way, axes)
                 except (MemoryError, RuntimeError) as error:
                     if not _another_way_may_do(error, way):
                         raise
@@ -97,7 +112,7 @@ class TorchForward:
                 )
                 if short:
                     torch.cuda.empty_cache()
-            return self._run(volume, ways[-1])
+            return self._run(volume, ways[-1], axes)
         finally:
             self.network.to(home)  # a training that validates goes on with it
 
@@ -107,15 +122,18 @@ class TorchForward:
         windows = (False, True) if self.network.whole_region else (True,)
         return [_Way(device, cut) for device in devices for cut in windows]
 
-    def _run(self, volume: Tensor, way: _Way) -> tuple[Tensor, Sequence[Tensor]]:
+    def _run(
+        self, volume: Tensor, way: _Way, axes: tuple[int, ...]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        outputs = mirrored(self._outputs, axes)
         self.network.to(way.device)
         x = volume.to(way.device).contiguous(memory_format=torch.channels_last_3d)
         with torch.inference_mode(), _autocast(way.device, self.precision):
             if way.windows:
                 stride = getattr(self.network, "stride", 1)
-                logits, features = in_windows(x, self._outputs, self.patch, stride, self.own)
+                logits, features = in_windows(x, outputs, self.patch, stride, self.own)
             else:
-                logits, *features = self._outputs(x)
+                logits, *features = outputs(x)
             logits = logits.float()
             return (logits if self.own else torch.softmax(logits, 1)).cpu(), features
 
@@ -216,15 +234,18 @@ class OnnxForward:
         self.own = own
         self.notes: tuple[str, ...] = ()
 
-    def __call__(self, volume: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    def __call__(
+        self, volume: Tensor, axes: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        outputs = mirrored(self._outputs, axes)
         if self.own:
-            return in_windows(volume, self._outputs, self.input.shape[2:], own=self.own)
+            return in_windows(volume, outputs, self.input.shape[2:], own=self.own)
         if list(volume.shape) != list(self.input.shape):
             raise RuntimeError(
                 f"the ONNX graph takes {self.input.shape}, the volume is {list(volume.shape)}: "
                 "export the bundle again for this size"
             )
-        logits, *maps = self._outputs(volume)
+        logits, *maps = outputs(volume)
         return torch.softmax(logits, 1), maps
 
     def _outputs(self, x: Tensor) -> list[Tensor]:

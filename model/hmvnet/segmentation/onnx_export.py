@@ -15,30 +15,32 @@ from hmvnet.files import replacing
 from hmvnet.segmentation.ensemble import load_network
 from hmvnet.segmentation.forward import OnnxForward, TorchForward
 
+Size = tuple[int, int, int]  # voxels: z, y, x
 
-def export_bundle(
-    folder: Path, shape: tuple[int, ...] | None = None
-) -> Iterator[tuple[Path, float]]:
+
+def export_bundle(folder: Path, shape: Size | None = None) -> Iterator[tuple[Path, float]]:
     """Write ``<name>.onnx`` for every network of a bundle and add it to the manifest.
 
     Args:
-        shape: (z, y, x) of the graph's input; the region's size if None.
+        shape: (z, y, x) of the graph's input; if None the region's size, or a window's of networks
+            that bring their own preprocessing.
 
     Yields:
         The file and the largest difference in probability from torch, on random input.
     """
     bundle = load_bundle(folder)
-    part, pre = bundle.manifest.segmentation, bundle.manifest.preprocessing
-    size = shape or tuple(round(mm / pre.spacing_mm) for mm in reversed(pre.size_mm))
-    for file in part.files:
-        network = load_network(bundle, file)
+    networks, pre = bundle.manifest.segmentation, bundle.manifest.preprocessing
+    x, y, z = (round(mm / pre.spacing_mm) for mm in pre.size_mm)
+    for file in networks.all_files:
+        part, network = networks.part_of(file), load_network(bundle, file)
+        size = shape or (part.patch_size if part.input else (z, y, x))
         target = folder / (Path(file).stem + ".onnx")
         write_onnx(network, size, target)
         add_file(folder, target.name)
         yield target, compare(network, target, size)
 
 
-def write_onnx(network: nn.Module, size: tuple[int, ...], path: Path) -> None:
+def write_onnx(network: nn.Module, size: Size, path: Path) -> None:
     """One network as an ONNX graph of fixed input size ``[1, 2, *size]``, whole or not at all."""
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
@@ -61,10 +63,10 @@ def write_onnx(network: nn.Module, size: tuple[int, ...], path: Path) -> None:
         program.save(temporary, external_data=False)
 
 
-def compare(network: nn.Module, path: Path, size: tuple[int, ...]) -> float:
+def compare(network: nn.Module, path: Path, size: Size) -> float:
     """Largest difference in probability between torch and ONNX Runtime on random input."""
     volume = torch.from_numpy(np.random.default_rng(0).random((1, 2, *size), np.float32))
     device = torch.device("cpu")
-    expected, _ = TorchForward(network, device)(volume)
+    expected, _ = TorchForward(network, device, size)(volume)
     found, _ = OnnxForward(path.read_bytes(), device)(volume)
     return float((expected - found).abs().max())

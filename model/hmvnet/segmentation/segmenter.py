@@ -21,11 +21,12 @@ from hmvnet.case import Case, CaseError, Finding, Grid
 from hmvnet.config import InferenceSettings, PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.agreement import check_agreement
 from hmvnet.imaging.coarse import Coarse
-from hmvnet.imaging.intensity import normalise
+from hmvnet.imaging.intensity import normalise, to_suv
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.imaging.resample import labels_onto, resample_pet_ct
 from hmvnet.imaging.roi import centre_region, find_region
 from hmvnet.segmentation.ensemble import load_ensemble
+from hmvnet.segmentation.presence import asks_presence, without_doubtful
 from hmvnet.segmentation.scan import Scan, Volume
 
 OnStage = Callable[[str], None]
@@ -121,19 +122,25 @@ def prepare(
 
 def label_map(
     probabilities: np.ndarray,
-    ct: np.ndarray,
+    scaled: np.ndarray,
     grid: Grid,
     settings: PostprocessingSettings,
     region: str,
+    suv_window: tuple[float, float],
 ) -> np.ndarray:
     """What lies behind the network: probabilities ``[3, z, y, x]`` to labels, uint8 ``[z, y, x]``.
 
     Args:
-        ct: ``[z, y, x]``, normalised so that air is 0.
+        scaled: CT and PET as the network sees them, ``[2, z, y, x]``.
         grid: the working grid.
         region: as for ``prepare``; the rules on the head and neck's anatomy hold there only.
+        suv_window: to which the PET was clipped, in SUV.
     """
-    return postprocess(probabilities, ct, grid, settings.for_region(region))
+    labels = postprocess(probabilities, scaled[0], grid, settings.for_region(region))
+    if not asks_presence(settings):
+        return labels
+    pet_suv = to_suv(scaled[1], suv_window)
+    return without_doubtful(labels, probabilities, pet_suv, grid, settings)
 
 
 class Segmenter:
@@ -172,7 +179,12 @@ class Segmenter:
         with stages("postprocess"):
             seen = self._on_ct(scan) if scan.on_ct else volume
             labels = label_map(
-                output.probabilities, seen.scaled[0], seen.grid, self.postprocessing, self.region
+                output.probabilities,
+                seen.scaled,
+                seen.grid,
+                self.postprocessing,
+                self.region,
+                self.preprocessing.suv_window,
             )
             on_ct = (seen, labels) if scan.on_ct else None
             if on_ct:

@@ -12,6 +12,7 @@ a range of ``WIDEST``, which only a ridge far below 1 on a separable column woul
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,8 @@ from scipy.linalg import cho_factor, cho_solve
 from sklearn.model_selection import StratifiedKFold
 
 from hmvnet.case import Outcomes, harrell_c, has_comparable_pair
+from hmvnet.prognosis.curve import survival_of
+from hmvnet.prognosis.icare import bag_rows, bag_seeds
 from hmvnet.prognosis.linear import LinearRisk
 
 # From hardly any shrinkage to one that leaves the single variables' directions.
@@ -85,10 +88,15 @@ class PartialLikelihood:
         return gradient, (self.x.T * own) @ self.x - mean.T @ mean
 
 
-def ridge_path(x: np.ndarray, outcomes: Outcomes, penalties: Sequence[float]) -> np.ndarray:
+def ridge_path(
+    x: np.ndarray,
+    outcomes: Outcomes,
+    penalties: Sequence[float],
+    start: np.ndarray | None = None,
+) -> np.ndarray:
     """Coefficients ``[k, p]`` of ``x`` ``[n, p]`` for each of ``penalties``, each above 0.
 
-    Each fit begins where that of the next stronger penalty ended.
+    Each fit begins where that of the next stronger penalty ended, the first at ``start`` ``[p]``.
 
     Raises:
         ValueError: a penalty of 0 or below, or no event.
@@ -97,7 +105,7 @@ def ridge_path(x: np.ndarray, outcomes: Outcomes, penalties: Sequence[float]) ->
         raise ValueError(f"ridge penalties must be above 0, found {min(penalties):g}")
     likelihood = PartialLikelihood(x, outcomes)
     found = np.zeros((len(penalties), x.shape[1]))
-    coefficient = found[0]
+    coefficient = found[0] if start is None else start
     for i in np.argsort(penalties)[::-1]:
         coefficient = found[i] = _climb(likelihood, coefficient, penalties[i])
     return found
@@ -146,11 +154,6 @@ def breslow(outcomes: Outcomes, eta: np.ndarray) -> tuple[np.ndarray, np.ndarray
     times, count = np.unique(days[event], return_counts=True)
     last = np.searchsorted(-days, -times, side="right") - 1
     return times, np.cumsum(count * np.exp(-log_at_risk[last]))
-
-
-def survival_of(log_hazard: np.ndarray, eta: np.ndarray) -> np.ndarray:
-    """``exp(-H e^eta)``, ``[n, t]``, of log cumulative hazards ``[t]`` and ``eta`` ``[n]``."""
-    return np.exp(-np.exp(np.minimum(log_hazard[None] + eta[:, None], 700.0)))
 
 
 @dataclass(frozen=True)
@@ -234,7 +237,24 @@ class RidgeCox:
         return survival_of(log_hazard[step], self.predict_risk(x))
 
 
-def fit_linear_risk(x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> LinearRisk:
-    """``RidgeCox`` as plain arrays, scaled to unit deviation among the training patients."""
-    linear = RidgeCox().fit(x, outcomes, rng).linear_
-    return replace(linear, spread=float(linear.predict_risk(x).std()) or 1.0)
+def fit_linear_risk(
+    x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator, draws: int = 0
+) -> LinearRisk:
+    """``RidgeCox`` as plain arrays, scaled to unit deviation among the training patients.
+
+    Args:
+        draws: bootstrap samples to fit as well, with the same ridge, for intervals. Their patients
+            are those of ``BaggedIcare`` fitted with a generator of the same seed.
+    """
+    seeds = bag_seeds(copy.deepcopy(rng), draws)
+    model = RidgeCox().fit(x, outcomes, rng)
+    linear = model.linear_
+    spread = float(linear.predict_risk(x).std()) or 1.0
+    z = Standardiser(linear.fill, linear.mean, linear.scale)(np.asarray(x, np.float64))
+    drawn = []
+    for seed in seeds:
+        rows = bag_rows(seed, len(x))
+        if outcomes.event[rows].any():
+            start = linear.coefficient
+            drawn.append(ridge_path(z[rows], outcomes[rows], [model.ridge_], start)[0])
+    return replace(linear, spread=spread, drawn=np.array(drawn) if drawn else None)

@@ -1,4 +1,4 @@
-"""One case's findings as plain data: lesions, risk, what moved it, what to be wary of."""
+"""One case's findings as plain data: lesions, stage, risk, what moved it, what to be wary of."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import pandas as pd
 
 from hmvnet import __version__
 from hmvnet.bundle import Manifest
-from hmvnet.case import CLASSES, Grid
+from hmvnet.case import CLASSES, DAYS_PER_YEAR, Grid
 from hmvnet.files import write_text
 from hmvnet.lesions.table import Lesion
 from hmvnet.pipeline import Prediction
+from hmvnet.prognosis.risk import Risk
 from hmvnet.table_files import write_table
 
 
@@ -29,7 +30,7 @@ def report(
     ``origin`` tells one scan of DICOM from another, and names nobody.
     ``risk.variables`` are exact (they sum to the part of the risk that is not the network's),
     ``risk.branches`` are the change of the risk when a branch of the fusion network gives its
-    training mean.
+    training mean. Of a patient without a health record, what is missing is in neither.
     """
     grid = prediction.segmentation.volume.grid
     found: dict[str, Any] = {
@@ -49,17 +50,31 @@ def report(
         "notes": list(prediction.notes),
         "seconds": {name: round(value, 2) for name, value in prediction.timings.items()},
     }
+    if staging := prediction.staging:
+        found["stage"] = staging.to_dict() | {"measured": manifest.metrics.get("staging")}
     if risk := prediction.risk:
         found["risk"] = {
             "value": risk.value,
             "direction": "higher = earlier recurrence",
             "share_of_training_patients_below": round(risk.quantile, 3),
+            "interval_95": None if risk.interval is None else [round(v, 4) for v in risk.interval],
             "expected_recurrence_free_days": risk.expected_days,
+            **_by_year(risk),
             "measured": manifest.metrics.get("task2"),
             "branches": {name: round(value, 4) for name, value in risk.branches.items()},
             "variables": {c.name: round(c.value, 4) for c in risk.contributions},
         }
     return found
+
+
+def _by_year(risk: Risk) -> dict[str, Any]:
+    """The chance of no recurrence after whole years, up to the horizon of the days expected."""
+    if risk.curve is None:
+        return {}
+    horizon = risk.curve.model.horizon_days
+    years = range(1, int(horizon / DAYS_PER_YEAR) + 1)
+    chances = {str(year): round(risk.curve.at(year * DAYS_PER_YEAR), 3) for year in years}
+    return {"horizon_days": horizon, "chance_without_recurrence_by_year": chances}
 
 
 def lesion_row(lesion: Lesion, grid: Grid, confidence: float | None) -> dict[str, Any]:

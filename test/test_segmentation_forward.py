@@ -1,0 +1,83 @@
+"""One network, mirrored and in windows."""
+
+import pytest
+import torch
+from conftest import SMALL_NETWORK
+from torch import nn
+
+from hmvnet.imaging.network_input import ChannelScaling, NetworkInput
+from hmvnet.networks.output import Output
+from hmvnet.networks.registry import build_network
+from hmvnet.segmentation.forward import TorchForward, in_windows, mirrored, mirrored_axes
+
+CPU = torch.device("cpu")
+NONE = ChannelScaling(scheme="none")
+OWN = NetworkInput(field="ct", channels=(NONE, NONE), spacing_mm=(1, 1, 1), mirror_axes=(0, 2))
+
+
+class Position(nn.Module):
+    """Logits that are the input plus how far along each axis a voxel lies."""
+
+    whole_region = False
+
+    def forward(self, x, scales=False):
+        steps = torch.arange(x.shape[-1], dtype=x.dtype)
+        return Output(torch.cat([x, x[:, :1] + steps], 1), (), (x[:, :, ::2, ::2, ::2],))
+
+
+def test_the_mirrored_passes_of_a_network():
+    assert mirrored_axes(None) == [(-1,)]
+    assert mirrored_axes(OWN) == [(2,), (4,), (2, 4)]
+    assert mirrored_axes(OWN.model_copy(update={"mirror_axes": ()})) == []
+
+
+def test_what_a_mirrored_network_says_lies_where_it_belongs():
+    x = torch.randn(1, 2, 4, 4, 4)
+    (found,) = mirrored(lambda part: [part + torch.arange(4.0)], (-1,))(x)
+    torch.testing.assert_close(found, x + torch.arange(4.0).flip(0))
+
+
+@pytest.mark.parametrize("patch", [None, (32, 32, 32)], ids=["one pass", "windows"])
+def test_a_mirrored_volume_gives_what_the_volume_gives_mirrored(patch):
+    """Where windows lie evenly as well, from both ends."""
+    torch.manual_seed(0)
+    network = build_network("hmvnet", SMALL_NETWORK)
+    network.whole_region = patch is None
+    forward = TorchForward(network, CPU, patch or (96, 96, 96))
+    x = torch.rand(1, 2, 32, 32, 64)
+    found, maps = forward(x, (-1,))
+    expected, theirs = forward(x.flip(-1))
+    if patch is None:
+        torch.testing.assert_close(found, expected.flip(-1))
+        torch.testing.assert_close(maps[0], theirs[0].flip(-1))
+    else:  # the middle of an even window is not the middle of its mirror image
+        assert 0 < (found - expected.flip(-1)).abs().mean() < 0.05
+
+
+def test_networks_with_their_own_input_give_logits_and_are_padded_around():
+    forward = TorchForward(Position(), CPU, (8, 8, 8), own=OWN)
+    x = torch.full((1, 2, 5, 8, 6), 3.0)
+    logits, (coarse,) = forward(x)
+    assert logits.shape == (1, 3, 5, 8, 6) and (logits[:, :2] == 3).all()
+    # One voxel of padding before six of eight.
+    torch.testing.assert_close(logits[0, 2, 0, 0], 3 + torch.arange(1.0, 7.0))
+    assert coarse.shape[2:] == (3, 4, 4)  # of all voxels that are not padding alone
+
+
+def test_maps_are_made_only_where_they_are_asked_for():
+    forward = TorchForward(Position(), CPU, (8, 8, 8), own=OWN, wants_maps=False)
+    assert forward(torch.zeros(1, 2, 8, 8, 8))[1] == []
+
+
+def test_windows_are_as_far_apart_as_the_settings_say():
+    seen = []
+
+    def network(part):
+        seen.append(part)
+        return [part]
+
+    x = torch.zeros(1, 2, 16, 8, 8)
+    in_windows(x, network, (8, 8, 8), own=OWN)
+    assert len(seen) == 3
+    in_windows(x, network, (8, 8, 8), own=OWN.model_copy(update={"step": 1.0}))
+    assert len(seen) == 5
