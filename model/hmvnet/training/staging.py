@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -69,7 +69,7 @@ class StagingDescriber:
         inference = (inference or InferenceSettings()).without_budget()
         manifest = bundle.manifest
         self.segmenter = Segmenter(bundle, device, inference) if masks == "predicted" else None
-        made_by = [
+        made_by: list[Any] = [
             LABELS_VERSION,
             masks,
             manifest.region,
