@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from hmvnet.exits import RefusedError, is_out_of_memory
 from hmvnet.imaging.network_input import NetworkInput
 from hmvnet.networks.registry import build_network
 from hmvnet.segmentation.forward import Forward, OnnxForward, TorchForward, mirrored_axes
-from hmvnet.segmentation.scan import Scan
+from hmvnet.segmentation.scan import Scan, plain_maps
 
 
 def load_network(bundle: Bundle, file: str) -> nn.Module:
@@ -114,10 +115,9 @@ class Ensemble:
             scan: a case; or ``[2, z, y, x]`` float32, scaled, for networks that see nothing else.
         """
         passes: list[tuple[tuple[int, ...], Forward]] = [((), m) for m in self.members]
-        for turn in range(7 if self.flips else 0):  # all of a turn before the next, for the budget
-            for member in self.members:
-                ways = mirrored_axes(member.own)
-                passes += [(ways[turn], member)] if turn < len(ways) else []
+        if self.flips:  # every network once before any a second time: the budget may end it
+            turns = zip_longest(*(mirrored_axes(m.own) for m in self.members))
+            passes += [(a, m) for turn in turns for a, m in zip(turn, self.members) if a]
         start, slowest, done = self.clock(), 0.0, 0
         sums: dict[NetworkInput | None, _Sum] = {}
         features: tuple[np.ndarray, ...] = ()
@@ -132,11 +132,7 @@ class Ensemble:
             values, maps = member(x, axes)
             said += member.notes
             if not done and len(self.members) == 1:
-                features = (
-                    scan.maps(own, maps)
-                    if isinstance(scan, Scan)
-                    else tuple(m[0].float().cpu().numpy() for m in maps)
-                )
+                features = scan.maps(own, maps) if isinstance(scan, Scan) else plain_maps(maps)
             sums.setdefault(own, _Sum(len(passes) > 1)).add(values[0], member)
             done += 1
             slowest = max(slowest, self.clock() - began)
