@@ -1,4 +1,5 @@
-# HM-VNet for the HECKTOR 2025 grand challenge: one image for Task 1, Task 2 or both (HMVNET_TASK).
+# HM-VNet for the HECKTOR grand challenges: one image for 2025 and 2026 (HMVNET_INTERFACE), and of 2025
+# for Task 1, Task 2 or both (HMVNET_TASK).
 #
 # The base brings Python, torch and the CUDA libraries. CUDA 12.6 is the build line of PyTorch that
 # runs on the platform's T4 (compute capability 7.5) and with older drivers too, and its cuDNN 9
@@ -8,7 +9,7 @@ ARG BASE_IMAGE=docker.io/pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime
 FROM ${BASE_IMAGE}
 
 LABEL org.opencontainers.image.title="HM-VNet" \
-      org.opencontainers.image.description="GTVp/GTVn segmentation and recurrence-free survival risk from head-and-neck PET/CT (HECKTOR 2025). Not for clinical use." \
+      org.opencontainers.image.description="GTVp/GTVn segmentation and recurrence-free survival risk from head-and-neck PET/CT (HECKTOR 2025 and 2026). Not for clinical use." \
       org.opencontainers.image.licenses="Apache-2.0"
 
 # The platform runs any user but root. Some bases (Ubuntu 24.04) have a user 1000 already.
@@ -23,12 +24,18 @@ COPY requirements.txt /opt/app/
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --root-user-action=ignore \
         --requirement /opt/app/requirements.txt
 
+# What a challenge wants: an answer to every case (a hospital builds with ON_ERROR=refuse), and which
+# year's platform it is for, where that is not to be seen by the input.
+ARG ON_ERROR=answer
+ARG INTERFACE=auto
 # At run time the root file system is read-only and only /tmp and /output can be written. Malloc
 # with transparent huge pages takes a third to a half off the CPU time of large volumes.
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONPATH=/opt/app/model \
     HMVNET_TASK=both \
+    HMVNET_ON_ERROR=${ON_ERROR} \
+    HMVNET_INTERFACE=${INTERFACE} \
     HOME=/tmp \
     XDG_CACHE_HOME=/tmp/cache \
     MPLCONFIGDIR=/tmp/matplotlib \
@@ -44,7 +51,7 @@ COPY --chown=1000:1000 model/hmvnet /opt/app/model/hmvnet
 COPY --chown=1000:1000 process.py /opt/app/
 # Byte code is written now, since it cannot be later; a missing import fails here, not on the platform.
 RUN python3 -m compileall -q /opt/app/model \
-    && python3 -c "import hmvnet.container, hmvnet.pipeline, hmvnet.writing.pictures" \
+    && python3 -c "import hmvnet.container, hmvnet.answering.fallback, hmvnet.writing.pictures" \
     && python3 /opt/app/process.py --help > /dev/null
 
 WORKDIR /opt/app

@@ -3,16 +3,19 @@
 # with the truth: a case may hold its own "settings" (arguments of the container), and beside a
 # truth.mha the "least_dice" that each label must reach.
 #
+# A case is of the year that its input shows: of 2025, or of 2026.
+#
 #   ./test.sh                       every case of test/cases with Docker
 #   DOCKER=podman ./test.sh         with Podman
 #   ./test.sh CASE...               these cases only
 #
 # As on the platform: no network, read-only root, the image's own user (not root), no capabilities,
 # /tmp a volume, /input read-only, 16 GB of memory (both as the cgroup's limit and as RLIMIT_DATA,
-# which turns too much memory into a MemoryError), 10 minutes for Task 1 and 15 for Task 2.
+# which turns too much memory into a MemoryError), and the seconds that the case's year gives a run.
 #
 # IMAGE            name of the image                          (default hmvnet)
-# HMVNET_TASK      1, 2 or both                               (default both)
+# HMVNET_TASK      of 2025: 1, 2 or both                      (default both)
+# ON_ERROR         answer or refuse                           (default: the image's)
 # MODEL            a bundle to mount at /opt/ml/model, as the platform does with a model upload
 # MEMORY_GB        memory limit                               (default 16)
 # GPU              auto, or none to leave the GPU out         (default auto)
@@ -41,11 +44,13 @@ if [[ ${GPU:-auto} == auto ]] && nvidia-smi --list-gpus > /dev/null 2>&1; then
     esac
 fi
 
-deadline=()
-if command -v timeout > /dev/null; then
-    # As the platform: SIGTERM, and SIGKILL five seconds later.
-    deadline=(timeout --foreground --kill-after=5 "$([[ $task == 1 ]] && echo 600 || echo 900)")
-fi
+deadline_of() { # deadline_of CASE: the words that end a run as the platform does: SIGTERM, SIGKILL
+    command -v timeout > /dev/null || return 0
+    local seconds=900
+    [[ $task == 1 ]] && seconds=600
+    [[ -f $1/expected/t-stage.json ]] && seconds=1500
+    echo "timeout --foreground --kill-after=5 $seconds"
+}
 
 if ! user=$("${engine[@]}" image inspect --format '{{.Config.User}}' "$image"); then
     echo "test.sh: no image $image; build it with ./build.sh" >&2
@@ -80,12 +85,14 @@ fi
 chmod -R a+rX "$scratch"
 
 run_case() { # run_case FOLDER: the platform's run; outputs into FOLDER/output
-    local settings=()
+    local settings=() deadline=() more=()
+    read -r -a deadline <<< "$(deadline_of "$1")"
+    [[ -n ${ON_ERROR:-} ]] && more=(--env "HMVNET_ON_ERROR=$ON_ERROR")
     if [[ -f $1/settings ]]; then
         read -r -d '' -a settings < "$1/settings" || true # it stops at the end of the file
     fi
     ${deadline[@]+"${deadline[@]}"} "${engine[@]}" run "${sandbox[@]}" ${gpu[@]+"${gpu[@]}"} \
-        --name "$container" --env "HMVNET_TASK=$task" ${model[@]+"${model[@]}"} \
+        --name "$container" --env "HMVNET_TASK=$task" ${more[@]+"${more[@]}"} ${model[@]+"${model[@]}"} \
         --volume "$1/input:/input:ro" --volume "$1/output:/output" "$image" \
         ${settings[@]+"${settings[@]}"}
 }

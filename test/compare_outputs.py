@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-MASK = Path("images/tumor-lymph-node-segmentation/output.mha")
+MASK = "output.mha"
 RISK = Path("rfs.json")
-SOCKETS = {"1": (MASK,), "2": (RISK,), "both": (MASK, RISK)}
 LABELS = {1: "GTVp", 2: "GTVn"}
 MIN_DICE = 0.99
-RISK_TOLERANCE = 1e-3
+RISK_TOLERANCE = 1e-3  # absolute, and of days as a share
 # Below the smallest step that a header written with single precision can hide (mm, cosines).
 GEOMETRY_TOLERANCE = 1e-5
 
@@ -92,12 +91,19 @@ def compare_masks(expected: Path, found: Path, min_dice: float) -> list[Check]:
 
 
 def compare_risks(expected: Path, found: Path, tolerance: float) -> list[Check]:
-    """The one number of two `rfs.json` files."""
+    """The one number of two `rfs.json` files: a risk, or days."""
     want = json.loads(expected.read_text())
     have = json.loads(found.read_text())
     number = isinstance(have, (int, float)) and not isinstance(have, bool) and math.isfinite(have)
+    tolerance *= max(1.0, abs(want))
     passed = number and abs(have - want) <= tolerance
     return [Check("risk", f"{want:.6f} +- {tolerance:g}", f"{have}", passed)]
+
+
+def compare_stages(expected: Path, found: Path) -> list[Check]:
+    """A stage, a JSON string of its own file."""
+    want, have = json.loads(expected.read_text()), json.loads(found.read_text())
+    return [Check(found.stem, f"{want}", f"{have}", want == have)]
 
 
 def compare_case(
@@ -112,26 +118,31 @@ def compare_case(
     """Compare two output folders, and the mask with the truth where that is given.
 
     Args:
-        expected: folder with the stored outputs.
+        expected: folder with the stored outputs; they say which year's the case is.
         found: folder that the container wrote.
-        task: "1" (mask), "2" (risk) or "both": the sockets that have to be there, and no others.
+        task: "1" (mask), "2" (risk) or "both": the files that have to be there, and no others.
         min_dice: least Dice of each label with the stored mask's.
         risk_tolerance: largest absolute difference of the risk.
         truth: the reference mask on the CT grid.
         least_dice: least Dice of each label with the truth's.
     """
+    stored = sorted(p.relative_to(expected) for p in expected.rglob("*") if p.is_file())
+    leave_out = {"1": lambda p: p == RISK, "2": lambda p: p.name == MASK, "both": lambda p: False}
+    sockets = [path for path in stored if not leave_out[task](path)]
     checks = []
-    for socket in SOCKETS[task]:
+    for socket in sockets:
         if not (found / socket).is_file():
             checks.append(Check("file", str(socket), "missing", False))
-        elif socket == MASK:
+        elif socket.name == MASK:
             checks += compare_masks(expected / socket, found / socket, min_dice)
             if truth:
                 checks += compare_truth(truth, found / socket, least_dice)
-        else:
+        elif socket == RISK:
             checks += compare_risks(expected / socket, found / socket, risk_tolerance)
+        else:
+            checks += compare_stages(expected / socket, found / socket)
     files = sorted(p.relative_to(found) for p in found.rglob("*") if p.is_file())
-    extra = [str(p) for p in files if p not in SOCKETS[task]]
+    extra = [str(p) for p in files if p not in sockets]
     checks.append(Check("other files", "none", ", ".join(extra) or "none", not extra))
     return checks
 
@@ -151,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("expected", type=Path, help="folder with the stored outputs")
     parser.add_argument("found", type=Path, help="folder that the container wrote")
-    parser.add_argument("--task", choices=sorted(SOCKETS), default="both")
+    parser.add_argument("--task", choices=("1", "2", "both"), default="both")
     parser.add_argument("--min-dice", type=float, default=MIN_DICE)
     parser.add_argument("--risk-tolerance", type=float, default=RISK_TOLERANCE)
     parser.add_argument("--truth", type=Path, help="the reference mask, on the CT grid")

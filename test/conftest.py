@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from hmvnet.bundle import Bundle, Manifest, PrognosisPart, SegmentationPart, write_bundle
 from hmvnet.case import IDENTITY, ClinicalRecord, Grid, Outcome, Outcomes, Verdict
+from hmvnet.cohort import CohortResult, InTurn, Order, predict_cohort
 from hmvnet.config import (
     NetworkSettings,
     PostprocessingSettings,
@@ -32,8 +33,9 @@ from hmvnet.imaging.roi import Region
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.lesions.table import lesion_table
 from hmvnet.networks.registry import build_network
-from hmvnet.pipeline import Prediction
-from hmvnet.prognosis.risk import LesionDescription, describe
+from hmvnet.pipeline import Pipeline, Prediction
+from hmvnet.prognosis.member import LesionDescription
+from hmvnet.prognosis.risk import describe
 from hmvnet.reading.folder import find_patients
 from hmvnet.segmentation.metrics import CaseScore, LabelScore, LesionCount
 from hmvnet.segmentation.segmenter import Segmentation, Volume
@@ -307,6 +309,15 @@ def write_tiny_bundle(folder: Path) -> Path:
     )
     files = {"fold0.safetensors": network.state_dict()} | survival
     return write_bundle(folder / "tiny", manifest, files)
+
+
+def run_cohort(
+    sources, pipeline: Pipeline, output: Path, *, existing="refuse", strict=False, **order
+) -> CohortResult:
+    """One patient after the other in this process."""
+    return predict_cohort(
+        sources, InTurn(pipeline), Order(output, **order), existing=existing, strict=strict
+    )
 
 
 def follow_up(seed: int = 0, n: int = 150) -> tuple[np.ndarray, Outcomes]:

@@ -1,4 +1,7 @@
-"""Makes the inputs of ``test/cases``: two phantoms, and one real patient from a STS folder.
+"""Makes the inputs of ``test/cases``: phantoms, and one real patient from a STS folder.
+
+Of the cases of 2026 one is a phantom of 2025 as that year's platform gives it, and one a CT that
+broke off on its way.
 
     python test/make_cases.py --sts DIR      (DIR holds STS_007/STS_007__CT.nii.gz and so on)
 
@@ -29,9 +32,16 @@ from hmvnet.settings_file import load_settings
 CASES = Path(__file__).parent / "cases"
 WEIGHTS = Path(__file__).parents[1] / "weights" / DEFAULT_BUNDLE
 PHANTOMS = {"phantom-1": (7001, "MDA"), "phantom-2": (7002, "USZ")}
+OF_2026, DAMAGED = "phantom-2026", "damaged-2026"
+TWIN = "phantom-2"  # whose images they have
+CT_BYTES = 100_000  # that are left of the damaged one
+SOCKETS = {
+    "ct-image": "images/ct",
+    "pet-image": "images/pet",
+    "electronic-health-record": "ehr.json",
+}
 REAL = ("real-sarcoma", "STS_007")
 OF_REAL = ("data.region=centre", "postprocessing.one_primary=false")
-MASK = "images/tumor-lymph-node-segmentation/output.mha"
 
 
 def write_input(case: Path, ct, pet, record: dict) -> None:
@@ -43,23 +53,51 @@ def write_input(case: Path, ct, pet, record: dict) -> None:
     (case / "input" / "ehr.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
+def write_cases_of_2026() -> None:
+    """Their input folders, with images of another case; the record ends with a comma, as theirs."""
+    images = CASES / TWIN / "input" / "images"
+    record = json.loads((CASES / TWIN / "input" / "ehr.json").read_text())
+    lines = [f'    "{k}": {json.dumps(v)},' for k, v in record.items() if k != "M-stage"]
+    entries = [
+        {"socket": {"slug": slug, "relative_path": place}} for slug, place in SOCKETS.items()
+    ]
+    for name in (OF_2026, DAMAGED):
+        folder = CASES / name / "input"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / "ehr.json").write_text("\n".join(["{", *lines, "}"]) + "\n")
+        (folder / "inputs.json").write_text(json.dumps(entries, indent=2) + "\n")
+    (CASES / OF_2026 / "input" / "images").symlink_to(f"../../{TWIN}/input/images")
+    truth = CASES / OF_2026 / "truth.mha"
+    truth.unlink(missing_ok=True)
+    truth.symlink_to(f"../{TWIN}/truth.mha")
+    shutil.copy(CASES / TWIN / "least_dice", CASES / OF_2026)
+    damaged = CASES / DAMAGED / "input" / "images"
+    (damaged / "ct").mkdir(parents=True)
+    (damaged / "pet").symlink_to(f"../../../{TWIN}/input/images/pet")
+    whole = next((images / "ct").iterdir()).read_bytes()
+    (damaged / "ct" / f"{DAMAGED}.mha").write_bytes(whole[:CT_BYTES])
+    (CASES / DAMAGED / "settings").write_text("--on-error answer\n")
+
+
 def settings_of(case: Path) -> list[str]:
-    """The case's own command line arguments, for ``process.py`` and ``hmvnet predict`` alike."""
+    """The case's own command line arguments for ``process.py``."""
     path = case / "settings"
     return path.read_text().split() if path.is_file() else []
 
 
 def write_expected(case: Path) -> None:
     """Run the shipped weights and keep what they say."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as folder:
+        # Cases share images by links, which may not lead out of an input folder.
+        inputs, scratch = Path(folder) / "input", Path(folder) / "output"
+        shutil.copytree(case / "input", inputs)
         command = [sys.executable, str(CASES.parents[1] / "process.py"), "--device", "cpu"]
-        command += ["--input", str(case / "input"), "--output", scratch]
+        command += ["--input", str(inputs), "--output", str(scratch)]
         command += settings_of(case)
         subprocess.run(command, check=True)
         shutil.rmtree(case / "expected", ignore_errors=True)
-        (case / "expected" / MASK).parent.mkdir(parents=True)
-        shutil.copy(Path(scratch) / MASK, case / "expected" / MASK)
-        shutil.copy(Path(scratch) / "rfs.json", case / "expected" / "rfs.json")
+        shutil.copytree(scratch, case / "expected")
 
 
 def print_scores(sts: Path) -> None:
@@ -84,6 +122,7 @@ def main() -> None:
     """Inputs, outputs or scores, as asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sts", type=Path, help="folder of the STS patients")
+    parser.add_argument("--of-2026", action="store_true", help="the inputs of 2026 alone")
     parser.add_argument("--scores", action="store_true", help="score those of --sts; write nothing")
     parser.add_argument(
         "--expected", nargs="+", default=(), metavar="CASE", help="renew its expected outputs"
@@ -104,6 +143,8 @@ def main() -> None:
         (CASES / name / "settings").write_text(words + "\n")
         truth, _ = read_image(options.sts / patient / f"{patient}.nii.gz")
         write_image(truth, CASES / name / "truth.mha")
+    if options.sts or options.of_2026:
+        write_cases_of_2026()
     for name in options.expected:
         write_expected(CASES / name)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from compare_outputs import compare_case
@@ -22,21 +24,28 @@ def test_a_sample_case_gives_its_stored_outputs_and_meets_its_truth(name: str, t
     case = CASES / name
     settings = case / "settings"
     words = settings.read_text().split() if settings.is_file() else []
-    arguments = ["--input", str(case / "input"), "--output", str(tmp_path), "--task", "both"]
+    # Cases share images by links, which may not lead out of an input folder.
+    inputs, output = shutil.copytree(case / "input", tmp_path / "input"), tmp_path / "output"
+    arguments = ["--input", str(inputs), "--output", str(output), "--task", "both"]
     arguments += ["--weights", str(ROOT / "weights" / "hmvnet-base"), "--device", "cpu"]
     assert container.main([*arguments, *words]) == 0
-    least = float((case / "least_dice").read_text())
-    truth = case / "truth.mha"
-    checks = compare_case(case / "expected", tmp_path, truth=truth, least_dice=least)
+    checks = compare_case(case / "expected", output, **truth_of(case))
     assert [check for check in checks if not check.passed] == []
-    assert {check.name for check in checks} >= {"GTVp Dice", "GTVp Dice with truth", "risk"}
+    assert {check.name for check in checks} >= {"GTVp Dice", "risk"}
+    assert ("GTVp Dice with truth" in {check.name for check in checks}) == (name != "damaged-2026")
 
 
-@pytest.mark.parametrize("name", NAMES)
+def truth_of(case: Path) -> dict[str, Any]:
+    """What the case's mask is compared with; nothing where no truth is known."""
+    if not (case / "truth.mha").exists():
+        return {}
+    return {"truth": case / "truth.mha", "least_dice": float((case / "least_dice").read_text())}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if truth_of(CASES / name)])
 def test_the_stored_mask_of_a_sample_case_meets_its_truth(name: str):
     """No weights are needed to see that what is stored is worth storing."""
     case, stored = CASES / name, CASES / name / "expected"
-    least = float((case / "least_dice").read_text())
-    checks = compare_case(stored, stored, truth=case / "truth.mha", least_dice=least)
+    checks = compare_case(stored, stored, **truth_of(case))
     assert [check for check in checks if not check.passed] == []
-    assert least >= 0.65
+    assert truth_of(case)["least_dice"] >= 0.65

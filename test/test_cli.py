@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, tiny_ct, tiny_pet
+from conftest import ROOT, tiny_ct, tiny_pet, write_patient
 
 from hmvnet import __version__, cli
 from hmvnet.exits import Exit
@@ -146,6 +146,23 @@ def test_a_package_of_an_extra_is_named(package, words, extra):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("option", ["--workers", "--scheduler"])
+def test_predict_without_dask_names_the_extra(option, tiny_bundle, tmp_path, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    for name in ("a", "b"):
+        write_patient(tmp_path / "data", name)
+    words = ("predict", tmp_path / "data", "-o", tmp_path / "out", "--weights", tiny_bundle)
+    assert run(*words, option, 2) == Exit.REFUSED
+    assert "error: this needs distributed, of the extra 'cluster': pip" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_takes_one_kind_of_help(tmp_path, capfd):
+    words = ("predict", tmp_path, "-o", tmp_path, "--scheduler", "tcp://x:1")
+    assert run(*words, "--workers", 2) == run(*words, "--mask", "x") == Exit.REFUSED
+    assert capfd.readouterr().err.count("--scheduler goes neither with") == 2
+
+
 def test_predict_a_challenge_folder(write_case, tiny_bundle, tmp_path, capfd):
     words = ("predict", write_case(folder="P1/input"), "-o", tmp_path / "out")
     words = (*words, "--weights", tiny_bundle, "--no-picture", "--region", "centre")
@@ -208,7 +225,7 @@ def test_settings_are_printed_as_a_run_would_use_them(capsys):
     [
         (("train", "data.root=x", "--fold", "1"), "segmentation_train"),
         (("train", "--task", "2"), "survival_train"),
-        (("eval", "data.root=x"), "segmentation_eval"),
+        (("eval", "--task", "1", "data.root=x"), "segmentation_eval"),
         (("eval", "--task", "2"), "survival_eval"),
         (("compare", "--network", "hmvnet"), "segmentation_compare"),
         (("compare", "--task", "2", "--repeats", "1"), "survival_compare"),

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import tiny_ct, tiny_label, tiny_pet
+from conftest import run_cohort, tiny_ct, tiny_label, tiny_pet
 
 from hmvnet import files
 from hmvnet.bundle import load_bundle
 from hmvnet.case import Case, CaseError, Grid
-from hmvnet.cohort import part_of, predict_cohort
+from hmvnet.cohort import InTurn, Order, part_of, predict_cohort
 from hmvnet.exits import Exit, RefusedError
 from hmvnet.pipeline import Pipeline
 from hmvnet.reading.checks import checked_case
@@ -44,7 +44,7 @@ def pipeline(tiny_bundle) -> Pipeline:
 
 
 def test_a_folder_a_patient(pipeline, tmp_path):
-    result = predict_cohort([Given("a"), Given("b")], pipeline, tmp_path)
+    result = run_cohort([Given("a"), Given("b")], pipeline, tmp_path)
     assert result.done == ["a", "b"] and result.code == Exit.OK
     for name in ("a", "b"):
         files = sorted(p.name for p in (tmp_path / name).iterdir())
@@ -58,13 +58,9 @@ def test_a_folder_a_patient(pipeline, tmp_path):
 
 
 def test_verdicts_are_kept_and_counted_also_those_of_before(pipeline, tmp_path):
-    notes = []
-    result = predict_cohort(
-        [Given("a")], pipeline, tmp_path, picture=False, on_read=lambda *said: notes.append(said)
-    )
+    result = run_cohort([Given("a")], pipeline, tmp_path, picture=False)
     assert "no-head" in result.review["a"] and result.code == Exit.OK
-    assert notes == [("a", ())]
-    again = predict_cohort(
+    again = run_cohort(
         [Given("a")], pipeline, tmp_path, existing="skip", picture=False, strict=True
     )
     assert again.review == result.review and again.code == Exit.REVIEW
@@ -73,7 +69,7 @@ def test_verdicts_are_kept_and_counted_also_those_of_before(pipeline, tmp_path):
 def test_lesions_and_report_follow_a_corrected_mask(pipeline, tmp_path):
     path, out = tmp_path / "corrected.nii.gz", tmp_path / "out"
     sitk.WriteImage(tiny_label(), str(path))
-    result = predict_cohort([Given("a")], pipeline, out, picture=False, mask=path)
+    result = run_cohort([Given("a")], pipeline, out, picture=False, mask=path)
     assert result.code == Exit.OK
     written = sitk.ReadImage(str(out / "a" / "mask.nii.gz"))
     label = sitk.GetArrayFromImage(tiny_label())
@@ -96,58 +92,64 @@ def test_lesions_and_report_follow_a_corrected_mask(pipeline, tmp_path):
 def test_a_corrected_mask_that_cannot_be_one(pipeline, tmp_path, mask, said):
     path = tmp_path / "corrected.nii.gz"
     sitk.WriteImage(mask, str(path))
-    result = predict_cohort([Given("a")], pipeline, tmp_path / "out", picture=False, mask=path)
+    result = run_cohort([Given("a")], pipeline, tmp_path / "out", picture=False, mask=path)
     assert said in result.refused["a"] and not (tmp_path / "out" / "a").exists()
     with pytest.raises(RefusedError, match="goes with one patient, found 2"):
-        predict_cohort([Given("a"), Given("b")], pipeline, tmp_path / "out", mask=path)
+        run_cohort([Given("a"), Given("b")], pipeline, tmp_path / "out", mask=path)
 
 
 def test_a_broken_patient_is_a_line_and_not_the_end(pipeline, tmp_path):
-    said = []
+    begun, told = [], []
     empty = CaseError("patient a: ct.mha: image file is empty (0 bytes)")
     sources = [Given("a", empty), Given("b")]
     result = predict_cohort(
-        sources, pipeline, tmp_path, picture=False, on_failure=lambda *line: said.append(line)
+        sources,
+        InTurn(pipeline),
+        Order(tmp_path, picture=False),
+        on_begin=begun.append,
+        on_outcome=told.append,
     )
-    assert said == [("a", "ct.mha: image file is empty (0 bytes)")]
+    assert begun == [0] and [one.status for one in told] == ["refused", "done"]
+    assert told[1].prediction is not None and result.outcomes[1].prediction is None
+    assert result.refused == result.failures == {"a": "ct.mha: image file is empty (0 bytes)"}
     assert result.done == ["b"] and result.code == Exit.REFUSED
     assert not (tmp_path / "a").exists() and (tmp_path / "b" / "report.json").is_file()
 
 
 def test_what_is_there_is_refused_written_again_or_skipped(pipeline, tmp_path):
-    predict_cohort([Given("a")], pipeline, tmp_path, picture=False)
+    run_cohort([Given("a")], pipeline, tmp_path, picture=False)
     mask = tmp_path / "a" / "mask.nii.gz"
     stamp = mask.stat().st_mtime_ns
     sources = [Given("a"), Given("b")]
     with pytest.raises(RefusedError, match=r"there already \(1 of 2 patients\); --force"):
-        predict_cohort(sources, pipeline, tmp_path, picture=False)
+        run_cohort(sources, pipeline, tmp_path, picture=False)
     assert [s.reads for s in sources] == [0, 0]
-    result = predict_cohort(sources, pipeline, tmp_path, existing="skip", picture=False)
+    result = run_cohort(sources, pipeline, tmp_path, existing="skip", picture=False)
     assert result.skipped == ["a"] and result.done == ["b"] and mask.stat().st_mtime_ns == stamp
-    predict_cohort([Given("a")], pipeline, tmp_path, existing="replace", picture=False)
+    run_cohort([Given("a")], pipeline, tmp_path, existing="replace", picture=False)
     assert mask.stat().st_mtime_ns != stamp
 
 
 def test_half_a_folder_is_not_taken_for_a_whole_one(pipeline, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "mask.nii.gz").write_bytes(b"half")
-    result = predict_cohort([Given("a")], pipeline, tmp_path, existing="skip", picture=False)
+    result = run_cohort([Given("a")], pipeline, tmp_path, existing="skip", picture=False)
     assert result.done == ["a"] and (tmp_path / "a" / "report.json").is_file()
 
 
 def test_what_a_kill_leaves_does_not_stand_in_the_way(pipeline, tmp_path):
     """Half a picture in a patient's folder; a folder that was moved away and not yet replaced."""
     for name in ("a", "b"):
-        predict_cohort([Given(name)], pipeline, tmp_path, picture=False)
+        run_cohort([Given(name)], pipeline, tmp_path, picture=False)
     mark = f"{files.MACHINE}-{GONE}-1"
     (tmp_path / "a" / f".part-{mark}.picture.png").write_bytes(b"half")
     (tmp_path / "b").rename(tmp_path / f".old-{mark}.b")
     sources = [Given("a"), Given("b")]
-    result = predict_cohort(sources, pipeline, tmp_path, existing="skip", picture=False)
+    result = run_cohort(sources, pipeline, tmp_path, existing="skip", picture=False)
     assert result.skipped == ["a", "b"]
     assert not list(tmp_path.rglob(".*"))  # also in a folder that is whole without it
     (tmp_path / "a" / f".part-{mark}.picture.png").write_bytes(b"half")
-    result = predict_cohort(sources, pipeline, tmp_path, existing="skip")
+    result = run_cohort(sources, pipeline, tmp_path, existing="skip")
     assert result.done == ["a", "b"] and result.code == Exit.OK
     for name in ("a", "b"):
         found = sorted(p.name for p in (tmp_path / name).iterdir())
@@ -165,7 +167,7 @@ def test_what_is_not_ours_is_never_replaced(pipeline, tmp_path, existing, kind):
     mine.write_text("years of work")
     source = Given("a")
     with pytest.raises(RefusedError, match="not what this command writes"):
-        predict_cohort([source], pipeline, tmp_path, existing=existing, picture=False)
+        run_cohort([source], pipeline, tmp_path, existing=existing, picture=False)
     assert mine.read_text() == "years of work" and source.reads == 0
 
 
@@ -174,12 +176,10 @@ def test_a_picture_that_fails_costs_only_itself(pipeline, tmp_path, monkeypatch)
         raise ImportError("no matplotlib here")
 
     monkeypatch.setattr(writing, "write_picture", fail)
-    said = []
-    result = predict_cohort(
-        [Given("a")], pipeline, tmp_path, on_failure=lambda *line: said.append(line)
-    )
+    result = run_cohort([Given("a")], pipeline, tmp_path)
     assert result.code == Exit.INCOMPLETE and result.done == ["a"]
-    assert "picture.png not written" in said[0][1] and "no matplotlib here" in said[0][1]
+    said = result.failures["a"]
+    assert "picture.png not written" in said and "no matplotlib here" in said
     assert (tmp_path / "a" / "mask.nii.gz").is_file()
 
 
@@ -203,13 +203,13 @@ UNPRINTABLE = ["a\0b", "a\nb", "a\x1b[2Jb", "a\u202eb", "a\udcffb"]
 @pytest.mark.parametrize("name", [*PATHS, *UNPRINTABLE])
 def test_ids_that_leave_the_folder_are_refused(pipeline, tmp_path, name):
     with pytest.raises(RefusedError, match="cannot be the name of a folder"):
-        predict_cohort([Given(name)], pipeline, tmp_path / "out")
+        run_cohort([Given(name)], pipeline, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)", "=1+1", "a b", "P01:1", "κ-1"])
 def test_strange_names_are_names(pipeline, tmp_path, name):
-    assert predict_cohort([Given(name)], pipeline, tmp_path, picture=False).done == [name]
+    assert run_cohort([Given(name)], pipeline, tmp_path, picture=False).done == [name]
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -220,7 +220,7 @@ def test_a_link_in_a_patients_place_is_replaced_and_never_followed(pipeline, tmp
         (tmp_path / "elsewhere" / file).write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a").symlink_to(tmp_path / "elsewhere")
-    result = predict_cohort([Given("a")], pipeline, tmp_path / "out", existing="replace")
+    result = run_cohort([Given("a")], pipeline, tmp_path / "out", existing="replace")
     assert result.done == ["a"] and not (tmp_path / "out" / "a").is_symlink()
     assert (tmp_path / "out" / "a" / "mask.nii.gz").stat().st_size > 100
     assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == files
@@ -229,52 +229,73 @@ def test_a_link_in_a_patients_place_is_replaced_and_never_followed(pipeline, tmp
 
 def test_two_patients_of_one_id_are_refused(pipeline, tmp_path):
     with pytest.raises(RefusedError, match="A is there 2 times"):
-        predict_cohort([Given("A"), Given("a")], pipeline, tmp_path / "out")
+        run_cohort([Given("A"), Given("a")], pipeline, tmp_path / "out")
     with pytest.raises(RefusedError, match="a is there 2 times"):
-        predict_cohort([Given("a"), Given("a")], pipeline, tmp_path)
+        run_cohort([Given("a"), Given("a")], pipeline, tmp_path)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("NaN"), MemoryError(), OSError(5, "disk")])
 def test_a_fault_of_ours_is_a_line_and_not_the_end_either(pipeline, tmp_path, error):
-    result = predict_cohort([Given("a", error), Given("b")], pipeline, tmp_path, picture=False)
+    result = run_cohort([Given("a", error), Given("b")], pipeline, tmp_path, picture=False)
     assert result.done == ["b"] and list(result.failed) == ["a"] and result.code == Exit.FAULT
 
 
 def test_going_on_makes_anew_what_lacks_its_picture_or_is_of_another_bundle(pipeline, tmp_path):
-    predict_cohort([Given("a"), Given("b")], pipeline, tmp_path, picture=False)
-    again = predict_cohort([Given("a")], pipeline, tmp_path, existing="skip")
+    run_cohort([Given("a"), Given("b")], pipeline, tmp_path, picture=False)
+    again = run_cohort([Given("a")], pipeline, tmp_path, existing="skip")
     assert again.done == ["a"] and (tmp_path / "a" / "picture.png").is_file()
     report = tmp_path / "b" / "report.json"
     report.write_text(report.read_text().replace('"tiny"', '"another"'))
     sources = [Given("a"), Given("b")]
-    again = predict_cohort(sources, pipeline, tmp_path, existing="skip", picture=False)
+    again = run_cohort(sources, pipeline, tmp_path, existing="skip", picture=False)
     assert again.skipped == ["a"] and again.done == ["b"]
 
 
 def test_a_page_is_written_where_asked_for_and_made_anew_where_it_lacks(pipeline, tmp_path):
-    predict_cohort([Given("a")], pipeline, tmp_path, picture=False)
+    run_cohort([Given("a")], pipeline, tmp_path, picture=False)
     for done in (["a"], []):
-        again = predict_cohort(
+        again = run_cohort(
             [Given("a")], pipeline, tmp_path, existing="skip", picture=False, page=True
         )
         assert again.done == done and again.code == Exit.OK
         assert (tmp_path / "a" / "page.html").is_file()
-    predict_cohort([Given("a")], pipeline, tmp_path, existing="replace", picture=False)
+    run_cohort([Given("a")], pipeline, tmp_path, existing="replace", picture=False)
     assert not (tmp_path / "a" / "page.html").exists()
+
+
+def test_an_entropy_map_is_written_where_asked_for_and_a_thumbnail_is_never_missed(
+    pipeline, tmp_path
+):
+    run_cohort([Given("a")], pipeline, tmp_path, picture=False)
+    for order, done in (({"entropy": True}, ["a"]), ({"entropy": True, "thumbnail": True}, [])):
+        again = run_cohort(
+            [Given("a")], pipeline, tmp_path, existing="skip", picture=False, **order
+        )
+        assert again.done == done and again.code == Exit.OK
+    found = sitk.ReadImage(str(tmp_path / "a" / "entropy.nii.gz"))
+    array = sitk.GetArrayFromImage(found)
+    assert found.GetSpacing() == (4.0, 4.0, 4.0) and 0 <= array.min() < array.max() <= 1
+    inside = [found.TransformPhysicalPointToIndex(p) for p in ((0, 0, 0), (20, 0, 0))]
+    assert all(0 <= i < n for index in inside for i, n in zip(index, found.GetSize()))
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert report["disagreement"] is None
+    sure = [lesion["confidence"] for lesion in report["lesions"]]
+    table = pd.read_csv(tmp_path / "a" / "lesions.csv")
+    assert table["confidence"].tolist() == sure and all(0 < one <= 1 for one in sure)
 
 
 def test_a_page_that_fails_costs_only_itself(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "write_page", lambda *_: 1 / 0)
-    result = predict_cohort([Given("a")], pipeline, tmp_path, page=True)
+    result = run_cohort([Given("a")], pipeline, tmp_path, page=True)
     assert result.code == Exit.INCOMPLETE and result.done == ["a"]
-    assert "page.html not written" in result.incomplete["a"][0]
+    assert "page.html not written" in result.incomplete["a"]
     assert (tmp_path / "a" / "picture.png").is_file()
 
 
 def test_what_is_whole_is_skipped_whatever_lies_beside_it(pipeline, tmp_path):
-    predict_cohort([Given("a")], pipeline, tmp_path, picture=False)
+    run_cohort([Given("a")], pipeline, tmp_path, picture=False)
     (tmp_path / "a" / "notes.txt").write_text("a reader's")
-    again = predict_cohort([Given("a")], pipeline, tmp_path, existing="skip", picture=False)
+    again = run_cohort([Given("a")], pipeline, tmp_path, existing="skip", picture=False)
     assert again.skipped == ["a"] and (tmp_path / "a" / "notes.txt").is_file()
 
 
@@ -282,22 +303,22 @@ def test_an_output_folder_that_cannot_be_made_is_refused_before_any_work(pipelin
     (tmp_path / "file").write_text("not a folder")
     source = Given("a")
     with pytest.raises(RefusedError, match="cannot be made"):
-        predict_cohort([source], pipeline, tmp_path / "file")
+        run_cohort([source], pipeline, tmp_path / "file")
     assert source.reads == 0
 
 
 def test_memory_that_is_short_is_said_of_the_patient(pipeline, tmp_path):
-    result = predict_cohort([Given("a", MemoryError())], pipeline, tmp_path)
+    result = run_cohort([Given("a", MemoryError())], pipeline, tmp_path)
     assert result.code == Exit.FAULT and result.failed["a"].startswith("out of memory")
 
 
 def test_the_next_patient_is_read_ahead_and_each_once(pipeline, tmp_path):
     sources = [Given("a"), Given("b", CaseError("patient b: no")), Given("c"), Given("d")]
-    result = predict_cohort(sources, pipeline, tmp_path, picture=False)
+    result = run_cohort(sources, pipeline, tmp_path, picture=False)
     assert [source.reads for source in sources] == [1, 1, 1, 1]
     assert result.done == ["a", "c", "d"] and result.refused == {"b": "no"}
     again = [Given("a"), Given("b"), Given("c")]
-    predict_cohort(again, pipeline, tmp_path, existing="skip", picture=False)
+    run_cohort(again, pipeline, tmp_path, existing="skip", picture=False)
     assert [source.reads for source in again] == [0, 1, 0]
 
 
@@ -313,7 +334,7 @@ def test_parts_of_a_cohort_are_all_of_it_once():
 
 def test_a_cohort_is_one_table_whoever_made_which_part(pipeline, tmp_path):
     for name in ("b", "a"):
-        predict_cohort([Given(name)], pipeline, tmp_path, picture=False)
+        run_cohort([Given(name)], pipeline, tmp_path, picture=False)
     (tmp_path / "other").mkdir()
     table = pd.read_csv(write_cohort(tmp_path))
     assert table["patient"].tolist() == ["a", "b"] and set(table["verdict"]) == {"review"}

@@ -339,7 +339,9 @@ def test_dumps_that_cache_keys_hang_on_stay_as_they_are():
     )
     assert PostprocessingSettings().model_dump_json() == (
         '{"threshold_gtvp":0.5,"threshold_gtvn":0.5,"min_ml_gtvp":0.2,"min_ml_gtvn":0.1,'
-        '"confident":0.8,"cleanup":true,"one_primary":true,"airway_mm":20.0}'
+        '"confident":0.8,"cleanup":true,"one_primary":true,"airway_mm":20.0,'
+        '"min_suv_peak_gtvp":0.0,"min_suv_peak_gtvn":0.0,"presence_gtvp":[0.0,0.0,0.0,0.0],'
+        '"presence_gtvn":[0.0,0.0,0.0,0.0],"least_presence_gtvp":0.0,"least_presence_gtvn":0.0}'
     )
     # What a file says dumps as the defaults do, floats as floats.
     assert load_settings(DEFAULTS_FILE).model_dump_json() == Settings().model_dump_json()

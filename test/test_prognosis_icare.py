@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sksurv.exceptions import NoComparablePairException
 from sksurv.metrics import concordance_index_censored
 
 from hmvnet.case import Outcomes
@@ -12,7 +11,6 @@ from hmvnet.prognosis.icare import (
     BaggedIcare,
     Icare,
     follows_correlated,
-    single_variable_concordance,
 )
 
 REFERENCE = Path(__file__).parent / "data" / "icare_reference.npz"
@@ -68,42 +66,6 @@ def test_reference_selects_some_and_drops_some() -> None:
     assert min(shares) < 0.6
     assert max(shares) == 1.0
     assert any((case["sign"] < 0).any() and (case["sign"] > 0).any() for case in CASES.values())
-
-
-@pytest.mark.parametrize("rounding", [None, 0])
-@pytest.mark.parametrize("missing", [0.0, 0.3])
-@pytest.mark.parametrize("block", [64, 1 << 16])
-def test_concordance_is_that_of_scikit_survival(
-    rounding: int | None, missing: float, block: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hmvnet.prognosis.icare.PAIRS_PER_BLOCK", block)
-    x, outcomes = cohort(5)
-    if rounding is not None:
-        x = np.round(x, rounding)
-        outcomes = Outcomes(np.ceil(outcomes.days / 300), outcomes.event)
-    x[np.random.default_rng(0).random(x.shape) < missing] = np.nan
-    x[:, 4] = np.nan
-    x = x.astype(np.float32)
-
-    found = single_variable_concordance(x, outcomes)
-
-    for column, value in zip(x.T, found, strict=True):
-        seen = ~np.isnan(column)
-        if not seen.any():
-            assert np.isnan(value)
-            continue
-        known = outcomes[seen]
-        expected = concordance_index_censored(known.event, known.days, column[seen])[0]
-        assert value == pytest.approx(expected, abs=1e-12)
-
-
-def test_concordance_is_nan_where_no_pair_compares() -> None:
-    time, event = np.array([1.0, 2.0, 3.0]), np.array([True, False, False])
-    x = np.array([[np.nan, 3.0], [2.0, 2.0], [1.0, 1.0]])
-    with pytest.raises((ValueError, NoComparablePairException)):
-        concordance_index_censored(event[1:], time[1:], x[1:, 0])
-    found = single_variable_concordance(x, Outcomes(time, event))
-    np.testing.assert_array_equal(found, [np.nan, 1.0])
 
 
 def test_higher_risk_means_earlier_event() -> None:

@@ -3,7 +3,8 @@ from conftest import described_patients, nothing_found
 
 from hmvnet.bundle import load_bundle
 from hmvnet.prognosis.encoder import ClinicalEncoder
-from hmvnet.prognosis.risk import Prognosis, PrognosisMember, describe
+from hmvnet.prognosis.member import PrognosisMember
+from hmvnet.prognosis.risk import Prognosis, describe
 
 
 def test_bundle_refuses_features_it_was_not_trained_on(tiny_bundle):
@@ -21,5 +22,5 @@ def test_a_file_without_the_model_it_weighs_is_refused(tiny_bundle):
     encoder = ClinicalEncoder.from_state(part.clinical[0])
     assert set(PrognosisMember.from_tensors(encoder, options, state).named) == {"direct", "linear"}
     lacking = {k: v for k, v in state.items() if not k.startswith("linear.")}
-    with pytest.raises(ValueError, match=r"linear_weight is 0\.5, and its file lacks"):
+    with pytest.raises(ValueError, match=r"linear_weight is 0\.33, and its file lacks"):
         PrognosisMember.from_tensors(encoder, options, lacking)

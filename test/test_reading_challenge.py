@@ -7,7 +7,9 @@ from conftest import tiny_ct, tiny_pet
 
 from hmvnet.case import CaseError
 from hmvnet.reading.challenge import read_case
-from hmvnet.writing.challenge import MASK_PATH, RISK_PATH, OutputFolder
+from hmvnet.writing.challenge import INTERFACES, RISK_PATH, OutputFolder
+
+MASK_PATH = INTERFACES["2025"].mask
 
 SOCKETS = [
     {"slug": "ct-image", "relative_path": "images/ct"},
@@ -183,7 +185,7 @@ def test_outputs_are_all_or_nothing(tmp_path):
     with pytest.raises(RuntimeError), OutputFolder(tmp_path) as output:
         assert not (tmp_path / RISK_PATH).exists(), "a stale output is removed at the start"
         output.write_mask(tiny_ct())
-        output.write_json(1.0)
+        output.write_rfs(1.0)
         raise RuntimeError
     assert not (tmp_path / MASK_PATH).exists()
     assert not (tmp_path / RISK_PATH).exists()
@@ -193,7 +195,7 @@ def test_outputs_are_all_or_nothing(tmp_path):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_risk_that_is_not_finite_is_never_written(tmp_path, value):
     with pytest.raises(ValueError), OutputFolder(tmp_path) as output:
-        output.write_json(value)
+        output.write_rfs(value)
     assert not (tmp_path / RISK_PATH).exists()
 
 
@@ -210,5 +212,5 @@ def test_outputs_never_go_through_a_link_out_of_the_folder(tmp_path):
     (tmp_path / "alias").symlink_to(tmp_path / "real")
     (tmp_path / "real").mkdir()
     with OutputFolder(tmp_path / "alias") as output:  # the folder itself may be one
-        output.write_json(1.0)
+        output.write_rfs(1.0)
     assert (tmp_path / "real" / RISK_PATH).is_file()

@@ -1,6 +1,7 @@
 """DICOM folders as hospitals have them, built in place."""
 
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import pytest
 import SimpleITK as sitk
 from conftest import HEAD_GRID, head
 from pydicom import Dataset
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
+from pydicom.uid import (
+    JPEG2000Lossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
 
 from hmvnet.case import CaseError, Grid
 from hmvnet.phantom.dicom import write_dicom
@@ -180,6 +188,17 @@ def test_pet_and_ct_of_different_frames_of_reference(given):
         scan.read()
 
 
+@pytest.mark.parametrize("code", ["C-B1031", "35321007"])
+def test_fdg_by_its_code_alone(given, code):
+    def name(file) -> None:
+        info, item = file.RadiopharmaceuticalInformationSequence[0], pydicom.Dataset()
+        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code, "SCT", "Glucose"
+        info.Radiopharmaceutical, info.RadiopharmaceuticalCodeSequence = "", [item]
+
+    changed(given / "PT", name)
+    assert only(given).read().findings == ()
+
+
 @pytest.mark.parametrize("tracer", ["PSMA-1007", "FDG", "F-18"])
 def test_another_tracer_is_to_be_reviewed(given, tracer):
     def injected(file):
@@ -283,6 +302,17 @@ def test_a_weight_of_0_or_none_is_named(given, weight):
     assert any("as given" in note for note in case.notes)
 
 
+def test_a_weight_with_a_decimal_comma_is_one(given):
+    changed(given / "PT", lambda file: setattr(file, "PatientWeight", "72.5"))
+    read = [only(given).read()]
+    for path in (given / "PT").iterdir():
+        assert path.read_bytes().count(b"72.5") == 1
+        path.write_bytes(path.read_bytes().replace(b"72.5", b"72,5"))
+    read.append(only(given).read())
+    first, second = (sitk.GetArrayFromImage(case.pet) for case in read)
+    np.testing.assert_array_equal(first, second)
+
+
 # --- how pixels are stored -----------------------------------------------------------------------
 
 
@@ -299,21 +329,38 @@ def test_jpeg_ls(given):
     check(only(given).read())
 
 
-def test_jpeg_2000(given, tmp_path):
+@pytest.mark.parametrize(
+    ("compressor", "syntax"), [("JPEG2000", JPEG2000Lossless), ("JPEG", JPEGLosslessSV1)]
+)
+def test_jpeg_of_gdcm(given, tmp_path, compressor, syntax):
     """Compressed by GDCM, the pixels put into our files."""
     for path in sorted((given / "CT").iterdir()):
         file = pydicom.dcmread(path)
         writer = sitk.ImageFileWriter()
         writer.SetImageIO("GDCMImageIO")
         writer.UseCompressionOn()
+        writer.SetCompressor(compressor)
         writer.SetFileName(str(tmp_path / "one.dcm"))
         writer.Execute(sitk.GetImageFromArray(file.pixel_array))
         packed = pydicom.dcmread(tmp_path / "one.dcm")
-        assert packed.file_meta.TransferSyntaxUID == JPEG2000Lossless
-        file.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        assert packed.file_meta.TransferSyntaxUID == syntax
+        file.file_meta.TransferSyntaxUID = syntax
         file.PixelData = packed.PixelData
         file["PixelData"].VR, file["PixelData"].is_undefined_length = "OB", True
         file.save_as(path)
+    check(only(given).read())
+
+
+@pytest.mark.parametrize("words", [["+e1"], ["+el", "+sv", "6"]])
+def test_jpeg_lossless_of_dcmtk(given, words):
+    """As scanners and archives send it: predictor 1 (.4.70), or another (.4.57)."""
+    if not shutil.which("dcmcjpeg"):
+        pytest.skip("dcmcjpeg (Debian's dcmtk) is not installed")
+    for path in given.rglob("*"):
+        if path.is_file():
+            subprocess.run(["dcmcjpeg", *words, path, path], check=True)
+    first = pydicom.dcmread(next((given / "CT").iterdir()))
+    assert first.file_meta.TransferSyntaxUID in (JPEGLosslessSV1, JPEGLossless)
     check(only(given).read())
 
 

@@ -216,7 +216,10 @@ def test_a_table_is_read_as_a_spreadsheet_saves_it(tmp_path: Path, kind: str) ->
         (HEAD + "A-1,61,1,300,7\n", "a.csv: .*row 2 has 5 cells, the header 4"),
         (HEAD + 'A-1,"61,1,300\n', "a.csv: not readable as a CSV table: unexpected end of data"),
         (HEAD + ROWS + ",60,1,5\n", "a.csv: 1 rows without a name in column 'PatientID'"),
-        (HEAD + ROWS.replace("A-", "B-"), "a.csv: names none of the 2 patients; found .*'B-1'"),
+        (
+            HEAD + ROWS.replace("A-", "B-"),
+            "a.csv: names none of the 2 patients; found .*'A-0', expected 'A-0'",
+        ),
         (HEAD.replace("PatientID", "Who") + ROWS, r"a.csv: outcomes without a column of patients"),
         (
             HEAD.replace("Age", "Patient_ID") + ROWS,

@@ -57,6 +57,35 @@ def test_time_budget_leaves_passes_out_and_says_so():
     assert "2 of 5" in output.notes[0] and "3 left out" in output.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("tumours", "expected"),
+    [
+        ([(1, 8)], None),
+        ([(1, 8), (1, 8)], 0.0),
+        ([(0, 0), (0, 0)], 0.0),
+        # The mean is the first, which both of the first two have; half of the third is beside it.
+        ([(1, 8), (1, 8), (1, 16)], (0 + 0 + 8 / 24) / 3),
+        ([(1, 8), (1, 8), (2, 8)], 1 / 3),  # another class is no agreement
+        ([(1, 8), (1, 8), (0, 0)], 1 / 3),
+    ],
+)
+def test_passes_that_differ_are_counted(tumours, expected):
+    class Tumour(Constant):
+        def __init__(self, label: int, voxels: int) -> None:
+            self.label, self.voxels = label, voxels
+
+        def __call__(self, volume, axes=()):
+            p = torch.zeros(1, 3, *volume.shape[2:])
+            p[:, 0] = 1
+            p.flatten(2)[:, 0, : self.voxels] = 0
+            p.flatten(2)[:, self.label, : self.voxels] = 1
+            return p, []
+
+    ensemble = Ensemble([Tumour(*one) for one in tumours])
+    found = ensemble(np.zeros((2, 4, 4, 4), np.float32)).disagreement
+    assert found == (expected if expected is None else pytest.approx(expected))
+
+
 def test_probabilities_that_are_not_finite_are_an_error():
     ensemble = Ensemble([Constant(float("nan"), [0.0])])
     with pytest.raises(RuntimeError, match="NaN"):

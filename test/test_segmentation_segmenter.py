@@ -40,7 +40,12 @@ def test_its_parts_are_what_training_and_tuning_call(case, tiny_bundle):
     np.testing.assert_array_equal(volume.scaled, found.volume.scaled)
     assert volume.raw[0].min() < -900 and volume.scaled.min() == -1 and volume.scaled.max() <= 1
     labels = label_map(
-        found.probabilities, volume.scaled[0], volume.grid, segmenter.postprocessing, "head-neck"
+        found.probabilities,
+        volume.scaled,
+        volume.grid,
+        segmenter.postprocessing,
+        "head-neck",
+        COARSE.suv_window,
     )
     np.testing.assert_array_equal(labels, found.labels)
 
@@ -54,8 +59,10 @@ def test_anatomy_is_asked_in_the_head_and_neck_only():
     probabilities = np.zeros((3, *grid.shape), np.float32)
     probabilities[1, 30:36, 32:38, 32:38], probabilities[2, 30:36, 32:38, 32:38] = 0.7, 0.2
     rules = PostprocessingSettings()
-    assert set(np.unique(label_map(probabilities, ct, grid, rules, "head-neck"))) == {0, 2}
-    assert set(np.unique(label_map(probabilities, ct, grid, rules, "centre"))) == {0, 1}
+    scaled, window = np.stack([ct, ct]), COARSE.suv_window
+    for region, expected in (("head-neck", {0, 2}), ("centre", {0, 1})):
+        labels = label_map(probabilities, scaled, grid, rules, region, window)
+        assert set(np.unique(labels)) == expected
 
 
 def test_members_can_be_left_out(case, tmp_path):

@@ -19,8 +19,8 @@ from hmvnet.survival.baselines import (
     Tuned,
     available,
     create,
-    fit_linear_risk,
 )
+from hmvnet.survival.cox import fit_linear_risk
 
 QUICK = ("coxph", "icare", "deephit", "mtlr", "gbm")
 

@@ -11,7 +11,12 @@ from hmvnet.bundle import fingerprint, load_bundle, write_bundle
 from hmvnet.case import Outcome
 from hmvnet.config import ClinicalSettings, DataSettings, Settings
 from hmvnet.reading.folder import find_patients
-from hmvnet.training.descriptions import LeakError, LesionDescriber, load_described
+from hmvnet.training.descriptions import (
+    LeakError,
+    LesionDescriber,
+    load_described,
+    unseen_members,
+)
 
 
 def test_a_planted_leak_is_caught(tiny_bundle, tmp_path):
@@ -24,8 +29,8 @@ def test_a_planted_leak_is_caught(tiny_bundle, tmp_path):
     folder = write_bundle(tmp_path / "leaky", leaky, tensors_of(bundle))
     describer = LesionDescriber(load_bundle(folder), torch.device("cpu"), 8.0, tmp_path)
     with pytest.raises(LeakError, match="A-1"):
-        describer.unseen_members("A-1")
-    assert describer.unseen_members("A-2") == [0]
+        unseen_members(describer.bundle, "A-1")
+    assert unseen_members(describer.bundle, "A-2") == [0]
     with pytest.raises(ValueError, match="no outcome"):
         describer(patient)
 

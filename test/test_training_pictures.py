@@ -10,7 +10,7 @@ import pytest
 from conftest import YEAR, case_score, follow_up
 
 from hmvnet.case import GTVP, Outcomes
-from hmvnet.experiments.compare_survival import FUSIONS, LESIONS_TOO, TRUTH, readable
+from hmvnet.experiments.survival_report import FUSIONS, LESIONS_TOO, TRUTH, readable
 from hmvnet.survival import baselines
 from hmvnet.survival.bootstrap import Interval
 from hmvnet.survival.metrics import calibration

@@ -1,21 +1,26 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import FAST_PROGNOSIS, described_patients
 
-from hmvnet.case import harrell_c
+from hmvnet.case import ClinicalRecord, harrell_c
 from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
-from hmvnet.prognosis.risk import PrognosisMember, Weighted
+from hmvnet.prognosis.encoder import ClinicalEncoder
+from hmvnet.prognosis.member import PrognosisMember, Weighted
+from hmvnet.reading.records import HECKTOR
 from hmvnet.training import prognosis as training
 from hmvnet.training.descriptions import outcomes_of
 from hmvnet.training.engine import make_fabric
-from hmvnet.training.prognosis import fit_member, fit_members, inputs_of, predict
+from hmvnet.training.prognosis import fit_members, inputs_of, predict
 
 
 def fit(tmp_path, patients, **changes) -> PrognosisMember:
     settings = FAST_PROGNOSIS.model_copy(update={"branches": ("table", "lesions")} | changes)
-    return fit_member(make_fabric(tmp_path), patients, settings, tmp_path)
+    return fit_members(
+        make_fabric(tmp_path), patients, settings.model_copy(update={"members": 1}), tmp_path
+    )[0]
 
 
 def test_higher_risk_is_earlier_recurrence(tmp_path):
@@ -92,6 +97,22 @@ def test_members_of_different_seeds_differ_and_are_averaged(tmp_path):
     np.testing.assert_allclose(predict(members, patients), np.mean(risks, axis=0))
 
 
+def test_what_is_equal_for_all_members_is_fitted_once(tmp_path, monkeypatch):
+    """A fit of many members costs their networks and heads, and one of everything else."""
+    fits = []
+    encoder, linear = ClinicalEncoder.fit, training.fit_linear_risk
+
+    def counted(name, fit):
+        return lambda *given, **options: fits.append(name) or fit(*given, **options)
+
+    monkeypatch.setattr(ClinicalEncoder, "fit", counted("encoder", encoder))
+    monkeypatch.setattr(training, "fit_linear_risk", counted("linear", linear))
+    settings = FAST_PROGNOSIS.model_copy(update={"branches": ("table",), "members": 3})
+    members = fit_members(make_fabric(tmp_path), described_patients(), settings, tmp_path)
+    assert fits == ["encoder", "linear"] and len(members) == 3
+    assert members[0].named["direct"].model is members[2].named["direct"].model
+
+
 @pytest.mark.parametrize("count", [5, 0])
 def test_too_few_patients(tmp_path, count):
     with pytest.raises(ValueError, match="expected at least 10"):
@@ -103,23 +124,28 @@ def test_fit_inside_a_fold_never_sees_the_others(tmp_path, monkeypatch):
     patients = described_patients(30)
     fitted, predicted = [], []
 
-    def record_fit(some, *_):
+    def record_fit(fabric, some, *_):
         fitted.append({p.patient_id for p in some})
-        return None
+        return [SimpleNamespace(weights={"icare": 0.5, "linear": 0.5})]
 
-    def record_predict(member, some):
+    def record_predict(members, some):
         predicted.append({p.patient_id for p in some})
-        return np.random.default_rng(0).random(len(some))
+        risk = np.array([-p.outcome.days for p in some])
+        return {"icare": risk, "linear": np.random.default_rng(0).random(len(some))}
 
-    monkeypatch.setattr(training, "fit", record_fit)
-    monkeypatch.setattr(training, "predict", record_predict)
+    monkeypatch.setattr(training, "fit_members", record_fit)
+    monkeypatch.setattr(training, "predict_parts", record_predict)
     settings = Settings(data=DataSettings(folds=3))
-    risks, _ = training.cross_validate(
+    found = training.cross_validate(
         patients, settings.data, settings.prognosis, settings.clinical.record_schema, tmp_path
     )
-    assert np.isfinite(risks).all() and len(fitted) == 3
+    assert len(fitted) == 3 and found.concordance > 0.9  # the part that knows has the weight
     assert all(not seen & new for seen, new in zip(fitted, predicted))
     assert sorted(i for part in predicted for i in part) == [p.patient_id for p in patients]
+    outcomes = outcomes_of(patients)
+    assert harrell_c(outcomes, found.risk) > 0.9
+    spread = outcomes.days.std() * found.weights["icare"]
+    assert spread > 2 * found.weights["linear"] * 0.29  # and by all folds, too
 
 
 def test_the_direct_part_sees_established_features_only(tmp_path):
@@ -144,3 +170,39 @@ def test_one_relapse_is_enough_to_fit(tmp_path):
         for i, p in enumerate(patients)
     ]
     assert np.isfinite(predict([fit(tmp_path, quiet)], quiet)).all()
+
+
+def test_shares_are_judged_on_patients_that_no_part_was_fitted_to(tmp_path, monkeypatch):
+    """Risks out of the inner folds, of the weights that the members then have."""
+    patients = [
+        replace(p, record=ClinicalRecord({"Age": 20 + 90 * np.exp(-p.outcome.days / 1500)}))
+        for p in described_patients(66)
+    ]
+    settings = FAST_PROGNOSIS.model_copy(update={"branches": ("table",)})
+    fitted = []
+    of = training.Cohort.of
+    monkeypatch.setattr(
+        training.Cohort, "of", lambda some, *rest: fitted.append(len(some)) or of(some, *rest)
+    )
+    members, seen = training.fit_judged(patients, settings, HECKTOR, tmp_path, quiet=True)
+    assert sorted(fitted) == [44, 44, 44, 66]
+    assert harrell_c(outcomes_of(patients), seen) > 0.9
+    weights = [m.head.weight + sum(p.weight for p in m.named.values()) for m in members]
+    assert weights == pytest.approx([1.0, 1.0]) and members[0].head.weight != pytest.approx(0.34)
+    as_given, none = training.fit_judged(
+        patients, settings.model_copy(update={"inner_folds": 0}), HECKTOR, tmp_path / "0", True
+    )
+    assert none is None and as_given[0].head.weight == pytest.approx(0.34)
+    few, none = training.fit_judged(patients[:40], settings, HECKTOR, tmp_path / "few", quiet=True)
+    assert none is None and few[0].head.weight == pytest.approx(0.34)
+
+
+def test_a_member_whose_named_part_was_left_out_survives_its_tensors(tmp_path):
+    patients = described_patients()
+    member = fit(tmp_path, patients).weighted({"icare": 0.3, "direct": 0.0, "linear": 0.7})
+    assert set(member.named) == {"linear"} and member.head.weight == pytest.approx(0.3)
+    again = PrognosisMember.from_tensors(member.encoder, member.settings(), member.tensors())
+    np.testing.assert_allclose(predict([member], patients), predict([again], patients), atol=1e-5)
+    parts = member.part_risks(inputs_of(patients, member.encoder))
+    whole = 0.3 * parts["icare"] + 0.7 * parts["linear"]
+    np.testing.assert_allclose(predict([member], patients), whole)

@@ -1,8 +1,8 @@
 import pytest
-from conftest import short_training, tiny_label, write_patient
+from conftest import COARSE, short_training, tiny_label, write_patient
 
-from hmvnet.bundle import fingerprint, load_bundle
-from hmvnet.config import DataSettings, Settings
+from hmvnet.bundle import Manifest, SegmentationPart, fingerprint, load_bundle, write_bundle
+from hmvnet.config import DataSettings, PostprocessingSettings, Settings
 from hmvnet.exits import RefusedError
 from hmvnet.reading.folder import find_patients
 from hmvnet.training.segmentation_bundle import (
@@ -10,6 +10,7 @@ from hmvnet.training.segmentation_bundle import (
     check_label_grids,
     chosen_folds,
     train_segmentation_bundle,
+    volumes_seen,
 )
 
 
@@ -32,6 +33,25 @@ def test_extra_patients_are_trained_on_and_remembered(tmp_path):
     trained = {p.patient_id for p in fold.seen}
     assert set(bundle.seen_among(everyone)) == trained
     assert not trained & {p.patient_id for p in fold.validation}
+    found = bundle.manifest.volumes_ml  # of balls of 20 and 12 mm, on a grid of 4 mm
+    assert found["GTVp"] == pytest.approx([33.5, 33.5], rel=0.05)
+    assert found["GTVn"] == pytest.approx([7.2, 7.2], rel=0.15)
+
+
+def test_volumes_are_those_of_all_trainings(cases, tmp_path):
+    """A bundle that goes on from another knows what that one was trained on."""
+    manifest = Manifest(
+        name="first",
+        preprocessing=COARSE,
+        postprocessing=PostprocessingSettings(),
+        segmentation=SegmentationPart(network="hmvnet", patch_size=(32, 32, 32), files=["a"]),
+        volumes_ml={"GTVp": (2.0, 30.0)},
+    )
+    first = write_bundle(tmp_path / "first", manifest, {})
+    alone = volumes_seen(cases)
+    assert alone["GTVp"][0] > 30 and sorted(alone) == ["GTVn", "GTVp"]
+    both = volumes_seen(cases, str(first))
+    assert both == alone | {"GTVp": (2.0, alone["GTVp"][1])} and volumes_seen([]) == {}
 
 
 @pytest.fixture

@@ -8,12 +8,11 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from conftest import HEAD_GRID, head
+from conftest import HEAD_GRID, head, run_cohort
 from skimage.draw import polygon2mask
 
 from hmvnet.bundle import load_bundle
 from hmvnet.case import Grid
-from hmvnet.cohort import predict_cohort
 from hmvnet.exits import Exit, RefusedError
 from hmvnet.phantom.dicom import write_dicom
 from hmvnet.pipeline import Pipeline
@@ -51,7 +50,7 @@ def written(scan, tiny_bundle, tmp_path_factory) -> Path:
     pipeline = Pipeline(load_bundle(tiny_bundle), pick_device("cpu"), needs_risk=False)
     pipeline.segmenter.ensemble = Painted(pipeline.segmenter.ensemble.members)
     out = tmp_path_factory.mktemp("out")
-    result = predict_cohort(find_sources([scan]), pipeline, out, picture=False, dicom=True)
+    result = run_cohort(find_sources([scan]), pipeline, out, picture=False, dicom=True)
     assert result.code == Exit.OK and result.done == ["patient-001"]
     return out / "patient-001"
 
@@ -137,7 +136,7 @@ def test_dciodvfy_finds_no_error(written, name):
 def test_dicom_objects_need_a_dicom_input(tiny_bundle, tmp_path, write_case):
     pipeline = Pipeline(load_bundle(tiny_bundle), pick_device("cpu"), needs_risk=False)
     with pytest.raises(RefusedError, match="no patient is read from DICOM"):
-        predict_cohort(find_sources([write_case()]), pipeline, tmp_path / "out", dicom=True)
+        run_cohort(find_sources([write_case()]), pipeline, tmp_path / "out", dicom=True)
 
 
 def test_a_ct_without_names_and_one_of_tags_that_make_no_object(scan, tiny_bundle, tmp_path):
@@ -154,14 +153,8 @@ def test_a_ct_without_names_and_one_of_tags_that_make_no_object(scan, tiny_bundl
                 with pydicom.config.disable_value_validation():
                     file.PatientBirthDate = value
             file.save_as(path)
-        said = []
-        result = predict_cohort(
-            find_sources([folder]),
-            pipeline,
-            tmp_path / f"out-{name}",
-            picture=False,
-            dicom=True,
-            on_failure=lambda *words, said=said: said.append(words),
+        result = run_cohort(
+            find_sources([folder]), pipeline, tmp_path / f"out-{name}", picture=False, dicom=True
         )
-        assert result.code == (Exit.INCOMPLETE if value else Exit.OK), said
-        assert "SMITH" not in str(said)
+        assert result.code == (Exit.INCOMPLETE if value else Exit.OK), result.failures
+        assert "SMITH" not in str(result.failures)

@@ -22,7 +22,9 @@ from hmvnet.bundle import Manifest, SegmentationPart
 from hmvnet.case import GTVN, GTVP, IDENTITY, SYNTHETIC, Verdict
 from hmvnet.config import PostprocessingSettings
 from hmvnet.pipeline import Prediction
-from hmvnet.prognosis.risk import Contribution, Risk
+from hmvnet.prognosis.curve import RiskGroup, SurvivalCurve
+from hmvnet.prognosis.member import Contribution
+from hmvnet.prognosis.risk import PatientCurve, Risk
 from hmvnet.writing import page as writing
 from hmvnet.writing.page import MOST_BYTES, coded, suv_steps, write_page
 from hmvnet.writing.report import report
@@ -35,6 +37,15 @@ HOSTILE = """</script><script>alert(1)</script>"><img src=x onerror=alert(1)><!-
 RISK = Risk(
     0.4, 0.7, 900.0, {"image": 0.1}, (Contribution("Age", 0.3), Contribution("TLG", -0.1)), ()
 )
+MODEL = SurvivalCurve(
+    days=(100.0, 400.0, 900.0, 1500.0),
+    cumulative_hazard=(0.1, 0.3, 0.5, 0.6),
+    slope=1.0,
+    centre=0.0,
+    horizon_days=1200.0,
+    groups=tuple(RiskGroup(20, (1 - p, 1 - 2 * p, 1 - 3 * p, 1 - 3 * p)) for p in (0.05, 0.1, 0.2)),
+)
+CURVED = replace(RISK, interval=(0.1, 0.8), curve=PatientCurve.of(MODEL, RISK.value))
 
 
 def bundle(name: str = "tiny") -> Manifest:
@@ -208,6 +219,22 @@ def test_a_case_without_lesions_or_risk_has_a_page(tmp_path) -> None:
     assert data["places"] == [] and "risk" not in data["report"]
 
 
+def test_the_curves_begin_at_one_and_are_the_models(tmp_path) -> None:
+    data = written(replace(predicted(*TWO), risk=CURVED), tmp_path).data
+    found, risk = data["curve"], data["report"]["risk"]
+    expected = np.exp(-np.array(MODEL.cumulative_hazard) * math.exp(RISK.value))
+    assert found["patient"] == [1.0, *expected.round(4)] and found["days"][:2] == [0.0, 100.0]
+    assert [g["survival"][1] for g in found["groups"]] == [0.95, 0.9, 0.8]
+    assert risk["interval_95"] == [0.1, 0.8] and risk["horizon_days"] == 1200
+    by_year = risk["chance_without_recurrence_by_year"]
+    assert list(by_year) == ["1", "2", "3"] and by_year["2"] == pytest.approx(expected[1], abs=1e-3)
+
+
+def test_a_risk_without_a_curve_has_a_page(tmp_path) -> None:
+    data = written(replace(predicted(*TWO), risk=RISK), tmp_path).data
+    assert data["curve"] is None and "horizon_days" not in data["report"]["risk"]
+
+
 # --- in a browser --------------------------------------------------------------------------------
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -262,7 +289,7 @@ def changed(before: list[str], after: list[str]) -> list[bool]:
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory) -> tuple[Prediction, Path]:
-    prediction = replace(predicted(*TWO, notes=(HOSTILE,)), risk=RISK)
+    prediction = replace(predicted(*TWO, notes=(HOSTILE,)), risk=CURVED)
     path = tmp_path_factory.mktemp("page") / "page.html"
     return prediction, write_page(prediction, bundle(HOSTILE), path, "cpu")
 
@@ -285,6 +312,17 @@ class TestInABrowser:
         assert opened.page.inner_text("#made dd >> nth=0") == HOSTILE
         opened.page.screenshot(path=tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 10_000
+        assert opened.said == []
+
+    def test_the_patients_curve_lies_among_those_of_the_groups(self, chromium, shown) -> None:
+        opened = Opened(chromium, shown[1])
+        drawing = "#risk svg[aria-label='chance of no recurrence']"
+        texts = opened.page.query_selector_all(f"{drawing} text")
+        words = [text.text_content() for text in texts]
+        assert words[-4:] == ["low risk (20)", "middle (20)", "high risk (20)", "this patient"]
+        boxes = [b.bounding_box() for b in opened.page.query_selector_all(f"{drawing} path")[::2]]
+        depths = [box["y"] + box["height"] for box in boxes]
+        assert depths[0] < depths[1] < depths[2] < depths[3]
         assert opened.said == []
 
     def test_wheel_keys_and_clicks_move_the_planes(self, chromium, shown) -> None:

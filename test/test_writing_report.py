@@ -14,6 +14,7 @@ from hmvnet.config import PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.roi import Region
 from hmvnet.lesions.table import lesion_table
 from hmvnet.pipeline import Prediction
+from hmvnet.staging.estimate import StageEstimate, Staging
 from hmvnet.writing.report import report, write_lesions, write_report
 
 MANIFEST = Manifest(
@@ -65,6 +66,20 @@ def test_the_report_says_how_it_was_made():
     assert found["lesions"] == [] and found["notes"] == ["no lesion found"]
     assert found["verdict"] == {"status": "review", "codes": ["no-head"]}
     assert "risk" not in found and "clinical use" in found["notice"]
+
+
+def test_stage_and_why_are_in_the_report():
+    t = StageEstimate("T4", {"T3": 0.25, "T4": 0.75}, ("on bone",))
+    staging = Staging(t, StageEstimate("N0", reasons=("no nodes",)), "model", ("site unknown",))
+    bare = prediction_with({}, Grid((20, 20, 20), (2.0, 2.0, 2.0)))
+    assert "stage" not in report(bare, MANIFEST)
+    found = report(replace(bare, staging=staging), MANIFEST)["stage"]
+    assert found["t"] == {
+        "stage": "T4",
+        "probabilities": {"T3": 0.25, "T4": 0.75},
+        "reasons": ["on bone"],
+    }
+    assert (found["by"], found["n"]["stage"], found["notes"]) == ("model", "N0", ["site unknown"])
 
 
 def test_files_hold_what_the_report_holds(tmp_path):

@@ -24,7 +24,7 @@ Image = str | Path | sitk.Image | tuple[np.ndarray, Grid]
 Record = str | Path | Mapping[str, object] | ClinicalRecord
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result(Prediction):
     """A prediction that can be saved.
 

@@ -31,7 +31,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from hmvnet.case import CLASSES, CaseError
-from hmvnet.config import PostprocessingSettings, PreprocessingSettings, RegionName, Settings
+from hmvnet.config import (
+    InterfaceName,
+    PostprocessingSettings,
+    PreprocessingSettings,
+    RegionName,
+    Settings,
+)
 from hmvnet.exits import RefusedError, shown
 from hmvnet.files import (
     SHORT,
@@ -104,10 +110,24 @@ class SegmentationPart(_Part):
         return next(part for part in self.parts if file in part.files)
 
 
+class RecordFreePart(_Part):
+    """The survival model of images and lesions alone, for patients without a health record.
+
+    ``shift + scale * risk`` is the risk of the same hazard by the model that sees the record.
+    """
+
+    settings: dict[str, Any]
+    files: Annotated[list[str], Field(min_length=1)]
+    shift: FiniteFloat
+    scale: Annotated[FiniteFloat, Field(gt=0)]
+
+
 class PrognosisPart(_Part):
     """The survival model: tensors of the fusion network and of the ICARE head, a file a fold.
 
-    ``seen`` are fingerprints of the patients it was fitted to.
+    ``curve`` is the state of a ``hmvnet.prognosis.curve.SurvivalCurve``; bundles of before know
+    ``expected_days`` for a few risks in its place. ``seen`` are fingerprints of the patients it was
+    fitted to.
     """
 
     settings: dict[str, Any]
@@ -115,6 +135,8 @@ class PrognosisPart(_Part):
     lesion_features: list[str]
     risk_quantiles: Annotated[list[FiniteFloat], Field(min_length=1)]
     expected_days: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]] = []
+    curve: dict[str, Any] | None = None
+    without_record: RecordFreePart | None = None
     seen: list[str] = []
     files: Annotated[list[str], Field(min_length=1)]
 
@@ -127,18 +149,45 @@ class PrognosisPart(_Part):
                 raise ValueError("risks that do not rise")
         return self
 
+    @property
+    def all_files(self) -> list[str]:
+        """Those of the model without a record too."""
+        return [*self.files, *(self.without_record.files if self.without_record else ())]
+
+
+class StagingPart(_Part):
+    """The staging models of T and N: their features by name, and one file of tensors.
+
+    ``file`` holds the arrays of ``hmvnet.staging.model.StageModel`` as ``t.<name>`` and
+    ``n.<name>``; ``seen`` are fingerprints of the patients that they were fitted to.
+    """
+
+    t_features: Annotated[list[str], Field(min_length=1)]
+    n_features: Annotated[list[str], Field(min_length=1)]
+    seen: list[str] = []
+    file: str
+
 
 class Manifest(_Part):
-    """``manifest.json``. ``files`` maps file names to sha256."""
+    """``manifest.json``.
+
+    Attributes:
+        volumes_ml: by class, the smallest and the largest volume of it that a training patient had
+            in all, of those that had any; only for the bundle's own region.
+        files: file names to sha256.
+    """
 
     format: int = FORMAT
     name: str
     classes: list[str] = list(CLASSES)
     region: RegionName = "head-neck"
+    interface: InterfaceName = "auto"
     preprocessing: PreprocessingSettings
     postprocessing: PostprocessingSettings
     segmentation: SegmentationPart
     prognosis: PrognosisPart | None = None
+    volumes_ml: dict[str, tuple[FiniteFloat, FiniteFloat]] = {}
+    staging: StagingPart | None = None
     trained_on: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     files: dict[str, str] = {}
@@ -171,11 +220,29 @@ class Bundle:
         part = self.manifest.prognosis
         return _recognised(patient_ids, set(part.seen) if part else set())
 
+    def staged_among(self, patient_ids: Iterable[str]) -> list[str]:
+        """Those of the patients that the staging models were fitted to."""
+        part = self.manifest.staging
+        return _recognised(patient_ids, set(part.seen) if part else set())
+
+    def all_tensors(self, without: Iterable[str] = ()) -> dict[str, dict[str, Tensor]]:
+        """The tensors of every part's files by file, but of those in ``without``.
+
+        What was made of them, such as ONNX files, is not among them.
+        """
+        manifest, left_out = self.manifest, set(without)
+        names = [
+            *manifest.segmentation.all_files,
+            *(manifest.prognosis.all_files if manifest.prognosis else ()),
+            *([manifest.staging.file] if manifest.staging else ()),
+        ]
+        return {name: self.tensors(name) for name in names if name not in left_out}
+
     def adjusted(self, settings: Settings) -> tuple[Bundle, tuple[str, ...]]:
         """With what the settings say explicitly in the place of the bundle's own, and notes on it.
 
-        Of the sections ``preprocessing`` and ``postprocessing``, and ``data.region``; what is only
-        a default there leaves the bundle's value as it is.
+        Of the sections ``preprocessing`` and ``postprocessing``, and ``data.region`` and
+        ``data.interface``; what is only a default there leaves the bundle's value as it is.
         """
         manifest, notes = self.manifest, []
         changes: dict[str, Any] = {}
@@ -191,8 +258,10 @@ class Bundle:
                 f"{name}.{k}={v}, the bundle's is {getattr(own, k)}" for k, v in other.items()
             ]
         if "region" in settings.data.model_fields_set and settings.data.region != manifest.region:
-            changes["region"] = settings.data.region
+            changes |= {"region": settings.data.region, "volumes_ml": {}}
             notes.append(f"data.region={settings.data.region}, the bundle's is {manifest.region}")
+        if "interface" in settings.data.model_fields_set:
+            changes["interface"] = settings.data.interface
         return Bundle(self.folder, manifest.model_copy(update=changes)), tuple(notes)
 
     def tensors(self, name: str) -> dict[str, Tensor]:

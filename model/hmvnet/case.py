@@ -211,6 +211,19 @@ class ClinicalRecord:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """T and N as a doctor gave them; None: not, or none that is to be learnt (T0, Tx, Nx).
+
+    Attributes:
+        t: ``T1`` to ``T4``.
+        n: ``N0`` to ``N3``.
+    """
+
+    t: str | None = None
+    n: str | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Recurrence-free survival: days to relapse or censoring, and whether it was a relapse."""
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hmvnet import __version__
-from hmvnet.exits import Exit, RefusedError, ending
+from hmvnet.exits import Exit, RefusedError, ending, fault
 from hmvnet.progress import REMARKS, print_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from hmvnet.cohort import Crew
     from hmvnet.config import Settings
-    from hmvnet.pipeline import Prediction
 
 # What typer raises for wrong options and arguments: click's own, which newer typer carries inside.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -35,6 +35,8 @@ EXTRAS = {
     "einops": "train",
     "tabulate": "train",
     "highdicom": "dicom",
+    "dask": "cluster",
+    "distributed": "cluster",
 }
 
 
@@ -51,11 +53,13 @@ def _commands(text: str, *, alone: bool = False) -> typer.Typer:
 app = _commands("Head-and-neck PET/CT segmentation and RFS prediction. Not for clinical use.")
 segmentation = _commands("Train, score, tune and compare segmentation networks.")
 survival = _commands("Train, score and compare survival models.")
+stage = _commands("Train and compare staging models: T and N of AJCC's 7th edition.")
 bench = _commands("Measure this project and its baselines side by side.")
 export = _commands("Write the bundle's ONNX files, or data for nnU-Net.", alone=True)
 import_ = _commands("Take over models that other programs trained.")
 app.add_typer(segmentation, name="segmentation")
 app.add_typer(survival, name="survival")
+app.add_typer(stage, name="stage")
 app.add_typer(bench, name="bench")
 app.add_typer(export, name="export")
 app.add_typer(import_, name="import")
@@ -74,6 +78,13 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number
 LimitOption = Annotated[int, typer.Option(min=0, help="first N patients only; 0: all")]
 FoldOption = Annotated[list[int] | None, typer.Option(help="fold(s); all if left out")]
 TaskOption = Annotated[int, typer.Option(min=1, max=2, help="1 segmentation, 2 survival")]
+ScoreOption = Annotated[
+    Literal["2025", "2026"], typer.Option(help="the year whose figures are to be highest")
+]
+EvalTaskOption = Annotated[
+    int | None,
+    typer.Option("--task", min=1, max=2, help="1 segmentation alone, 2 survival alone"),
+]
 NetworkOption = Annotated[
     list[str] | None,
     typer.Option(help="a network and its options, 'hmvnet window=4'; repeatable"),
@@ -158,6 +169,12 @@ def predict(
     part: Annotated[
         str, typer.Option(help="a share of the patients, k/n: of job arrays, as 3/8")
     ] = "",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="processes on this machine, of many patients")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(help="a Dask scheduler whose workers predict, as tcp://host:8786")
+    ] = "",
     mask: Annotated[
         Path | None,
         typer.Option(help="a corrected mask of one patient: image, RTSTRUCT or SEG"),
@@ -177,6 +194,9 @@ def predict(
             "--page/--no-page", help="also a page to look at; default: of one patient, not of many"
         ),
     ] = None,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="also a map of how unsure each voxel is")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="write again what is there")] = False,
     go_on: Annotated[bool, typer.Option("--continue", help="skip patients that are there")] = False,
     strict: Annotated[
@@ -184,15 +204,20 @@ def predict(
     ] = False,
 ) -> int:
     """Segment GTVp and GTVn, measure the lesions, predict the RFS risk."""
-    from hmvnet.cohort import part_of, predict_cohort
+    from hmvnet.cohort import InTurn, Order, Outcome, part_of, predict_cohort
     from hmvnet.pipeline import load_pipeline
     from hmvnet.progress import show_progress
     from hmvnet.reading.inputs import Asked, find_sources
     from hmvnet.writing.cohort import write_cohort, write_failures
+    from hmvnet.writing.index import INDEX, write_index
     from hmvnet.writing.summary import Narrator
 
     if force and go_on:
         raise RefusedError("--force and --continue exclude each other")
+    if scheduler and (workers or mask):
+        raise RefusedError("--scheduler goes neither with --workers nor with --mask")
+    if scheduler:  # other machines have other working directories
+        inputs, output = [p.absolute() for p in inputs], output and output.absolute()
     given = [*(set_ or []), *([f"data.region={region}"] if region else [])]
     asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor)
     sources = find_sources(inputs, asked)  # refuses before the weights are loaded
@@ -203,47 +228,53 @@ def predict(
     if output is None:
         raise RefusedError("--output is missing: a folder in which a folder a patient is made")
     print_lines(sources.told)
-    pipeline = load_pipeline(weights or None, device, given)
-    if pipeline.prognosis is None:
+    narrator, alone = Narrator(), len(sources) == 1
+    crew: Crew
+    if scheduler or (workers and not alone):
+        from hmvnet.cluster import Workers
+
+        crew = Workers(weights or None, device, given, count=workers or 0, scheduler=scheduler)
+    else:
+        crew = InTurn(load_pipeline(weights or None, device, given), narrator if alone else None)
+    if crew.manifest.prognosis is None:
         sources = find_sources(inputs, replace(asked, needs_record=False))
-    narrator, alone, manifest = Narrator(), len(sources) == 1, pipeline.manifest
     chosen = part_of(sources, part) if part else list(sources)
-    failures: dict[str, str] = {}
 
-    def tell(name: str, folder: Path, found: Prediction) -> None:
-        if alone:
-            narrator.summary(found, manifest.name, str(pipeline.device), [folder])
+    def tell(found: Outcome) -> None:
+        name, said = found.patient_id, found.prediction
+        if alone and said:
+            where = str(crew.pipeline.device) if isinstance(crew, InTurn) else ""
+            narrator.summary(said, crew.manifest.name, where, [order.output / name])
         else:
-            narrator(f"{name}: {len(found.lesions)} lesions, {found.verdict}")
-            progress.advance()
+            for note in found.notes:  # the summary of one patient has them
+                narrator(f"{name}: note: {note}")
+            if found.status == "done":
+                narrator(f"{name}: {found.lesions} lesions, {found.verdict}")
+        if why := found.why or "; ".join(found.problems):
+            narrator.problem(f"{name}: {why}")
+        progress.advance()
 
-    def tell_notes(name: str, notes: tuple[str, ...]) -> None:
-        for note in () if alone else notes:  # the summary of one patient has them
-            narrator(f"{name}: note: {note}")
-
-    def tell_failure(name: str, why: str) -> None:
-        narrator.problem(f"{name}: {why}")
-        failures[name] = why
-
+    page = alone if page is None else page
+    order = Order(output, picture, page, dicom, entropy, thumbnail=not alone, mask=mask)
     with show_progress("patients", len(chosen), quiet=alone) as progress:
         result = predict_cohort(
             chosen,
-            pipeline,
-            output,
+            crew,
+            order,
             existing="replace" if force else "skip" if go_on else "refuse",
-            picture=picture,
-            page=alone if page is None else page,
-            dicom=dicom,
             strict=strict,
-            mask=mask,
-            on_read=tell_notes,
-            on_stage=narrator if alone else None,
-            on_patient=tell,
-            on_failure=tell_failure,
+            on_begin=progress.begin,
+            on_outcome=tell,
         )
+    code = result.code
     if not alone:
-        write_failures(failures, output, f"-{part.replace('/', 'of')}" if part else "")
+        write_failures(result.failures, output, f"-{part.replace('/', 'of')}" if part else "")
         write_cohort(output)
+        try:
+            write_index(output)
+        except Exception as error:  # the patients' folders are whole
+            narrator.problem(f"{INDEX} not written: {fault(error)}")
+            code = code or Exit.INCOMPLETE
     if not alone or result.skipped:
         counts = {
             "predicted": result.done,
@@ -255,7 +286,7 @@ def predict(
         }
         said = ", ".join(f"{len(found)} {word}" for word, found in counts.items())
         _say(f"{len(chosen)} patients: {said}; in {output}")
-    return result.code
+    return code
 
 
 @app.command()
@@ -348,12 +379,13 @@ def segmentation_tune(
     weights: WeightsOption = "",
     run: RunOption = Path("runs/tune"),
     limit: LimitOption = 0,
+    score: ScoreOption = "2025",
 ) -> None:
     """Choose a bundle's postprocessing on patients its networks did not see."""
     from hmvnet.experiments.tune import tune
 
     settings = _settings(config, overrides)
-    _say(f"bundle: {tune(settings, _bundle(weights), run, limit, _console())}")
+    _say(f"bundle: {tune(settings, _bundle(weights), run, limit, _console(), score)}")
 
 
 @segmentation.command("compare")
@@ -422,6 +454,39 @@ def survival_compare(
     settings = _settings(config, overrides)
     bundle = None if settings.clinical.tables else _bundle(weights)
     compare_survival(settings, bundle, run, _console(), model or (), repeats, reference)
+
+
+# --- stage ---------------------------------------------------------------------------------------
+
+
+@stage.command("train")
+def stage_train(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/train"),
+) -> None:
+    """Fit T and N models beside a bundle's networks; writes a bundle of all under --run."""
+    from hmvnet.training.staging_bundle import train_staging_bundle
+
+    _say(f"bundle: {train_staging_bundle(_settings(config, overrides), _bundle(weights), run)}")
+
+
+@stage.command("compare")
+def stage_compare(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/compare"),
+    masks: Annotated[
+        list[str] | None, typer.Option(help="true or predicted; repeatable; default: both")
+    ] = None,
+) -> None:
+    """Cross-fit AJCC's rule and fitted models on true and on predicted masks; one table."""
+    from hmvnet.experiments.compare_staging import compare_staging, known_masks
+
+    settings = _settings(config, overrides)
+    compare_staging(settings, _bundle(weights), run, _console(), known_masks(masks or ()))
 
 
 # --- what helps ----------------------------------------------------------------------------------
@@ -554,15 +619,26 @@ def phantom(
     ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="processes")] = 1,
     dicom: Annotated[bool, typer.Option("--dicom", help="also as DICOM, PET in Bq/mL")] = False,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="of all T and N stages, some of which invade")
+    ] = False,
+    layout: Annotated[str, typer.Option(help="of HECKTOR's training data: 2025 or 2026")] = "2025",
 ) -> None:
-    """Write SYNTHETIC patients with known truth, in the HECKTOR 2025 layout."""
+    """Write SYNTHETIC patients with known truth, in HECKTOR's layout."""
     from hmvnet.phantom import PhantomSettings, write_cohort
     from hmvnet.progress import show_progress
 
     with show_progress("phantoms", count) as progress:
-        settings = PhantomSettings(whole_body=whole_body)
+        settings = PhantomSettings(whole_body=whole_body, stages=stages)
         summary = write_cohort(
-            root, count, seed, settings, jobs, lambda done, _: progress.reach(done), dicom=dicom
+            root,
+            count,
+            seed,
+            settings,
+            jobs,
+            lambda done, _: progress.reach(done),
+            dicom=dicom,
+            layout=layout,  # type: ignore[arg-type]  # write_cohort refuses others
         )
     _say(str(summary))
 
@@ -600,11 +676,82 @@ def bench_verdicts(
     run: RunOption = Path("runs/verdict"),
     count: Annotated[int, typer.Option(min=1, help="phantoms")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="of the cohort")] = 3,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting in the bundle's place")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="a perturbation; default: all")] = None,
 ) -> None:
     """Phantoms as they are and perturbed: their verdicts against the Dice of their masks."""
     from hmvnet.experiments.bench_verdict import bench_verdict
 
-    bench_verdict(_bundle(weights), run, count, seed, _console())
+    bench_verdict(_bundle(weights), run, count, seed, set_ or (), _console(), only or ())
+
+
+def _whole_numbers(option: str, text: str, least: int) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() and int(word) >= least for word in words):
+        raise RefusedError(f"{option} {text}: expected whole numbers from {least} on, with commas")
+    return [int(word) for word in words]
+
+
+@bench.command("cohort")
+def bench_cohorts(
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/cohort"),
+    counts: Annotated[str, typer.Option(help="numbers of patients, comma-separated")] = "10,50,200",
+    workers: Annotated[
+        str, typer.Option(help="numbers of processes, comma-separated; 0: no other process")
+    ] = "0,2",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting in the bundle's place")
+    ] = None,
+) -> None:
+    """Cost per patient of small and large cohorts, in one process and in several."""
+    from hmvnet.experiments.bench_cohort import bench_cohort
+
+    many = _whole_numbers("--counts", counts, 2)
+    bench_cohort(
+        _bundle(weights), run, many, _whole_numbers("--workers", workers, 0), set_ or (), _console()
+    )
+
+
+@bench.command("survival")
+def bench_survival_models(
+    run: RunOption = Path("runs/bench-survival"),
+    sizes: Annotated[str, typer.Option(help="numbers of patients")] = "500,1000,2000,4000",
+    icare: Annotated[
+        Path | None, typer.Option(help="python of an environment with icare 0.1.0")
+    ] = None,
+) -> None:
+    """Seconds of a fit against the number of patients, beside scikit-survival's and icare's."""
+    from hmvnet.experiments.bench_survival import bench_survival
+
+    bench_survival(run, _console(), _sizes(sizes), icare)
+
+
+@bench.command("parts")
+def bench_parts_of_the_risk(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    run: RunOption = Path("runs/bench-parts"),
+    data: Annotated[
+        str, typer.Option(help="flchain, gbsg2, whas500 or aids; default: clinical.tables")
+    ] = "",
+    sizes: Annotated[str, typer.Option(help="numbers of training patients")] = "100,200,400",
+    draws: Annotated[int, typer.Option(min=2, help="draws of each size")] = 30,
+    seed: Annotated[int, typer.Option(min=0, help="of the draws")] = 0,
+) -> None:
+    """What the fusion model loses to the best single model, by the number of patients."""
+    from hmvnet.experiments.bench_parts import bench_parts
+
+    bench_parts(_settings(config, overrides), data, run, _sizes(sizes), draws, seed, _console())
+
+
+def _sizes(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(w.isdigit() and int(w) >= 100 for w in words):
+        raise RefusedError(f"--sizes {text}: expected whole numbers from 100 on, comma-separated")
+    return sorted({int(w) for w in words})
 
 
 # --- the names of before -------------------------------------------------------------------------
@@ -626,18 +773,26 @@ def train_of_before(
         survival_train(overrides, config, weights, run)
 
 
-@app.command("eval", hidden=True)
-def eval_of_before(
+@app.command("eval")
+def evaluate(
     overrides: Overrides = None,
     config: ConfigOption = None,
     weights: WeightsOption = "",
     run: RunOption = Path("runs/eval"),
-    task: TaskOption = 1,
+    task: EvalTaskOption = None,
     limit: LimitOption = 0,
 ) -> None:
-    """``segmentation eval``, or with ``--task 2`` ``survival eval``."""
-    evaluate = segmentation_eval if task == 1 else survival_eval
-    evaluate(overrides, config, weights, run, limit)
+    """Score a bundle by both challenges' figures: masks, stages and risks, all and per centre.
+
+    With ``--task 1`` as ``segmentation eval``, with ``--task 2`` as ``survival eval``.
+    """
+    if task is not None:
+        (segmentation_eval if task == 1 else survival_eval)(overrides, config, weights, run, limit)
+        return
+    from hmvnet.experiments.evaluate_challenge import evaluate_challenge
+
+    settings = _settings(config, overrides)
+    evaluate_challenge(settings, _bundle(weights), run, limit, _console())
 
 
 app.command("tune", hidden=True)(segmentation_tune)

@@ -1,16 +1,21 @@
-"""Many patients, one after the other: a folder each, failures listed, never the end of the rest."""
+"""Many patients: a folder each, failures listed, never the end of the rest.
+
+Who does the work is a crew: :class:`InTurn` in this process, :mod:`hmvnet.cluster` in several.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
+from hmvnet.bundle import Manifest
 from hmvnet.case import Case, Grid, Verdict
 from hmvnet.exits import Exit, RefusedError, fault
 from hmvnet.files import clear_leftovers, is_name, make_folder
@@ -18,8 +23,10 @@ from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.contours import read_mask
 from hmvnet.reading.dicom import Scan
 from hmvnet.reading.inputs import Source
+from hmvnet.segmentation.segmenter import OnStage
 from hmvnet.writing.cohort import read_report
 from hmvnet.writing.folder import (
+    ENTROPY,
     LESIONS,
     MASK,
     PAGE,
@@ -32,31 +39,112 @@ from hmvnet.writing.folder import (
 )
 
 Existing = Literal["refuse", "replace", "skip"]
-OnRead = Callable[[str, tuple[str, ...]], None]
-OnPatient = Callable[[str, Path, Prediction], None]
 
 
-@dataclass
-class CohortResult:
-    """How it went.
+@dataclass(frozen=True)
+class Order:
+    """What is to be made of each patient beside mask, report and lesion table.
 
     Attributes:
-        done, skipped: ids of the patients predicted now, and found whole from before.
-        refused: by patient id, why the input could not be used.
-        failed: by patient id, what went wrong with us.
-        incomplete: by patient id, what optional things could not be written.
-        review: by patient id, the codes of a verdict of ``review``, of those predicted now or
-            before.
-        strict: whether such a verdict counts in ``code``.
+        output: where the patients' folders go.
+        picture: slices and projections.
+        page: a page to look at, with the images in it.
+        dicom: DICOM objects, of patients that were read from DICOM.
+        entropy: a map of how unsure each voxel's class is.
+        thumbnail: a small picture for the cohort's index.
+        mask: of one patient, a corrected mask: an image, RTSTRUCT or SEG.
     """
 
-    done: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    incomplete: dict[str, list[str]] = field(default_factory=dict)
-    review: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    output: Path
+    picture: bool = True
+    page: bool = False
+    dicom: bool = False
+    entropy: bool = False
+    thumbnail: bool = False
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one patient; processes hand it to each other.
+
+    Attributes:
+        status: predicted now; found whole from before; the input could not be used; something went
+            wrong with us.
+        why: there is no result.
+        notes: what reading had to say.
+        lesions: how many were found.
+        problems: what optional things could not be written.
+        prediction: itself, where it was made in this process.
+    """
+
+    patient_id: str
+    status: Literal["done", "skipped", "refused", "failed"]
+    why: str = ""
+    notes: tuple[str, ...] = ()
+    verdict: Verdict = field(default_factory=Verdict)
+    lesions: int = 0
+    problems: tuple[str, ...] = ()
+    prediction: Prediction | None = field(default=None, repr=False)
+
+
+class Crew(Protocol):
+    """Who predicts patients."""
+
+    manifest: Manifest
+
+    def predict(self, sources: Sequence[Source], order: Order) -> Generator[Outcome, None, None]:
+        """Each source's outcome, when it is there."""
+
+
+@dataclass(frozen=True)
+class CohortResult:
+    """How it went, in the order of the sources.
+
+    Attributes:
+        strict: whether a verdict of ``review`` counts in ``code``.
+    """
+
+    outcomes: tuple[Outcome, ...]
     strict: bool = False
+
+    @property
+    def done(self) -> list[str]:
+        """Ids of the patients predicted now."""
+        return [o.patient_id for o in self.outcomes if o.status == "done"]
+
+    @property
+    def skipped(self) -> list[str]:
+        """Ids of those found whole from before."""
+        return [o.patient_id for o in self.outcomes if o.status == "skipped"]
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """By patient id, why the input could not be used."""
+        return {o.patient_id: o.why for o in self.outcomes if o.status == "refused"}
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """By patient id, what went wrong with us."""
+        return {o.patient_id: o.why for o in self.outcomes if o.status == "failed"}
+
+    @property
+    def incomplete(self) -> dict[str, str]:
+        """By patient id, what optional things could not be written."""
+        return {o.patient_id: "; ".join(o.problems) for o in self.outcomes if o.problems}
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """By patient id, why there is no result, or not all of it."""
+        found = self.refused | self.failed | self.incomplete
+        return {o.patient_id: found[o.patient_id] for o in self.outcomes if o.patient_id in found}
+
+    @property
+    def review(self) -> dict[str, tuple[str, ...]]:
+        """By patient id, the codes of a verdict of ``review``, of now or of before."""
+        return {
+            o.patient_id: o.verdict.codes for o in self.outcomes if o.verdict.status == "review"
+        }
 
     @property
     def code(self) -> Exit:
@@ -72,122 +160,131 @@ class CohortResult:
 
 def predict_cohort(
     sources: Sequence[Source],
-    pipeline: Pipeline,
-    output: Path,
+    crew: Crew,
+    order: Order,
     *,
     existing: Existing = "refuse",
-    picture: bool = True,
-    page: bool = False,
-    dicom: bool = False,
     strict: bool = False,
-    mask: Path | None = None,
-    on_stage: Callable[[str], None] | None = None,
-    on_read: OnRead | None = None,
-    on_patient: OnPatient | None = None,
-    on_failure: Callable[[str, str], None] | None = None,
+    on_begin: Callable[[int], None] | None = None,
+    on_outcome: Callable[[Outcome], None] | None = None,
 ) -> CohortResult:
-    """Predict every patient and write ``<output>/<patient id>/``.
+    """Predict every patient and write ``<order.output>/<patient id>/``.
 
     Args:
         existing: what to do where a patient's folder is there already; ``skip`` leaves what is
             whole and of the same bundle, and makes the rest anew.
-        picture: also draw slices and projections.
-        page: also write a page to look at, with the images in it.
-        dicom: also write DICOM objects, of patients that were read from DICOM.
         strict: a verdict of ``review`` counts in the result's code.
-        mask: of one patient, a corrected mask: an image, RTSTRUCT or SEG.
-        on_stage: told the stage that runs.
-        on_read: told each patient's id and what reading it had to say.
-        on_patient: told each patient's id, folder and prediction.
-        on_failure: told each patient's id and why there is no result, or not all of it.
+        on_begin: told how many patients are there already, before work begins.
+        on_outcome: told what became of each of the others, as soon as it is known.
 
     Raises:
-        ModuleNotFoundError: with ``dicom``, highdicom is not installed.
+        ModuleNotFoundError: DICOM objects are asked for, highdicom is not installed.
         RefusedError: an output folder that cannot be written, two patients of one id, an id that is
             no file name, something in a folder's place that is not of an earlier call, or with
             ``refuse`` a folder that is there already; before any work.
     """
     check_names(sources)
-    if mask is not None and len(sources) != 1:
-        raise RefusedError(f"a corrected mask goes with one patient, found {len(sources)}")
-    if dicom:
-        import_module("highdicom")
-        if not any(isinstance(source, Scan) for source in sources):
-            raise RefusedError("DICOM objects are asked for, and no patient is read from DICOM")
-    names = [source.patient_id for source in sources]
+    _check_order(order, sources)
+    output = order.output
     try:
         make_folder(output)
     except OSError as error:
         raise RefusedError(
             f"output folder {output} cannot be made or written: {error.strerror}"
         ) from error
-    for folder in (output, *(output / name for name in names)):
+    folders = {source.patient_id: output / source.patient_id for source in sources}
+    for folder in (output, *folders.values()):
         clear_leftovers(folder)
-    wanted = [*([PICTURE] if picture else []), *([PAGE] if page else [])]
-    whole = {
-        source.patient_id
-        for source in sources
-        if is_whole(output / source.patient_id, pipeline, wanted, dicom, _origin(source))
-    }
-    done = whole if existing == "skip" else set()
-    there = [name for name in names if (output / name).exists() and name not in done]
-    if strange := [name for name in there if not is_ours(output / name)]:
-        raise RefusedError(f"{output / strange[0]} is there, and not what this command writes")
-    if there and existing == "refuse":
+    whole = {s.patient_id for s in sources if is_whole(s, crew.manifest, order)}
+    there = whole if existing == "skip" else set()
+    in_the_way = [path for name, path in folders.items() if path.exists() and name not in there]
+    if strange := [path for path in in_the_way if not is_ours(path)]:
+        raise RefusedError(f"{strange[0]} is there, and not what this command writes")
+    if in_the_way and existing == "refuse":
         raise RefusedError(
-            f"{output / there[0]} is there already ({len(there)} of {len(sources)} patients); "
+            f"{in_the_way[0]} is there already ({len(in_the_way)} of {len(sources)} patients); "
             "--force writes them again, --continue goes on with the others"
         )
-    result = CohortResult(strict=strict)
-    reads = _ahead([source for source in sources if source.patient_id not in done])
-    for source in sources:
-        name, folder = source.patient_id, output / source.patient_id
-        if name in done:
-            result.skipped.append(name)
-            _note_verdict(result, name, _verdict_before(folder))
-            continue
-        why = ""
-        try:
-            case = next(reads)()
-            if on_read:
-                on_read(name, case.notes)
-            corrected = read_mask(mask, Grid.of(case.ct)) if mask else None
-            prediction = pipeline(case, on_stage, corrected)
-            problems = write_folder(
-                prediction,
-                pipeline.manifest,
-                folder,
-                device=str(pipeline.device),
-                picture=picture,
-                page=page,
-                origin=_origin(source),
-                ct=source.ct if dicom and isinstance(source, Scan) else None,
-            )
-        except RefusedError as error:
-            result.refused[name] = why = str(error).removeprefix(f"patient {name}: ")
-        except Exception as error:  # the others are not to be lost
-            result.failed[name] = why = fault(error)
-        if why:
-            if on_failure:
-                on_failure(name, why)
-            continue
-        result.done.append(name)
-        _note_verdict(result, name, prediction.verdict)
-        if on_patient:
-            on_patient(name, folder, prediction)
-        if problems:
-            result.incomplete[name] = problems
-            if on_failure:
-                on_failure(name, "; ".join(problems))
-    return result
+    found = {name: _from_before(folders[name]) for name in there}
+    if on_begin:
+        on_begin(len(there))
+    todo = [source for source in sources if source.patient_id not in there]
+    try:
+        with closing(crew.predict(todo, order)) as outcomes:
+            for outcome in outcomes:
+                found[outcome.patient_id] = replace(outcome, prediction=None)
+                if on_outcome:
+                    on_outcome(outcome)
+    finally:  # of workers that were killed
+        for folder in (output, *folders.values()):
+            clear_leftovers(folder)
+    return CohortResult(tuple(found[name] for name in folders), strict)
 
 
-def _origin(source: Source) -> str:
-    """Of a scan that is named by its number: what else may have had that number before."""
-    return source.origin if isinstance(source, Scan) else ""
+def _check_order(order: Order, sources: Sequence[Source]) -> None:
+    if order.mask is not None and len(sources) != 1:
+        raise RefusedError(f"a corrected mask goes with one patient, found {len(sources)}")
+    if order.dicom:
+        import_module("highdicom")
+        if not any(isinstance(source, Scan) for source in sources):
+            raise RefusedError("DICOM objects are asked for, and no patient is read from DICOM")
 
 
-def _ahead(sources: Sequence[Source]) -> Iterator[Callable[[], Case]]:
+# --- one patient ---------------------------------------------------------------------------------
+
+
+def predict_patient(
+    source: Source,
+    pipeline: Pipeline,
+    order: Order,
+    read: Callable[[], Case] | None = None,
+    on_stage: OnStage | None = None,
+) -> Outcome:
+    """Predict one patient and write its folder; whatever fails is the outcome, and no error.
+
+    Args:
+        read: in the place of ``source.read``: what was read before.
+    """
+    name = source.patient_id
+    notes: tuple[str, ...] = ()
+    try:
+        case = (read or source.read)()
+        notes = case.notes
+        corrected = read_mask(order.mask, Grid.of(case.ct)) if order.mask else None
+        prediction = pipeline(case, on_stage, corrected)
+        problems = write_folder(
+            prediction,
+            pipeline.manifest,
+            order.output / name,
+            device=str(pipeline.device),
+            picture=order.picture,
+            page=order.page,
+            entropy=order.entropy,
+            thumbnail=order.thumbnail,
+            origin=_origin(source),
+            ct=source.ct if order.dicom and isinstance(source, Scan) else None,
+        )
+    except RefusedError as error:
+        return Outcome(name, "refused", str(error).removeprefix(f"patient {name}: "), notes)
+    except Exception as error:  # the others are not to be lost
+        return Outcome(name, "failed", fault(error), notes)
+    verdict, lesions = prediction.verdict, len(prediction.lesions)
+    return Outcome(name, "done", "", notes, verdict, lesions, tuple(problems), prediction)
+
+
+class InTurn:
+    """One patient after the other in this process; the next is read meanwhile."""
+
+    def __init__(self, pipeline: Pipeline, on_stage: OnStage | None = None) -> None:
+        self.pipeline, self.manifest, self.on_stage = pipeline, pipeline.manifest, on_stage
+
+    def predict(self, sources: Sequence[Source], order: Order) -> Generator[Outcome, None, None]:
+        with closing(_ahead(sources)) as reads:
+            for source, read in zip(sources, reads):
+                yield predict_patient(source, self.pipeline, order, read, self.on_stage)
+
+
+def _ahead(sources: Sequence[Source]) -> Generator[Callable[[], Case], None, None]:
     """What gives each source's case, or raises as reading it did; the next is read meanwhile."""
     with ThreadPoolExecutor(1) as pool:
         reads = [pool.submit(source.read) for source in sources[:1]]
@@ -195,6 +292,9 @@ def _ahead(sources: Sequence[Source]) -> Iterator[Callable[[], Case]]:
             if index + 1 < len(sources):
                 reads.append(pool.submit(sources[index + 1].read))
             yield reads.pop(0).result
+
+
+# --- which patients ------------------------------------------------------------------------------
 
 
 def part_of(sources: Sequence[Source], part: str) -> list[Source]:
@@ -209,36 +309,28 @@ def part_of(sources: Sequence[Source], part: str) -> list[Source]:
     return list(sources[int(found[1]) - 1 :: int(found[2])])
 
 
-def is_whole(
-    folder: Path,
-    pipeline: Pipeline,
-    wanted: Sequence[str],
-    dicom: bool = False,
-    origin: str = "",
-) -> bool:
-    """Whether an earlier call with the same bundle left all that this one would.
-
-    Args:
-        wanted: names of files that are optional and asked for.
-        dicom: whether DICOM objects are.
-        origin: of the scan, as its report has to say.
-    """
+def is_whole(source: Source, manifest: Manifest, order: Order) -> bool:
+    """Whether an earlier call with the same bundle left all that this one would."""
+    folder = order.output / source.patient_id
     report = read_report(folder)
-    needed = [MASK, LESIONS, *wanted]
-    if dicom and report.get("lesions"):
+    optional = {PICTURE: order.picture, PAGE: order.page, ENTROPY: order.entropy}
+    needed = [MASK, LESIONS, *(name for name, wanted in optional.items() if wanted)]
+    if order.dicom and isinstance(source, Scan) and report.get("lesions"):
         needed += [SEG, SR, RTSTRUCT]
-    same = (report.get("bundle"), report.get("origin", "")) == (pipeline.manifest.name, origin)
+    same = (report.get("bundle"), report.get("origin", "")) == (manifest.name, _origin(source))
     return same and all((folder / name).is_file() for name in needed)
 
 
-def _verdict_before(folder: Path) -> Verdict:
-    found = read_report(folder).get("verdict", {})
-    return Verdict(found.get("status", "ok"), tuple(found.get("codes", ())))
+def _origin(source: Source) -> str:
+    """Of a scan that is named by its number: what else may have had that number before."""
+    return source.origin if isinstance(source, Scan) else ""
 
 
-def _note_verdict(result: CohortResult, name: str, verdict: Verdict) -> None:
-    if verdict.status == "review":
-        result.review[name] = verdict.codes
+def _from_before(folder: Path) -> Outcome:
+    report = read_report(folder)
+    found = report.get("verdict", {})
+    verdict = Verdict(found.get("status", "ok"), tuple(found.get("codes", ())))
+    return Outcome(folder.name, "skipped", verdict=verdict, lesions=len(report.get("lesions", ())))
 
 
 def check_names(sources: Sequence[Source]) -> None:

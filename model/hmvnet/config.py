@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from hmvnet.reading.records import HECKTOR, ClinicalSchema
+from hmvnet.reading.records import SCHEMAS, ClinicalSchema
 from hmvnet.reading.tables import EVENT_COLUMN, ID_COLUMN, TIME_COLUMN, TableNames
 
 
@@ -74,8 +74,10 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Branches = Annotated[tuple[Literal["image", "table", "lesions"], ...], BeforeValidator(_split)]
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 EventCodes = Annotated[dict[str, str], BeforeValidator(_event_codes)]
+Presence = Annotated[tuple[float, float, float, float], BeforeValidator(_split)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 RegionName = Literal["head-neck", "centre"]
+InterfaceName = Literal["auto", "2025", "2026"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -88,7 +90,8 @@ class DataSettings(_Section):
 
     root: str = Field(
         "",
-        description="Folder of the patients: HECKTOR 2025 or 2022, nnU-Net, or a folder a patient.",
+        description="Folder of the patients: HECKTOR 2026, 2025 or 2022, nnU-Net, or a folder a "
+        "patient.",
     )
     cache: str = Field(
         "",
@@ -107,6 +110,11 @@ class DataSettings(_Section):
         "head-neck",
         description="Where the working region lies; centre: mid-body, for scans that hold no head, "
         "and no rules of the head and neck's anatomy.",
+    )
+    interface: InterfaceName = Field(
+        "auto",
+        description="Which year's platform the container writes for; auto: by its input. Kept in "
+        "the bundle.",
     )
     extra_root: str = Field(
         "",
@@ -146,8 +154,8 @@ class NetworkSettings(_Section):
     name: str = Field(
         "hmvnet",
         min_length=1,
-        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, stu-net, nnunet, unet3d "
-        "or unetr.",
+        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, stu-net, unet3d, unetr, "
+        "or nnunet, as an import names it.",
     )
     options: Options = Field(
         {},
@@ -302,6 +310,24 @@ class PostprocessingSettings(_Section):
         "is not asked.",
     )
 
+    min_suv_peak_gtvp: float = Field(
+        0.0, ge=0, description="GTVp lesions of a lower SUVpeak are removed; 0: none are."
+    )
+    min_suv_peak_gtvn: float = Field(
+        0.0, ge=0, description="GTVn lesions of a lower SUVpeak are removed; 0: none are."
+    )
+    presence_gtvp: Presence = Field(
+        (0.0, 0.0, 0.0, 0.0),
+        description="Of the chance that a patient has a GTVp where one is found: intercept, and "
+        "weights of the log volume (mL), the logit of the mean probability and the log SUVpeak of "
+        "its likeliest lesion; zeros: not asked.",
+    )
+    presence_gtvn: Presence = Field((0.0, 0.0, 0.0, 0.0), description="As presence_gtvp, of GTVn.")
+    least_presence_gtvp: Probability = Field(
+        0.0, description="Where that chance is lower, every GTVp is removed; 0: never."
+    )
+    least_presence_gtvn: Probability = Field(0.0, description="As least_presence_gtvp, of GTVn.")
+
     def for_region(self, region: str) -> PostprocessingSettings:
         """Without the rules on the head and neck's anatomy where the region is not that."""
         return self if region == "head-neck" else self.model_copy(update={"airway_mm": 0.0})
@@ -340,10 +366,14 @@ class ClinicalSettings(_Section):
         description="What other codes of the event stand for, 0 (none) or 1 (an event), e.g. 1=0, "
         "2=1; then no other code is known; empty: those above.",
     )
+    edition: Literal["2025", "2026"] = Field(
+        "2025",
+        description="HECKTOR's columns of which year: 2026 has no M-stage, and Treatment 0, 1, 2.",
+    )
     columns: dict[str, dict[str, Any]] = Field(
         {},
         description="Columns of the health records that a model may use, an element column each; "
-        "empty: HECKTOR's.",
+        "empty: HECKTOR's, of clinical.edition.",
         examples=[
             {
                 "Age": {
@@ -373,7 +403,7 @@ class ClinicalSettings(_Section):
     @property
     def record_schema(self) -> ClinicalSchema:
         """The columns as a schema."""
-        return ClinicalSchema.from_dict(self.columns) if self.columns else HECKTOR
+        return ClinicalSchema.from_dict(self.columns) if self.columns else SCHEMAS[self.edition]
 
 
 # Lesion features known to be prognostic: metabolic volume, lesion glycolysis and uptake, number and
@@ -398,14 +428,21 @@ class PrognosisSettings(_Section):
     members: int = Field(
         5, ge=1, description="Fusion networks of different seeds, whose risks are averaged."
     )
+    inner_folds: int = Field(
+        3,
+        ge=0,
+        description="Folds within the training patients on which the parts of the risk are judged, "
+        "and their shares moved from those below; 0: shares as given.",
+    )
     direct_weight: Probability = Field(
-        0.25,
-        description="Share in the risk of ICARE on the named variables; 0: none.",
+        0.33,
+        description="Share in the risk of ICARE on the named variables, before it is judged; 0: "
+        "none.",
     )
     linear_weight: Probability = Field(
-        0.5,
-        description="Share in the risk of a ridge Cox model on them; 0: none. The networks have "
-        "the rest.",
+        0.33,
+        description="Share in the risk of a ridge Cox model on them, alike; 0: none. The networks "
+        "have the rest.",
     )
     direct_features: Words = Field(
         ESTABLISHED_FEATURES,

@@ -1,8 +1,9 @@
-"""Case to Prediction: segmentation, lesions, risk, and what to be wary of."""
+"""Case to Prediction: segmentation, lesions, stage, risk, and what to be wary of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +12,26 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from hmvnet.bundle import Bundle, find_bundle, load_bundle
-from hmvnet.case import Case, CaseError, Finding, Grid, Verdict
+from hmvnet.bundle import Bundle, Manifest, find_bundle, load_bundle
+from hmvnet.case import CLASSES, Case, CaseError, Finding, Grid, Verdict
 from hmvnet.config import InferenceSettings
 from hmvnet.exits import RefusedError
 from hmvnet.imaging.resample import labels_onto
-from hmvnet.lesions.table import Lesion, lesion_table, numbered_lesions
+from hmvnet.lesions.table import Lesion, numbered_lesions
 from hmvnet.prognosis.risk import Prognosis, Risk, describe
+from hmvnet.segmentation.confidence import lesion_confidences
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Segmenter, Stages
 from hmvnet.settings_file import load_settings
+from hmvnet.staging.estimate import Staging
+from hmvnet.staging.stager import Stager
 
 LOW_CONFIDENCE = 0.5
+MOST_DISAGREEMENT = 0.15  # of folds and flips (docs/how-to/predict.md)
 LEAST_SUV_MAX = 1.0  # the mean over a body; a lesion that takes up less was not seen in PET
-READ_SECTIONS = ("preprocessing", "postprocessing", "inference")  # of the settings, when predicting
+# Of the settings, when predicting.
+READ_SECTIONS = ("preprocessing", "postprocessing", "inference")
+READ_SETTINGS = ("data.region", "data.interface")
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Prediction:
         notes: what a person should know before trusting this.
         timings: seconds a stage.
         segmentation: the working-grid arrays, for pictures.
+        staging: T and N; None where the region is not the head and neck.
+        confidences: for each lesion the mean probability of its class inside it.
     """
 
     mask: sitk.Image
@@ -48,6 +57,8 @@ class Prediction:
     notes: tuple[str, ...]
     timings: dict[str, float]
     segmentation: Segmentation = field(repr=False)
+    staging: Staging | None = field(default=None, kw_only=True)
+    confidences: tuple[float | None, ...] = field(default=(), kw_only=True)
 
     @cached_property
     def numbers(self) -> np.ndarray:
@@ -80,24 +91,32 @@ class Pipeline:
         self.device = device
         self.notes = notes
         self.segmenter = Segmenter(bundle, device, inference)
+        self.stager = Stager.of(bundle) if bundle.manifest.region == "head-neck" else None
         self.prognosis = Prognosis(bundle) if needs_risk else None
 
     def __call__(
-        self, case: Case, on_stage: OnStage | None = None, mask: sitk.Image | None = None
+        self,
+        case: Case,
+        on_stage: OnStage | None = None,
+        mask: sitk.Image | None = None,
+        *,
+        tolerant: bool = False,
     ) -> Prediction:
-        """Segment one case and, where wanted, predict its risk.
+        """Segment one case, stage it and, where wanted, predict its risk.
 
         Args:
             on_stage: told the name of every stage as it begins.
             mask: labels on the CT's grid that somebody corrected, in the place of the network's;
-                lesions and risk are then those of it.
+                lesions, stage and risk are then those of it.
+            tolerant: whether what would be refused is a finding, and a stage or a risk that fails
+                a note.
 
         Raises:
             CaseError: PET and CT do not belong together, or the mask is not on the CT's grid or
                 leaves the working region.
         """
         stages = Stages(on_stage)
-        segmentation = self.segmenter(case, stages)
+        segmentation = self.segmenter(case, stages, tolerant=tolerant)
         with stages("mask"):
             if mask is None:
                 mask = segmentation.on(Grid.of(case.ct))
@@ -106,16 +125,29 @@ class Pipeline:
         with stages("lesions"):
             ct_hu, pet_suv = segmentation.volume.raw
             spacing = segmentation.volume.grid.spacing[::-1]
-            lesions = lesion_table(segmentation.labels, ct_hu, pet_suv, spacing)
-        risk = None
-        if self.prognosis:
-            with stages("risk"):
-                description = describe(segmentation, self.prognosis.image_spacing_mm)
-                risk = self.prognosis(description, case.record)
-        findings = (*segmentation.volume.findings, *_doubtful(lesions))
-        notes = (*case.notes, *_notes(segmentation, findings, risk), *self.notes)
-        verdict = Verdict.of((*case.findings, *findings))
-        return Prediction(mask, lesions, risk, verdict, notes, stages.timings, segmentation)
+            lesions, numbers = numbered_lesions(segmentation.labels, ct_hu, pet_suv, spacing)
+            sure = lesion_confidences(segmentation, numbers, [one.label for one in lesions])
+        failed: list[str] = []
+        staging, risk = None, None
+        if (stager := self.stager) is not None:
+            with stages("stage"), _noted("stage", tolerant, failed):
+                staging = stager(segmentation, case.record, lesions)
+        if (model := self.prognosis) is not None:
+            with stages("risk"), _noted("risk", tolerant, failed):
+                risk = model(describe(segmentation, model.image_spacing_mm), case.record)
+        doubts = _doubtful(lesions, self.manifest, segmentation.disagreement)
+        findings = (*segmentation.volume.findings, *doubts)
+        return Prediction(
+            mask,
+            lesions,
+            risk,
+            Verdict.of((*case.findings, *findings)),
+            (*case.notes, *_notes(segmentation, findings, risk), *failed, *self.notes),
+            stages.timings,
+            segmentation,
+            staging=staging,
+            confidences=sure,
+        )
 
 
 def load_pipeline(
@@ -131,25 +163,44 @@ def load_pipeline(
         weights: as for ``hmvnet.bundle.find_bundle``.
         device: as for ``hmvnet.segmentation.ensemble.pick_device``.
         overrides: ``section.name=value``, of ``preprocessing``, ``postprocessing`` and
-            ``inference``, or ``data.region``.
+            ``inference``, or ``data.region`` and ``data.interface``.
         needs_risk: whether the survival model is wanted; None: where the bundle has one.
 
     Raises:
         RefusedError: no such bundle or device, a damaged bundle, a setting that is unknown, out of
             range or not read here.
     """
-    for override in overrides:
-        name = override.partition("=")[0].strip()
-        if name.partition(".")[0] not in READ_SECTIONS and name != "data.region":
-            raise RefusedError(
-                f"setting '{name}': prediction reads data.region and the sections "
-                f"{', '.join(READ_SECTIONS)}"
-            )
-    settings, place = load_settings(None, overrides), pick_device(device)
-    bundle, notes = load_bundle(find_bundle(weights)).adjusted(settings)
+    (bundle, notes), settings = adjusted_bundle(weights, overrides), load_settings(None, overrides)
+    place = pick_device(device)
     if needs_risk is None:
         needs_risk = bundle.manifest.prognosis is not None
     return Pipeline(bundle, place, settings.inference, needs_risk=needs_risk, notes=notes)
+
+
+def adjusted_bundle(
+    weights: str | Path | None, overrides: Sequence[str]
+) -> tuple[Bundle, tuple[str, ...]]:
+    """The bundle of :func:`load_pipeline`, no network loaded yet, and notes on what was changed."""
+    for override in overrides:
+        name = override.partition("=")[0].strip()
+        if name.partition(".")[0] not in READ_SECTIONS and name not in READ_SETTINGS:
+            raise RefusedError(
+                f"setting '{name}': prediction reads {', '.join(READ_SETTINGS)} and the sections "
+                f"{', '.join(READ_SECTIONS)}"
+            )
+    settings = load_settings(None, overrides)
+    return load_bundle(find_bundle(weights)).adjusted(settings)
+
+
+@contextmanager
+def _noted(what: str, tolerant: bool, notes: list[str]) -> Iterator[None]:
+    """What fails is a note, where that is tolerated."""
+    try:
+        yield
+    except Exception as error:
+        if not tolerant:
+            raise
+        notes.append(f"no {what}: {type(error).__name__}: {error}")
 
 
 def _corrected(segmentation: Segmentation, mask: sitk.Image, ct: Grid) -> Segmentation:
@@ -162,10 +213,12 @@ def _corrected(segmentation: Segmentation, mask: sitk.Image, ct: Grid) -> Segmen
     if (array > 0).sum() > 1.1 * (back > 0).sum() + 10:
         raise CaseError("the corrected mask leaves the head and neck region that is looked at")
     notes = (*segmentation.notes, "the mask is a corrected one, not the network's")
-    return replace(segmentation, labels=labels, notes=notes)
+    return replace(segmentation, labels=labels, notes=notes, disagreement=None)
 
 
-def _doubtful(lesions: list[Lesion]) -> Iterator[Finding]:
+def _doubtful(
+    lesions: list[Lesion], manifest: Manifest, disagreement: float | None
+) -> Iterator[Finding]:
     """What is doubtful about the lesions of a head-and-neck cancer that was scanned for."""
     if not lesions:
         yield Finding("no-lesion", "no lesion found")
@@ -175,6 +228,20 @@ def _doubtful(lesions: list[Lesion]) -> Iterator[Finding]:
             "cold-lesion",
             f"{len(cold)} of {len(lesions)} lesions with a SUVmax below {LEAST_SUV_MAX:g} "
             f"(lowest {lowest:.2f})",
+        )
+    for kind, (least, most) in manifest.volumes_ml.items():
+        total = sum(one.volume_ml for one in lesions if CLASSES[one.label] == kind)
+        if total and not least <= total <= most:
+            yield Finding(
+                "volume",
+                f"{kind} of {total:.1f} mL in all, the training patients' had {least:.1f} to "
+                f"{most:.1f}",
+            )
+    if disagreement is not None and disagreement > MOST_DISAGREEMENT:
+        yield Finding(
+            "disagreement",
+            f"folds or flips of the network disagree on {disagreement:.0%} of the tumour, expected "
+            f"at most {MOST_DISAGREEMENT:.0%}",
         )
 
 

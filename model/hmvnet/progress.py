@@ -45,6 +45,10 @@ class Progress:
     def __init__(self, done: int = 0) -> None:
         self.done = done
 
+    def begin(self, done: int) -> None:
+        """So much was done before; the pace counts from here."""
+        self.done = done
+
     def advance(self, count: int = 1) -> None:
         """So much more is done."""
         self.reach(self.done + count)
@@ -66,6 +70,10 @@ class Bar(Progress):
     def __init__(self, bars: RichProgress, task: TaskID, done: int = 0) -> None:
         super().__init__(done)
         self.bars, self.task = bars, task
+
+    def begin(self, done: int) -> None:
+        super().begin(done)
+        self.bars.reset(self.task, completed=done)
 
     def reach(self, done: int) -> None:
         super().reach(done)
@@ -90,9 +98,13 @@ class Lines(Progress):
     ) -> None:
         super().__init__(done)
         self.title, self.total, self.clock = title, total, clock
-        self.began = self.printed_at = clock()
-        self.start = self.printed = done
         self.text = ""
+        self.begin(done)
+
+    def begin(self, done: int) -> None:
+        super().begin(done)
+        self.began = self.printed_at = self.clock()
+        self.start = self.printed = done
 
     def reach(self, done: int) -> None:
         super().reach(done)

@@ -7,7 +7,7 @@ goes on where this one stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,13 @@ import pandas as pd
 import SimpleITK as sitk
 from rich.console import Console
 
-from hmvnet.bundle import load_bundle
 from hmvnet.case import Case, CaseError, Grid, Verdict
+from hmvnet.exits import RefusedError
 from hmvnet.phantom.cohort import draw_cohort
 from hmvnet.phantom.render import Phantom, render
-from hmvnet.pipeline import Pipeline
+from hmvnet.pipeline import Pipeline, load_pipeline
 from hmvnet.progress import track
 from hmvnet.reading.checks import checked_case
-from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.table_files import write_markdown, write_table
 
 Images = tuple[sitk.Image, sitk.Image]
@@ -71,31 +70,48 @@ PERTURBATIONS: dict[str, Callable[[sitk.Image, sitk.Image], Images]] = {
 }
 
 
-def bench_verdict(bundle: Path, run: Path, count: int, seed: int, console: Console) -> None:
+def bench_verdict(
+    bundle: Path,
+    run: Path,
+    count: int,
+    seed: int,
+    overrides: Sequence[str],
+    console: Console,
+    only: Sequence[str] = (),
+) -> None:
     """Predict ``count`` phantoms of a cohort with every perturbation; rows and table under ``run``.
 
     Args:
         bundle: a weight bundle for heads.
+        overrides: settings in the bundle's place.
+        only: names of perturbations; none: all.
+
+    Raises:
+        RefusedError: there is no such perturbation.
     """
     rows_path = run / "verdicts.csv"
     rows: list[Any] = pd.read_csv(rows_path).to_dict("records") if rows_path.exists() else []
     done = {(row["patient"], row["perturbation"]) for row in rows}
-    pipeline = Pipeline(load_bundle(bundle), pick_device(), needs_risk=False)
+    if wrong := [name for name in only if name not in PERTURBATIONS]:
+        raise RefusedError(f"'{wrong[0]}': expected one of {', '.join(PERTURBATIONS)}")
+    chosen = {name: PERTURBATIONS[name] for name in only or PERTURBATIONS}
+    pipeline = load_pipeline(bundle, overrides=overrides, needs_risk=False)
     plans = list(draw_cohort(count, seed))
     for plan in track(plans, "phantoms"):
-        if all((plan.patient_id, name) in done for name in PERTURBATIONS):
+        if all((plan.patient_id, name) in done for name in chosen):
             continue
         phantom = render(plan)
-        for name, change in PERTURBATIONS.items():
+        for name, change in chosen.items():
             if (plan.patient_id, name) not in done:
                 row = {"patient": plan.patient_id, "perturbation": name}
                 rows.append(
                     {**row, **_outcome(phantom, *change(phantom.ct, phantom.pet), pipeline)}
                 )
-        write_table(pd.DataFrame(rows), rows_path)
+                write_table(pd.DataFrame(rows), rows_path)
     table = _table(pd.DataFrame(rows))
     write_markdown(table, run / "verdicts.md", floatfmt=".2f")
-    console.print((run / "verdicts.md").read_text(encoding="utf-8"), markup=False)
+    said = (run / "verdicts.md").read_text(encoding="utf-8")
+    console.print(said, markup=False, soft_wrap=True)
 
 
 def _outcome(
@@ -110,7 +126,13 @@ def _outcome(
     truth = sitk.GetArrayFromImage(phantom.mask)[: len(mask)] > 0
     dice = 2 * (mask & truth).sum() / max(int(mask.sum() + truth.sum()), 1)
     verdict = prediction.verdict
-    return {"verdict": verdict.status, "codes": " ".join(verdict.codes), "dice": round(dice, 4)}
+    return {
+        "verdict": verdict.status,
+        "codes": " ".join(verdict.codes),
+        "dice": round(dice, 4),
+        "disagreement": prediction.segmentation.disagreement,
+        "least_confidence": min((sure for sure in prediction.confidences if sure), default=None),
+    }
 
 
 def _table(rows: pd.DataFrame) -> pd.DataFrame:

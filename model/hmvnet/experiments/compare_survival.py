@@ -7,7 +7,7 @@ lesion features come from segmentation networks that did not see the patient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,56 +17,42 @@ import pandas as pd
 from rich.console import Console
 
 from hmvnet.bundle import load_bundle
-from hmvnet.case import DAYS_PER_YEAR, Outcomes
+from hmvnet.case import DAYS_PER_YEAR, ClinicalRecord, Outcome, Outcomes
 from hmvnet.config import Settings
+from hmvnet.experiments.survival_report import (
+    FUSIONS,
+    LESIONS_TOO,
+    TRUTH,
+    draw,
+    print_table,
+    title_of,
+    write_tables,
+)
 from hmvnet.files import digest
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
-from hmvnet.prognosis.fusion import BRANCHES, IMAGE_CHANNELS
-from hmvnet.prognosis.risk import LesionDescription
+from hmvnet.prognosis.fusion import IMAGE_CHANNELS
+from hmvnet.prognosis.member import LesionDescription
 from hmvnet.progress import print_notes, show_progress
 from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.state import claiming_run, read_arrays, write_arrays
 from hmvnet.survival import baselines
-from hmvnet.survival.bootstrap import Bootstrap, bootstrap_concordance
+from hmvnet.survival.bootstrap import bootstrap_concordance
+from hmvnet.survival.calibration import fit_curve
 from hmvnet.survival.validation import (
     FitPredict,
     OutOfFold,
-    Scores,
     comparison_table,
     cross_validate_by,
     score,
 )
-from hmvnet.table_files import write_markdown, write_table
 from hmvnet.training.descriptions import Described, handcrafted, load_described, outcomes_of
 from hmvnet.training.folds import repeated_folds
-from hmvnet.training.prognosis import fit, predict
+from hmvnet.training.leaks import refuse_hidden_outcome
+from hmvnet.training.prognosis import fit_judged, predict
 
-# Branches of the fusion network by the name of the ablation.
-FUSIONS: Mapping[str, tuple[str, ...]] = {
-    "fusion": BRANCHES,
-    "fusion-no-task1": ("image", "table"),
-    "fusion-no-table": ("image", "lesions"),
-    "fusion-no-image": ("table", "lesions"),
-    "fusion-table": ("table",),
-}
-# As pictures say them.
-READABLE: Mapping[str, str] = {
-    "fusion": "fusion (image, table, lesions)",
-    "fusion-no-task1": "fusion without lesions",
-    "fusion-no-table": "fusion without table",
-    "fusion-no-image": "fusion without image",
-    "fusion-table": "fusion of the table alone",
-    "coxph": "Cox",
-    "icare": "ICARE",
-    "deephit": "DeepHit",
-    "mtlr": "MTLR",
-    "rsf": "random survival forest",
-    "gbm": "gradient boosting",
-}
-LESIONS_TOO = "+lesions"
-TRUTH = "(true model)"
 CURVE_YEARS = 5
+PREDICTIONS = 2  # counts changes to predictions that no setting shows
 
 
 @dataclass(frozen=True)
@@ -118,15 +104,22 @@ def _load_tables(settings: Settings) -> Cohort:
     )
     if absent := [c.name for c in clinical.record_schema.columns if c.name not in found.columns]:
         raise ValueError(f"{', '.join(clinical.tables)}: no column {absent[:5]} (clinical schema)")
+    patients = without_images(found.ids, found.records, found.outcomes)
+    return Cohort(patients, False, None, found.notes)
+
+
+def without_images(
+    ids: Sequence[str], records: Sequence[ClinicalRecord], outcomes: Iterable[Outcome]
+) -> list[Described]:
+    """Patients of whom there are health records alone."""
     nothing = LesionDescription(
         np.zeros((IMAGE_CHANNELS, 1, 1, 1), np.float32),
         LesionFeatures((), np.zeros(0, np.float32)),
     )
-    patients = [
+    return [
         Described(name, "all", nothing, record, outcome)
-        for name, record, outcome in zip(found.ids, found.records, found.outcomes, strict=True)
+        for name, record, outcome in zip(ids, records, outcomes, strict=True)
     ]
-    return Cohort(patients, False, None, found.notes)
 
 
 def model_names(cohort: Cohort) -> list[str]:
@@ -135,17 +128,6 @@ def model_names(cohort: Cohort) -> list[str]:
     if not cohort.has_images:
         return ["fusion-table", *classical]
     return [*FUSIONS, *classical, *(name + LESIONS_TOO for name in classical[:2])]
-
-
-def readable(name: str) -> str:
-    """A model's name in words, with what it sees: ``coxph+lesions`` is ``Cox (table, lesions)``."""
-    if name == TRUTH:
-        return "the model that drew the outcomes"
-    base = name.removesuffix(LESIONS_TOO)
-    words = READABLE.get(base, base)
-    if base in FUSIONS:
-        return words
-    return f"{words} (table, lesions)" if base != name else f"{words} (table)"
 
 
 def predictor(
@@ -167,11 +149,13 @@ def predictor(
     if needs_images and not cohort.has_images:
         raise ValueError(f"model '{name}' needs images, the cohort has health records alone")
     if name in FUSIONS:
-        return _fusion(name, cohort, settings, run)
+        return _fusion(name, cohort, settings, run, times)
     return _classical(base, name != base, cohort, settings, times)
 
 
-def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> FitPredict:
+def _fusion(
+    name: str, cohort: Cohort, settings: Settings, run: Path, times: np.ndarray
+) -> FitPredict:
     options = settings.prognosis.model_copy(update={"branches": FUSIONS[name]})
     schema = settings.clinical.record_schema
 
@@ -180,8 +164,11 @@ def _fusion(name: str, cohort: Cohort, settings: Settings, run: Path) -> FitPred
         known = [cohort.patients[i] for i in train]
         # Checkpoints are of no use here: a fit takes seconds.
         with TemporaryDirectory(dir=run) as folder:
-            members = fit(known, seeded, schema, Path(folder), quiet=True)
-        return predict(members, [cohort.patients[i] for i in test]), None
+            members, seen = fit_judged(known, seeded, schema, Path(folder), quiet=True)
+        if seen is None:
+            return predict(members, [cohort.patients[i] for i in test]), None
+        risk = predict(members, [cohort.patients[i] for i in test])
+        return risk, fit_curve(seen, cohort.outcomes[train]).survival(risk, times)
 
     return fit_predict
 
@@ -230,6 +217,7 @@ def compare_survival(
     """
     run.mkdir(parents=True, exist_ok=True)
     cohort = load_cohort(settings, weights, run)
+    refuse_hidden_outcome(cohort.patients, settings.clinical.record_schema)
     outcomes = cohort.outcomes
     names = list(names) or model_names(cohort)
     reference = reference or ("coxph" if "coxph" in names else names[0])
@@ -243,10 +231,6 @@ def compare_survival(
     centre = np.array([p.centre for p in cohort.patients])
     fold = repeated_folds(
         outcomes.event, np.random.default_rng(seed), settings.data.folds, repeats, centre
-    )
-    console.print(
-        f"{len(outcomes)} patients, {int(outcomes.event.sum())} relapses, {repeats} x "
-        f"{settings.data.folds} folds"
     )
     print_notes(console, cohort.notes)
     predictions: dict[str, OutOfFold] = {}
@@ -271,9 +255,10 @@ def compare_survival(
     risks = {name: found.risk for name, found in predictions.items()}
     boot = bootstrap_concordance(outcomes, risks, np.random.default_rng([seed, 2]), fold)
     table = comparison_table(scores, boot, reference)
-    _write_tables(table, risks, cohort, fold, run)
-    _draw(predictions, scores, boot, outcomes, fold, run)
-    console.print(table.round(3).to_string())
+    ids = [p.patient_id for p in cohort.patients]
+    write_tables(table, risks, ids, fold, run)
+    draw(predictions, scores, boot, outcomes, fold, run)
+    print_table(table, title_of(outcomes, fold), console)
     console.print(f"wrote survival.md, survival.csv, risks.csv and pictures to {run}", markup=False)
     return table
 
@@ -282,6 +267,7 @@ def _key(name: str, settings: Settings, data: str) -> str:
     """What a model's predictions hang on."""
     prognosis = settings.prognosis.model_dump(mode="json")
     return digest(
+        PREDICTIONS,
         name,
         settings.clinical.model_dump(mode="json"),
         prognosis if name in FUSIONS else settings.prognosis.seed,
@@ -316,50 +302,3 @@ def _counted(model: FitPredict, done: Callable[[], None]) -> FitPredict:
         return found
 
     return fit_predict
-
-
-def _write_tables(
-    table: pd.DataFrame,
-    risks: Mapping[str, np.ndarray],
-    cohort: Cohort,
-    fold: np.ndarray,
-    run: Path,
-) -> None:
-    named = table.rename_axis("model").reset_index()
-    write_markdown(named, run / "survival.md", floatfmt=".3f")
-    write_table(named, run / "survival.csv")
-    repeats, patients = fold.shape
-    long = pd.DataFrame(
-        {
-            "PatientID": [p.patient_id for p in cohort.patients] * repeats,
-            "repeat": np.repeat(np.arange(repeats), patients),
-            "fold": fold.ravel(),
-            **{name: risk.ravel() for name, risk in risks.items()},
-        }
-    )
-    write_table(long, run / "risks.csv")
-
-
-def _draw(
-    predictions: Mapping[str, OutOfFold],
-    scores: Mapping[str, Scores],
-    boot: Bootstrap,
-    outcomes: Outcomes,
-    fold: np.ndarray,
-    run: Path,
-) -> None:
-    from hmvnet.training import pictures  # matplotlib only here
-
-    order = sorted(boot.estimate, key=lambda name: -boot.estimate[name])
-    intervals = {readable(name): boot.interval(name) for name in order}
-    title = f"{pictures.counted(outcomes)}, {fold.shape[0]} x {fold.max() + 1} folds"
-    pictures.save(pictures.forest_figure(intervals, title=title), run / "forest.png")
-    first = next(iter(predictions))
-    rank = predictions[first].mean_rank(fold)
-    groups = pictures.risk_groups(rank, rank)
-    figure = pictures.kaplan_meier_figure(outcomes, groups, model=readable(first))
-    pictures.save(figure, run / "kaplan-meier.png")
-    curves = {readable(name): s.calibration for name, s in scores.items() if s.calibration}
-    if curves:
-        figure = pictures.calibration_figure(curves, pictures.counted(outcomes))
-        pictures.save(figure, run / "calibration.png")

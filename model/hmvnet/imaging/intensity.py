@@ -36,6 +36,12 @@ def normalise(
     return out
 
 
+def to_suv(pet: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """SUV of a PET as ``normalise`` scaled it; what was clipped has the window's end."""
+    share = (pet - PET_RANGE[0]) / (PET_RANGE[1] - PET_RANGE[0])
+    return window[0] + share * (window[1] - window[0])
+
+
 def pad_with_air(x: Tensor, more: Sequence[int]) -> Tensor:
     """``[b, c, z, y, x]`` (CT, PET) with that many voxels of air after the end of each axis."""
     if not any(more):

@@ -37,11 +37,11 @@ from hmvnet.lesions.ibsi import (
     intensity_statistics,
     morphology,
 )
+from hmvnet.lesions.midline import body_middle_mm
 from hmvnet.lesions.table import Lesion, check_input, lesion_table
 
 PET_BIN_SUV, PET_RANGE_SUV = 0.5, (0.0, 100.0)
 CT_BIN_HU, CT_RANGE_HU = 25.0, (-200.0, 300.0)
-BODY_HU = -300.0
 MIDLINE_MM = 10.0  # a centroid closer than this to the midline is on neither side
 # Ratios to a mean that may be 0 HU.
 NOT_FOR_CT = frozenset({"coefficient_of_variation", "quartile_dispersion"})
@@ -67,7 +67,7 @@ class LesionFeatures:
         place = {name: i for i, name in enumerate(self.names)}
         if missing := [name for name in names if name not in place]:
             raise ValueError(
-                f"{len(missing)} of {len(names)} lesion features that the survival model was "
+                f"{len(missing)} of {len(names)} lesion features that a model was "
                 f"trained on are not there, e.g. {missing[0]}: the bundle's parts do not fit"
             )
         return LesionFeatures(tuple(names), self.values[[place[name] for name in names]])
@@ -113,7 +113,7 @@ def lesion_features(
     for name, group in (("total", lesions), ("primary", primary), ("nodes", nodes)):
         features |= {f"{name}_{key}": value for key, value in _burden(group).items()}
     features |= _shapes(mask, spacing, nodes)
-    features |= _spread(primary, nodes, _midline_mm(mask, ct_hu, spacing))
+    features |= _spread(primary, nodes, body_middle_mm(mask, ct_hu, spacing))
     for name, label in (("primary", GTVP), ("nodes", GTVN)):
         region = mask == label
         box = bounding_box(region)
@@ -204,21 +204,6 @@ def _spread(
         values["nodes_mean_caudal_mm"] = float(np.average(caudal, weights=volumes))
         values["nodes_farthest_from_primary_mm"] = float(cdist(at, centre[None]).max())
     return values
-
-
-def _midline_mm(mask: np.ndarray, ct_hu: np.ndarray, spacing: np.ndarray) -> float:
-    """x of the body's middle, mm from the first voxel: median over the slices with lesions.
-
-    Halfway between the outermost voxels above -300 HU of each slice; the array's middle where
-    there are none.
-    """
-    body = np.any(ct_hu[bounding_box(mask > 0)[0]] > BODY_HU, axis=1)  # [z, x]
-    body = body[np.any(body, axis=1)]
-    last = ct_hu.shape[2] - 1
-    if not len(body):
-        return last / 2 * float(spacing[2])
-    middles = (body.argmax(axis=1) + last - body[:, ::-1].argmax(axis=1)) / 2
-    return float(np.median(middles) * spacing[2])
 
 
 def _texture(

@@ -134,7 +134,7 @@ def _lesion(
         centroid_mm=tuple(centroid[::-1].tolist()),
         suv_max=float(suv.max()),
         suv_mean=float(suv.mean()),
-        suv_peak=_peak_in_box(pet_suv, where, box, spacing),
+        suv_peak=suv_peak_in_box(pet_suv, where, box, spacing),
         mtv41_ml=int((suv >= 0.41 * suv.max()).sum()) * voxel_ml,
         mtv4_ml=int((suv >= 4).sum()) * voxel_ml,
         tlg=float(suv.mean()) * suv.size * voxel_ml,
@@ -178,7 +178,7 @@ def necrosis_volume(ct_hu: np.ndarray, lesion: np.ndarray, spacing_zyx: Spacing)
     return float((low[box] & (depth > NECROSIS_DEPTH_MM)).sum() * spacing.prod() / 1000)
 
 
-def _peak_in_box(pet_suv: np.ndarray, where: np.ndarray, box: Box, spacing: np.ndarray) -> float:
+def suv_peak_in_box(pet_suv: np.ndarray, where: np.ndarray, box: Box, spacing: np.ndarray) -> float:
     """``intensity_peak`` of a component, with the PET around it but no full-size mask."""
     reach = np.ceil(PEAK_RADIUS_MM / spacing).astype(int).tolist()
     wide = tuple(

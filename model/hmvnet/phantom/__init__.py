@@ -10,10 +10,12 @@ tests, teaching and controlled experiments, never as evidence about patients.
 """
 
 from .cohort import CohortSummary, draw_cohort, write_cohort
+from .lesions import PlannedLesion
 from .outcome import LESION_TERMS, TABLE_TERMS, Term, WeibullCox, best_c_index
-from .patient import PatientPlan, PhantomSettings, PlannedLesion, draw_patient
+from .patient import PatientPlan, PhantomSettings, draw_patient
 from .render import Phantom, make_phantom, render
 from .scanner import CENTERS
+from .stages import StageTruth
 
 __all__ = [
     "CENTERS",
@@ -24,6 +26,7 @@ __all__ = [
     "Phantom",
     "PhantomSettings",
     "PlannedLesion",
+    "StageTruth",
     "Term",
     "WeibullCox",
     "best_c_index",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -32,11 +33,15 @@ _TRUNK = (
 
 @dataclass(frozen=True)
 class Tissue:
-    """One thing to paint; None leaves that modality untouched."""
+    """One thing to paint; None leaves that modality untouched.
+
+    ``barrier`` names tissue that a tumour touches before it invades it, such as the mandible.
+    """
 
     shape: Shape
     hu: float | None
     suv: float | None
+    barrier: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,11 @@ class Anatomy:
     body: Body
     tissues: tuple[Tissue, ...]
     metal: Point | None
+
+    @property
+    def barriers(self) -> tuple[Shape, ...]:
+        """What a tumour touches before it invades it."""
+        return tuple(tissue.shape for tissue in self.tissues if tissue.barrier)
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,17 @@ def build_anatomy(rng: np.random.Generator, build: Build) -> Anatomy:
         halo = Ellipsoid((metal[0] - side * 5, metal[1], metal[2]), (7, 9, 7))
         tissues.append(Tissue(halo, None, float(rng.uniform(2.0, 3.5))))
     return Anatomy(body, tuple(tissues), metal)
+
+
+@cache
+def barriers() -> dict[str, tuple[Shape, ...]]:
+    """Where tissues that a tumour invades or spares lie in anyone, by their names."""
+    build = Build(whole_body=False, contrast=False, arms_up=False)
+    found: dict[str, list[Shape]] = {}
+    for tissue in build_anatomy(np.random.default_rng(0), build).tissues:
+        if tissue.barrier:
+            found.setdefault(tissue.barrier, []).append(tissue.shape)
+    return {name: tuple(shapes) for name, shapes in found.items()}
 
 
 def body_outline(girth: float = 1.0) -> Profile:
@@ -127,9 +148,13 @@ def _mirrored(center: Point, radii: Point, hu: float | None, suv: float | None) 
 
 
 def _tubes(
-    points: Iterable[Point], radii: Iterable[float], hu: float | None, suv: float | None
+    points: Iterable[Point],
+    radii: Iterable[float],
+    hu: float | None,
+    suv: float | None,
+    barrier: str = "",
 ) -> list[Tissue]:
-    return [Tissue(part, hu, suv) for part in tube(list(points), list(radii))]
+    return [Tissue(part, hu, suv, barrier) for part in tube(list(points), list(radii))]
 
 
 def _head(rng: np.random.Generator) -> list[Tissue]:
@@ -146,7 +171,7 @@ def _head(rng: np.random.Generator) -> list[Tissue]:
         Tissue(Ellipsoid((0, 48, 36), (50, 38, 24)), BONE, 0.8),
         Tissue(Ellipsoid((0, 47, 38), (45, 33, 21)), 38.0, 0.85 * grey),
         Tissue(Capsule((0, 22, 50), (0, 30, 12), 12, 7), 36.0, 0.5 * grey),
-        Tissue(Ellipsoid((0, -6, 44), (36, 26, 5)), 700.0, 0.7),
+        Tissue(Ellipsoid((0, -6, 44), (36, 26, 5)), 700.0, 0.7, "skull base"),
     ]
     tissues += _mirrored((40, 14, 34), (24, 12, 10), 800.0, 0.8)
     tissues += _mirrored((50, 27, 18), (8, 9, 15), 250.0, 0.7)
@@ -195,10 +220,10 @@ def _mouth(rng: np.random.Generator) -> list[Tissue]:
     tissues += _mirrored((7, -24, -65), (4, 9, 4), 60.0, larynx)
     for s in SIDES:
         plate = [(s * 4.0, -40.0, -58.0), (s * 17.0, -22.0, -58.0), (s * 18.0, -16.0, -64.0)]
-        tissues += _tubes(plate, [2.6, 2.6, 2.6], 220.0, 1.0)
+        tissues += _tubes(plate, [2.6, 2.6, 2.6], 220.0, 1.0, "larynx")
         hyoid = [(0.0, -43.0, -34.0), (s * 14.0, -36.0, -33.0), (s * 21.0, -20.0, -31.0)]
-        tissues += _tubes(hyoid, [3.5, 3.0, 2.2], 500.0, 0.8)
-    tissues.append(Tissue(Ellipsoid((0, -21, -77), (13, 13, 6)), 200.0, 1.0))
+        tissues += _tubes(hyoid, [3.5, 3.0, 2.2], 500.0, 0.8, "larynx")
+    tissues.append(Tissue(Ellipsoid((0, -21, -77), (13, 13, 6)), 200.0, 1.0, "larynx"))
     return tissues
 
 
@@ -222,12 +247,12 @@ def _jaws(rng: np.random.Generator) -> list[Tissue]:
         ramus = [(s * 47.0, -12.0, 36.0), (s * 46.0, -18.0, -6.0)]
         arch = [(s * 46.0, -20.0, -10.0), (s * 33.0, -52.0, -18.0), (s * 17.0, -77.0, -22.0),
                 (0.0, -84.0, -22.0)]  # fmt: skip
-        tissues += _tubes(ramus, [5.5, 6.5], BONE, 0.8)
-        tissues += _tubes(arch, [6.5, 7.0, 7.5, 8.0], BONE, 0.8)
+        tissues += _tubes(ramus, [5.5, 6.5], BONE, 0.8, "mandible")
+        tissues += _tubes(arch, [6.5, 7.0, 7.5, 8.0], BONE, 0.8, "mandible")
         tissues += _tubes(arch, [3.0, 3.2, 3.5, 3.5], MARROW, 0.8)
         upper = [(s * 31.0, -40.0, 15.0), (s * 26.0, -64.0, 15.0), (s * 13.0, -81.0, 15.0),
                  (0.0, -85.0, 15.0)]  # fmt: skip
-        tissues += _tubes(upper, [6.0, 6.0, 6.0, 6.0], 600.0, 0.8)
+        tissues += _tubes(upper, [6.0, 6.0, 6.0, 6.0], 600.0, 0.8, "maxilla")
         if dentate:
             for (x, y, _), (_, _, z) in zip(arch[1:], upper[1:], strict=True):
                 tissues.append(Tissue(Capsule((x, y, -14), (x, y, -3), 3.6, 4.0), 1600.0, 0.4))
@@ -260,7 +285,7 @@ def _muscles(rng: np.random.Generator) -> list[Tissue]:
         masseter = [(s * 56.0, -32.0, 26.0), (s * 53.0, -25.0, -8.0)]
         tissues += _tubes(masseter, [8.0, 8.0], MUSCLE + 5, suv)
         pterygoid = [(s * 24.0, -34.0, 30.0), (s * 38.0, -22.0, -4.0)]
-        tissues += _tubes(pterygoid, [8.0, 7.0], MUSCLE, suv)
+        tissues += _tubes(pterygoid, [8.0, 7.0], MUSCLE, suv, "pterygoid muscle")
         pectoral = [(s * 40.0, -55.0, -195.0), (s * 140.0, -35.0, -180.0)]
         tissues += _tubes(pectoral, [15.0, 18.0], MUSCLE, suv)
     return tissues
@@ -274,7 +299,9 @@ def _spine() -> list[Tissue]:
     height = 17.0
     for z in np.arange(18.0, -340.0, -height):
         y, r = middle(z), float(np.interp(z, (-300, -60, 20), (18, 12, 10)))
-        tissues.append(Tissue(Ellipsoid((0, y, z), (r * 1.15, r * 0.85, 8.6), 4.0), 420.0, 1.3))
+        tissues.append(
+            Tissue(Ellipsoid((0, y, z), (r * 1.15, r * 0.85, 8.6), 4.0), 420.0, 1.3, "spine")
+        )
         tissues.append(Tissue(Ellipsoid((0, y, z - height / 2), (r, r * 0.8, 2.5)), 80.0, 0.8))
         tissues.append(Tissue(Ellipsoid((0, y + r + 8, z), (r + 9, 9, 5.5)), 450.0, 1.0))
         spinous = Capsule((0, y + r + 14, z), (0, y + r + 27, z - 7), 3.5, 4.0)
@@ -295,7 +322,7 @@ def _vessels(rng: np.random.Generator, contrast: bool) -> list[Tissue]:
         carotid = [(s * 25.0, 1.0, 30.0), (s * 25.0, -4.0, -35.0), (s * 19.0, -8.0, -130.0),
                    (s * 12.0, -4.0, -180.0)]  # fmt: skip
         tissues += _tubes(jugular, [wide * 0.8, wide, wide, wide], hu * 0.9, 1.5)
-        tissues += _tubes(carotid, [3.0, 3.8, 3.8, 5.0], hu, 1.5)
+        tissues += _tubes(carotid, [3.0, 3.8, 3.8, 5.0], hu, 1.5, "carotid")
     tissues.append(Tissue(Capsule((18, 0, -200), (-18, -18, -205), 11, 12), hu, 1.6))
     return tissues
 

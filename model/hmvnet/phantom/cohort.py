@@ -1,15 +1,16 @@
-"""A cohort of phantoms on disk, in the layout of the HECKTOR 2025 training data."""
+"""A cohort of phantoms on disk, in the layout of the HECKTOR 2025 or 2026 training data."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,13 +21,16 @@ from hmvnet.reading.images import write_image
 from hmvnet.reading.tables import TRUTH_TABLE
 from hmvnet.table_files import write_table
 
+from . import stages
 from .dicom import write_dicom
 from .outcome import LESION_TERMS, TABLE_TERMS, WeibullCox, best_c_index
 from .patient import PatientPlan, PhantomSettings, draw_patient
 from .render import Phantom, plan_truth, render
 
 VERSION = 2
+Layout = Literal["2025", "2026"]
 TABLE = "HECKTOR_2025_Training_{}.csv"
+TABLE_2026 = "HECKTOR_2026_Training.csv"
 COLUMNS = (
     "CenterID",
     "Age",
@@ -38,6 +42,8 @@ COLUMNS = (
     "M-stage",
     "HPV Status",
 )
+STAGE_COLUMNS = ("T-stage", "N-stage")
+PLACES: Mapping[Layout, tuple[str, ...]] = {"2025": ("Task 1", "Task 2"), "2026": ("",)}
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,12 @@ def write_cohort(
     on_progress: Callable[[int, int], None] | None = None,
     compress_level: int = 1,
     dicom: bool = False,
+    layout: Layout = "2025",
 ) -> CohortSummary:
-    """Write ``count`` phantoms under ``root`` in the HECKTOR 2025 layout.
+    """Write ``count`` phantoms under ``root`` in the layout of HECKTOR 2025 or 2026.
+
+    2025 has the folders ``Task 1`` and ``Task 2`` with a table each; 2026 has the patients' folders
+    and one table, without M-stage. With ``settings.stages`` tables have T-stage and N-stage.
 
     Patient folders come first, then the tables, then ``SYNTHETIC.md``. A patient's folder appears
     whole or not at all; one that is already there is kept, so an interrupted cohort can be
@@ -92,16 +102,18 @@ def write_cohort(
     root, settings = Path(root), settings or PhantomSettings()
     if count < 1 or jobs < 1:
         raise ValueError(f"count and jobs: found {count} and {jobs}, expected 1 or more")
-    _claim(root, seed, settings)
+    if layout not in PLACES:
+        raise ValueError(f"layout: found {layout!r}, expected one of {list(PLACES)}")
+    _claim(root, seed, settings, layout)
     plans = list(draw_cohort(count, seed, settings))
-    last = ("Task 2", "dicom") if dicom else ("Task 2",)
+    last = (PLACES[layout][-1], *(["dicom"] if dicom else []))
     todo = [p for p in plans if not all((root / f / p.patient_id).is_dir() for f in last)]
     done = count - len(todo)
-    for _ in _write_all(root, todo, jobs, compress_level, dicom):
+    for _ in _write_all(root, todo, jobs, compress_level, dicom, layout):
         done += 1
         if on_progress is not None:
             on_progress(done, count)
-    _write_tables(root, plans)
+    _write_tables(root, plans, layout)
     summary = summarise(root, plans)
     write_text(_readme(summary, seed, settings), root / "SYNTHETIC.md")
     return summary
@@ -123,15 +135,22 @@ def summarise(root: Path, plans: list[PatientPlan]) -> CohortSummary:
 
 
 def _write_all(
-    root: Path, plans: list[PatientPlan], jobs: int, compress_level: int, dicom: bool
+    root: Path,
+    plans: list[PatientPlan],
+    jobs: int,
+    compress_level: int,
+    dicom: bool,
+    layout: Layout,
 ) -> Iterator[None]:
     if jobs == 1:
         for plan in plans:
-            _write_patient(root, plan, compress_level, dicom)
+            _write_patient(root, plan, compress_level, dicom, layout)
             yield
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        work = [pool.submit(_write_patient, root, plan, compress_level, dicom) for plan in plans]
+        work = [
+            pool.submit(_write_patient, root, plan, compress_level, dicom, layout) for plan in plans
+        ]
         try:
             for future in as_completed(work):
                 future.result()
@@ -140,18 +159,21 @@ def _write_all(
             pool.shutdown(cancel_futures=True)
 
 
-def _write_patient(root: Path, plan: PatientPlan, compress_level: int, dicom: bool) -> None:
-    """Both tasks' folders, whole or not at all; each that comes later means that those are done."""
+def _write_patient(
+    root: Path, plan: PatientPlan, compress_level: int, dicom: bool, layout: Layout
+) -> None:
+    """Its folders, whole or not at all; each that comes later means that those are done."""
     phantom = render(plan)
-    first, second = (root / task / plan.patient_id for task in ("Task 1", "Task 2"))
+    first, *others = (root / place / plan.patient_id for place in PLACES[layout])
     with replacing(first) as folder:
         folder.mkdir()
         for image, file in _files(phantom):
             write_image(image, folder / file, compress_level)
-    with replacing(second) as folder:
-        folder.mkdir()
-        for _, file in _files(phantom):
-            _link(first / file, folder / file)
+    for other in others:
+        with replacing(other) as folder:
+            folder.mkdir()
+            for _, file in _files(phantom):
+                _link(first / file, folder / file)
     if dicom:
         with replacing(root / "dicom" / plan.patient_id) as folder:
             write_dicom(phantom.ct, phantom.pet, folder, plan.patient_id)
@@ -173,12 +195,15 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _claim(root: Path, seed: int, settings: PhantomSettings) -> None:
+def _claim(root: Path, seed: int, settings: PhantomSettings, layout: Layout) -> None:
     """Mark the folder as this cohort's; refuse to mix two cohorts in one folder."""
+    usual = {"settings": vars(PhantomSettings()), "layout": "2025"}  # a marker of before lacks some
     mine = {"synthetic": True, "version": VERSION, "seed": seed, "settings": vars(settings)}
+    mine["layout"] = layout
     marker = root / "cohort.json"
     if marker.exists():
-        found = json.loads(marker.read_text())
+        found = usual | json.loads(marker.read_text())
+        found["settings"] = usual["settings"] | found["settings"]
         if found != mine:
             raise ValueError(f"{marker}: found another cohort {found}, expected {mine}")
         return
@@ -186,15 +211,22 @@ def _claim(root: Path, seed: int, settings: PhantomSettings) -> None:
     write_text(json.dumps(mine, indent=2) + "\n", marker)
 
 
-def _write_tables(root: Path, plans: list[PatientPlan]) -> None:
+def _write_tables(root: Path, plans: list[PatientPlan], layout: Layout) -> None:
+    columns = [name for name in COLUMNS if layout == "2025" or name != "M-stage"]
     rows = [{"PatientID": plan.patient_id, **plan.record} for plan in plans]
-    table = pd.DataFrame(rows, columns=["PatientID", *COLUMNS])
-    whole = [name for name in COLUMNS if name != "M-stage"]
+    table = pd.DataFrame(rows, columns=["PatientID", *columns])
+    whole = [name for name in columns if name != "M-stage"]
     table[whole] = table[whole].astype("Int64")
-    write_table(table, root / "Task 1" / TABLE.format("Task_1"))
+    if known := [plan.stages for plan in plans if plan.stages is not None]:
+        observed = [(stage.observed_t, stage.observed_n) for stage in known]
+        table[list(STAGE_COLUMNS)] = pd.DataFrame(observed, dtype=object)
+    if layout == "2025":
+        write_table(table, root / "Task 1" / TABLE.format("Task_1"))
     table["Relapse"] = [plan.relapse for plan in plans]
     table["RFS"] = [int(plan.rfs_days) for plan in plans]
-    write_table(table, root / "Task 2" / TABLE.format("Task_2"))
+    write_table(
+        table, root / ("Task 2/" + TABLE.format("Task_2") if layout == "2025" else TABLE_2026)
+    )
     truth = {plan.patient_id: plan_truth(plan) for plan in plans}
     write_text(json.dumps(truth, indent=1) + "\n", root / "truth.json")
     flat = [
@@ -202,12 +234,18 @@ def _write_tables(root: Path, plans: list[PatientPlan]) -> None:
             "PatientID": plan.patient_id,
             "linear_predictor": plan.linear_predictor,
             **plan.covariates,
+            **({} if plan.stages is None else plan.stages.to_row()),
             "RFS": plan.rfs_days,
             "Relapse": plan.relapse,
         }
         for plan in plans
     ]
     write_table(pd.DataFrame(flat), root / TRUTH_TABLE)
+
+
+def _stage_rules(settings: PhantomSettings) -> str:
+    """What drew the stages, for ``SYNTHETIC.md``."""
+    return f"## Stages\n\n{stages.RULES}\n" if settings.stages else ""
 
 
 def _readme(summary: CohortSummary, seed: int, settings: PhantomSettings) -> str:
@@ -220,8 +258,9 @@ def _readme(summary: CohortSummary, seed: int, settings: PhantomSettings) -> str
     return f"""# SYNTHETIC data: digital phantoms, not patients
 
 Every image, record and outcome in this folder was computed by `hmvnet phantom` (phantom version
-{VERSION}, seed {seed}, {settings}). Nothing comes from a person. The centre names are styles of
-scanner only; the centres they are named after have nothing to do with these data.
+{VERSION}, seed {seed}, {settings}).
+Nothing comes from a person. The centre names are styles of scanner only; the centres they are named
+after have nothing to do with these data.
 
 {summary.patients} patients, {summary.relapse_rate:.1%} relapse.
 
@@ -235,7 +274,7 @@ eta = sum beta (x - centre) / scale. Censored at the end of follow-up, uniform i
 |---|---|---|---|
 {terms}
 
-## Best reachable C-index (Harrell), on this very cohort
+{_stage_rules(settings)}## Best reachable C-index (Harrell), on this very cohort
 
 | risk | C-index |
 |---|---|

@@ -13,7 +13,7 @@ from hmvnet.reading.images import FILE_NOTES
 
 from .anatomy import Build, build_anatomy
 from .patient import PatientPlan, PhantomSettings, draw_patient
-from .scanner import acquire_ct, acquire_pet, draw_mask
+from .scanner import PaintedLesion, acquire_ct, acquire_pet, draw_mask
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Phantom:
 
     ct: int16, HU. pet: float32, SUV, on its own grid. mask: uint8 on the CT grid, 1 = GTVp,
     2 = GTVn. record: HECKTOR's column names, None where missing. rfs_days, relapse: the outcome.
-    truth: the true linear predictor, its covariates and the list of lesions.
+    truth: the true linear predictor, its covariates, the list of lesions and, with stages, what
+    they are and why.
     """
 
     patient_id: str
@@ -46,11 +47,15 @@ def render(plan: PatientPlan) -> Phantom:
     bodies, ct_noise, pet_noise = (np.random.default_rng([plan.seed, k]) for k in (2, 3, 4))
     build = Build(plan.settings.whole_body, scan.contrast, scan.arms_up)
     anatomy = build_anatomy(bodies, build)
-    on_ct = [(lesion.blob, lesion.core, lesion.hu) for lesion in plan.lesions]
-    on_pet = [(lesion.blob, lesion.core, lesion.suv) for lesion in plan.lesions]
+    on_ct = [PaintedLesion(one.blob, one.core, one.hu, one.spared) for one in plan.lesions]
+    # what is left of an invaded bone is full of tumour, and takes up as it does
+    on_pet = [
+        PaintedLesion(one.blob, one.core, one.suv, float(one.spared >= 1)) for one in plan.lesions
+    ]
     ct = acquire_ct(scan, anatomy, on_ct, ct_noise, compact)
     pet = acquire_pet(scan, anatomy, on_pet, pet_noise, compact)
-    mask = draw_mask(scan, [(lesion.label, lesion.blob) for lesion in plan.lesions])
+    shapes = [(lesion.label, lesion.blob, lesion.spared) for lesion in plan.lesions]
+    mask = draw_mask(scan, shapes, anatomy.barriers)
     for image in (ct, pet, mask):  # a file made of it says so in its header
         image.SetMetaData(FILE_NOTES, SYNTHETIC)
     return Phantom(
@@ -67,7 +72,7 @@ def render(plan: PatientPlan) -> Phantom:
 
 def plan_truth(plan: PatientPlan) -> dict[str, Any]:
     """What is known about a patient because we made it, as plain JSON values."""
-    return {
+    truth = {
         "synthetic": True,
         "seed": plan.seed,
         "linear_predictor": plan.linear_predictor,
@@ -85,3 +90,6 @@ def plan_truth(plan: PatientPlan) -> dict[str, Any]:
             for lesion in plan.lesions
         ],
     }
+    if plan.stages is not None:
+        truth["stages"] = plan.stages.to_dict()
+    return truth

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from .anatomy import AIR, FAT, MUSCLE, Anatomy
-from .shapes import Array, Blob, Ellipsoid, Lattice, Point, label, paint
+from .shapes import Array, Blob, Ellipsoid, Lattice, Point, Shape, label, paint
 
 ACTIVITY_MM = 2.8
 SKIN_SUV = 0.4
@@ -43,6 +43,19 @@ CENTERS: Mapping[str, Style] = {
     "MDA": Style((1.0, 2.5), 320, 9.0, 0.95, (5.47, 3.27), 104, 7.0, 0.08),
     "USZ": Style((1.37, 3.27), 256, 12.0, 0.5, (2.34, 3.27), 168, 4.5, 0.13),
 }
+
+
+@dataclass(frozen=True)
+class PaintedLesion:
+    """A lesion in one modality: its value, that of its necrotic core apart.
+
+    ``spared`` is the share of the anatomy's barriers that is left where it overlaps them.
+    """
+
+    blob: Blob
+    core: Blob | None
+    value: float
+    spared: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -125,19 +138,19 @@ def draw_scan(rng: np.random.Generator, center: str, whole_body: bool) -> Scan:
 def acquire_ct(
     scan: Scan,
     anatomy: Anatomy,
-    lesions: Iterable[tuple[Blob, Blob | None, float]],
+    lesions: Iterable[PaintedLesion],
     rng: np.random.Generator,
     compact: bool,
 ) -> sitk.Image:
-    """CT in HU, int16, on ``scan.ct``. ``lesions`` are (blob, necrotic core, HU)."""
+    """CT in HU, int16, on ``scan.ct``; the lesions' values are HU."""
     lattice = scan.lattice(scan.ct)
     hu = np.full(lattice.shape, AIR, dtype=np.float32)
     lesions = list(lesions)
-    _fill_body(hu, lattice, anatomy, [blob for blob, _, _ in lesions], (AIR, FAT, MUSCLE))
+    _fill_body(hu, lattice, anatomy, [lesion.blob for lesion in lesions], (AIR, FAT, MUSCLE))
     for tissue in anatomy.tissues:
         if tissue.hu is not None:
             paint(hu, lattice, tissue.shape, tissue.hu)
-    _paint_lesions(hu, lattice, lesions, 18.0)
+    _paint_lesions(hu, lattice, lesions, 18.0, anatomy.barriers)
     outside = hu == AIR if compact else None
     if anatomy.metal is not None:
         _streaks(hu, lattice, anatomy.metal, rng)
@@ -151,32 +164,55 @@ def acquire_ct(
     return _image(hu.astype(np.int16), scan.ct)
 
 
-def _paint_lesions(volume, lattice, lesions, core_value: float) -> None:
-    """Each (blob, necrotic core or None, value) into ``volume``, the core with its own value."""
-    for blob, core, value in lesions:
-        paint(volume, lattice, blob, value)
-        if core is not None:
-            paint(volume, lattice, core, core_value)
+def _paint_lesions(
+    volume: Array,
+    lattice: Lattice,
+    lesions: Iterable[PaintedLesion],
+    core_value: float,
+    barriers: Sequence[Shape],
+) -> None:
+    """Each lesion into ``volume``, its necrotic core with ``core_value``, barriers as it spares."""
+    for lesion in lesions:
+        window = lattice.window(lesion.blob, lattice.voxel) if lesion.spared else None
+        before = None if window is None else volume[window].copy()
+        paint(volume, lattice, lesion.blob, lesion.value)
+        if lesion.core is not None:
+            paint(volume, lattice, lesion.core, core_value)
+        if window is not None and before is not None:
+            depth = -_distance(barriers, lattice, window)
+            cover = np.clip(depth / np.float32(lattice.voxel) + np.float32(0.5), 0.0, 1.0)
+            volume[window] += np.float32(lesion.spared) * cover * (before - volume[window])
+
+
+def _distance(
+    shapes: Sequence[Shape], lattice: Lattice, window: tuple[slice, slice, slice]
+) -> Array:
+    """Signed distance in mm to the nearest of some shapes, in a window."""
+    x, y, z = lattice.coordinates(window)
+    nearest = np.full(tuple(s.stop - s.start for s in window), np.inf, dtype=np.float32)
+    for shape in shapes:
+        np.minimum(nearest, shape.distance(x, y, z), out=nearest)
+    return nearest
 
 
 def acquire_pet(
     scan: Scan,
     anatomy: Anatomy,
-    lesions: Iterable[tuple[Blob, Blob | None, float]],
+    lesions: Iterable[PaintedLesion],
     rng: np.random.Generator,
     compact: bool,
 ) -> sitk.Image:
-    """PET in SUV, float32, on ``scan.pet``. ``lesions`` are (blob, necrotic core, SUV)."""
+    """PET in SUV, float32, on ``scan.pet``; the lesions' values are SUV."""
     style = CENTERS[scan.center]
     frame = _activity_frame(scan)
     lattice = scan.lattice(frame, moved=True)
     suv = np.zeros(lattice.shape, dtype=np.float32)
     lesions = list(lesions)
-    _fill_body(suv, lattice, anatomy, [blob for blob, _, _ in lesions], (0.02, SKIN_SUV, 0.7))
+    _fill_body(suv, lattice, anatomy, [lesion.blob for lesion in lesions], (0.02, SKIN_SUV, 0.7))
     for tissue in anatomy.tissues:
         if tissue.suv is not None:
             paint(suv, lattice, tissue.shape, tissue.suv)
-    _paint_lesions(suv, lattice, lesions, 1.2)
+    _paint_lesions(suv, lattice, lesions, 1.2, anatomy.barriers)
     suv = gaussian_filter(suv, style.pet_fwhm / 2.355 / ACTIVITY_MM, truncate=3.0)
     reference = sitk.Image(*scan.pet.size, sitk.sitkFloat32)
     reference.SetSpacing(scan.pet.spacing)
@@ -189,12 +225,22 @@ def acquire_pet(
     return _image(pet.astype(np.float32), scan.pet)
 
 
-def draw_mask(scan: Scan, lesions: Iterable[tuple[int, Blob]]) -> sitk.Image:
-    """Label map, uint8, on the CT grid; where two lesions meet the smaller label wins."""
+def draw_mask(
+    scan: Scan, lesions: Iterable[tuple[int, Blob, float]], barriers: Sequence[Shape] = ()
+) -> sitk.Image:
+    """Label map, uint8, on the CT grid; where two lesions meet the smaller label wins.
+
+    ``lesions`` are (label, blob, spared); of one that spares all, barriers are no part.
+    """
     lattice = scan.lattice(scan.ct)
     mask = np.zeros(lattice.shape, dtype=np.uint8)
-    for value, blob in sorted(lesions, key=lambda lesion: -lesion[0]):
+    for value, blob, spared in sorted(lesions, key=lambda lesion: -lesion[0]):
+        window = lattice.window(blob, 0.0) if spared >= 1 else None
+        before = None if window is None else mask[window].copy()
         label(mask, lattice, blob, value)
+        if window is not None and before is not None:
+            kept = _distance(barriers, lattice, window) < 0
+            mask[window][kept] = before[kept]
     return _image(mask, scan.ct)
 
 

@@ -155,6 +155,11 @@ class ClinicalEncoder:
                 )
         return np.concatenate(parts, axis=1).astype(np.float32), tuple(notes)
 
+    def knows_nothing(self, record: ClinicalRecord) -> bool:
+        """Whether a record has no value in any of the encoded columns."""
+        cleaned, _ = self.schema.clean([record])
+        return all(cleaned[encoding.name][0] is None for encoding in self.encodings_)
+
     def transform_record(self, record: ClinicalRecord) -> tuple[np.ndarray, tuple[str, ...]]:
         """One patient's record as float32 ``[d]``, with notes on what was repaired."""
         encoded, notes = self.encode([record])

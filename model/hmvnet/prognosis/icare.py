@@ -31,13 +31,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hmvnet.case import TIED_RISK, Outcomes, has_comparable_pair
+from hmvnet.case import Outcomes, has_comparable_pair
+from hmvnet.prognosis.concordance import single_variable_concordance, weighted_concordance
 
 STATE_KEYS = ("sign", "mean", "scale", "concordance", "risk_moments", "settings")
-# Variables are compared in single precision, as in the package.
-TIED_VARIABLE = np.float32(TIED_RISK)
-# Pairs compared at once; keeps the working set of one block inside the processor's cache.
-PAIRS_PER_BLOCK = 1 << 16
 
 
 class Icare:
@@ -65,16 +62,18 @@ class Icare:
             ValueError: features that do not fit the outcomes, infinite values, no comparable pair
                 of patients.
         """
-        return self._fit(checked_training(x, outcomes), outcomes, rng)
+        x = checked_training(x, outcomes)
+        return self._fit(x, single_variable_concordance(x, outcomes), rng)
 
-    def _fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> Icare:
+    def _fit(self, x: np.ndarray, concordance: np.ndarray, rng: np.random.Generator) -> Icare:
+        """On checked variables and the concordance ``[p]`` of each alone."""
         order = np.arange(x.shape[1])
         rng.shuffle(order)
         if self.rho is not None and self.rho < 1:
             order = order[~follows_correlated(x[:, order], self.rho)]
 
         self.concordance_ = np.full(x.shape[1], np.nan)
-        self.concordance_[order] = single_variable_concordance(x[:, order], outcomes)
+        self.concordance_[order] = concordance[order]
         self.sign_ = signs(self.concordance_, self.cmin)
 
         self.mean_, self.scale_ = column_moments(x)
@@ -173,22 +172,30 @@ class BaggedIcare:
     def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> BaggedIcare:
         """As ``Icare.fit``."""
         x = checked_training(x, outcomes)
-        # Seeds are drawn and used as the package does, so that results compare one to one.
-        seeds = [int(rng.integers(0, 99999999, size=1)[0]) for _ in range(self.bags)]
-        self.bags_ = []
-        for seed in seeds:
-            rows = np.random.default_rng(seed).choice(np.arange(len(x)), len(x), replace=True)
-            bag = Icare(self.rho, self.cmin)
-            bag._fit(x[rows], outcomes[rows], np.random.default_rng(seed))
-            self.bags_.append(bag)
+        seeds = bag_seeds(rng, self.bags)
+        drawn = [bag_rows(seed, len(x)) for seed in seeds]
+        # One pass over the patients for all bags: each is a weighting of them.
+        weights = np.stack([np.bincount(rows, minlength=len(x)) for rows in drawn])
+        concordance = weighted_concordance(x, outcomes, weights)
+        self.bags_ = [
+            Icare(self.rho, self.cmin)._fit(x[rows], scores, np.random.default_rng(seed))
+            for rows, scores, seed in zip(drawn, concordance, seeds, strict=True)
+        ]
         return self
 
     def predict_risk(self, x: np.ndarray) -> np.ndarray:
         """Risk ``[n]`` of ``x`` ``[n, p]``: mean over the bags; higher = earlier event."""
-        x = checked_features(x, len(self.bags_[0].sign_))
-        risks = np.array([bag._standardised_risk(x) for bag in self.bags_])
+        risks = self._of_bags(x)
         votes = np.maximum((~np.isnan(risks)).sum(axis=0), 1)
         return np.nansum(risks, axis=0) / votes
+
+    def draws(self, x: np.ndarray) -> np.ndarray:
+        """The risks ``[bags, n]`` by each of the bags."""
+        return np.nan_to_num(self._of_bags(x))
+
+    def _of_bags(self, x: np.ndarray) -> np.ndarray:
+        x = checked_features(x, len(self.bags_[0].sign_))
+        return np.array([bag._standardised_risk(x) for bag in self.bags_])
 
     def contributions(self, x: np.ndarray) -> np.ndarray:
         """What each variable adds to the risk, ``[n, p]``; rows sum to ``predict_risk(x)``."""
@@ -220,69 +227,14 @@ class BaggedIcare:
         return model
 
 
-def single_variable_concordance(x: np.ndarray, outcomes: Outcomes) -> np.ndarray:
-    """Harrell's concordance of every column of ``x`` ``[n, p]`` taken as a risk, ``[p]``.
-
-    Equal to ``sksurv.metrics.concordance_index_censored`` column by column on float32 values,
-    missing ones (NaN) left out; NaN where a column has no comparable pair. O(events * n * p) in
-    plain comparisons: patients are sorted by time, so an event is compared with a slice.
-    """
-    x = np.asarray(x, dtype=np.float32)
-    order = np.argsort(outcomes.days, kind="stable")
-    columns = np.ascontiguousarray(x[order].T)
-    outcomes = outcomes[order]
-    observed = ~np.isnan(columns)
-    complete = observed.all(axis=1)
-
-    twice_concordant = np.zeros(len(columns), dtype=np.int64)
-    pairs = np.zeros(len(columns), dtype=np.int64)
-    for rows, start in _event_blocks(outcomes):
-        comparable = _comparable(outcomes, rows, start)
-        pairs += comparable.sum()
-        if not complete.all():
-            pairs[~complete] -= comparable.sum() - _observed_pairs(
-                observed[~complete], comparable, rows, start
-            )
-        ahead, level = np.empty((2, *comparable.shape), dtype=bool)
-        difference = np.empty(comparable.shape, dtype=np.float32)
-        for k, column in enumerate(columns):
-            # A tied pair counts half: it is in the second count only.
-            np.subtract(column[rows, None], column[None, start:], out=difference)
-            np.greater(difference, TIED_VARIABLE, out=ahead)
-            np.greater_equal(difference, -TIED_VARIABLE, out=level)
-            np.logical_and(ahead, comparable, out=ahead)
-            np.logical_and(level, comparable, out=level)
-            twice_concordant[k] += np.count_nonzero(ahead) + np.count_nonzero(level)
-    return np.divide(
-        0.5 * twice_concordant, pairs, out=np.full(len(columns), np.nan), where=pairs > 0
-    )
+def bag_seeds(rng: np.random.Generator, bags: int) -> list[int]:
+    """A seed a bag, drawn as the package does, so that results compare one to one."""
+    return [int(rng.integers(0, 99999999, size=1)[0]) for _ in range(bags)]
 
 
-def _event_blocks(outcomes: Outcomes):
-    """Events in blocks of rows, each with the first patient any of them is compared with."""
-    events = np.flatnonzero(outcomes.event)
-    size = max(1, PAIRS_PER_BLOCK // len(outcomes))
-    for first in range(0, len(events), size):
-        rows = events[first : first + size]
-        # Back to the first patient of the same time: one censored then is comparable.
-        yield rows, int(np.searchsorted(outcomes.days, outcomes.days[rows[0]], side="left"))
-
-
-def _comparable(outcomes: Outcomes, rows: np.ndarray, start: int) -> np.ndarray:
-    """Which patients from ``start`` on outlast the events in ``rows``, bool ``[rows, n - start]``.
-
-    A patient censored at the time of the event outlasts it; two events at one time do not compare.
-    """
-    days, at_event = outcomes.days[None, start:], outcomes.days[rows, None]
-    return (days > at_event) | ((days == at_event) & ~outcomes.event[None, start:])
-
-
-def _observed_pairs(
-    observed: np.ndarray, comparable: np.ndarray, rows: np.ndarray, start: int
-) -> np.ndarray:
-    """Comparable pairs with both values observed, for each column of ``observed`` ``[p, n]``."""
-    partners = observed[:, start:].astype(np.float32) @ comparable.T.astype(np.float32)
-    return (partners * observed[:, rows]).sum(axis=1, dtype=np.float64).round().astype(np.int64)
+def bag_rows(seed: int, patients: int) -> np.ndarray:
+    """The patients of a bag, as many as there are, drawn with replacement."""
+    return np.random.default_rng(seed).choice(np.arange(patients), patients, replace=True)
 
 
 def signs(concordance: np.ndarray, cmin: float | None) -> np.ndarray:

@@ -4,53 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from hmvnet.bundle import Bundle
 from hmvnet.case import GTVN, GTVP, ClinicalRecord
 from hmvnet.exits import RefusedError
 from hmvnet.lesions.features import LesionFeatures, lesion_features, pool_encoder_features
+from hmvnet.prognosis.curve import SurvivalCurve, days_of_knots
 from hmvnet.prognosis.encoder import ClinicalEncoder
-from hmvnet.prognosis.fusion import (
-    BRANCHES,
-    FusionConfig,
-    FusionNetwork,
-    PatientInputs,
-    signed_log,
-)
-from hmvnet.prognosis.icare import BaggedIcare
-from hmvnet.prognosis.linear import LinearRisk
+from hmvnet.prognosis.fusion import BRANCHES
+from hmvnet.prognosis.member import Contribution, LesionDescription, PrognosisMember
 from hmvnet.segmentation.segmenter import Segmentation
 
-# What the names of tensors in a bundle start with.
-NETWORK_PREFIX, MEAN_PREFIX = "fusion.", "mean."
-HEAD = "icare"
+INTERVAL = (2.5, 97.5)  # percentiles
+_NO_RECORD = {
+    True: "no health record: the risk is of images and lesions alone",
+    False: "no health record: the risk takes all of it as missing, and rests on images and lesions",
+}
 
 
 @dataclass(frozen=True)
-class LesionDescription:
-    """A segmented patient as the survival model sees one, the health record apart.
+class PatientCurve:
+    """A patient's chance of no recurrence by time, beside what was observed in risk groups.
 
     Attributes:
-        image: float32 ``[4, z, y, x]`` CT, PET, GTVp, GTVn at the fusion network's spacing.
-        features: hand-crafted lesion features, then pooled encoder features.
+        days: ``[t]`` ascending, where it steps down.
+        survival: ``[t]`` from each of them on.
+        model: of which it is one curve.
     """
 
-    image: np.ndarray
-    features: LesionFeatures
+    days: np.ndarray
+    survival: np.ndarray
+    model: SurvivalCurve
 
+    @classmethod
+    def of(cls, model: SurvivalCurve, risk: float) -> PatientCurve:
+        """At a risk."""
+        days = np.asarray(model.days)
+        return cls(days, model.survival(np.array([risk]), days)[0], model)
 
-@dataclass(frozen=True)
-class Contribution:
-    """What one named variable adds to the risk, exactly: both its models are sums of parts."""
-
-    name: str
-    value: float
+    def at(self, days: float) -> float:
+        """The chance of no recurrence up to a day."""
+        step = int(np.searchsorted(self.days, days, side="right"))
+        return float(self.survival[step - 1]) if step else 1.0
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,16 @@ class Risk:
     Attributes:
         value: higher = earlier recurrence; averaged over the folds.
         quantile: share of the training patients with a lower risk.
-        expected_days: recurrence-free days expected at this risk, where the bundle knows.
+        expected_days: recurrence-free days expected at this risk, where the bundle knows; of two
+            patients the one of higher risk has fewer.
         branches: how much of the risk hangs on each branch of the fusion network: its change when
             the branch's output is replaced by its training mean.
         contributions: what each named variable adds by ICARE and Cox, the strongest first.
         notes: what was repaired in the health record.
+        interval: 2.5th and 97.5th percentile of the risk over the members and the bootstrap samples
+            of the training patients that its parts were fitted to. The networks themselves were
+            fitted to all of them, so that it is rather too narrow.
+        curve: the chance of no recurrence by time, where the bundle knows.
     """
 
     value: float
@@ -73,6 +78,8 @@ class Risk:
     branches: dict[str, float]
     contributions: tuple[Contribution, ...] = ()
     notes: tuple[str, ...] = ()
+    interval: tuple[float, float] | None = None
+    curve: PatientCurve | None = None
 
 
 def describe(segmentation: Segmentation, image_spacing_mm: float) -> LesionDescription:
@@ -93,228 +100,29 @@ def describe(segmentation: Segmentation, image_spacing_mm: float) -> LesionDescr
     return LesionDescription(image, features)
 
 
-class RiskModel(Protocol):
-    """A fitted model whose risk is a sum of parts, one a variable."""
-
-    def predict_risk(self, x: np.ndarray) -> np.ndarray:
-        """Risk ``[n]`` of variables ``[n, p]``; higher = earlier event."""
-
-    def contributions(self, x: np.ndarray) -> np.ndarray:
-        """What each variable adds to the risk, ``[n, p]``."""
-
-    def state(self) -> dict[str, np.ndarray]:
-        """The model as plain arrays, which its class's ``from_state`` takes."""
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """A model and its share of the risk."""
-
-    weight: float
-    model: RiskModel
-
-
-# The models on the named variables, by the name that their tensors and weights have in bundles. A
-# new one is a class with ``from_state`` and a line here.
-NAMED_MODELS: Mapping[str, type[BaggedIcare] | type[LinearRisk]] = {
-    "direct": BaggedIcare,
-    "linear": LinearRisk,
-}
-
-
-@dataclass(frozen=True)
-class NamedVariables:
-    """The variables that have a name: the encoded health record, then some lesion features.
-
-    Attributes:
-        table: whether the health record is among them.
-        lesion_columns: which of the lesion features are, counted from 0.
-    """
-
-    table: bool
-    lesion_columns: tuple[int, ...]
-
-    @classmethod
-    def of(cls, network: FusionNetwork, lesion_columns: Sequence[int]) -> NamedVariables:
-        """Of what the network's branches see; ``lesion_columns`` as far as lesions are."""
-        seen = tuple(lesion_columns) if network.lesions is not None else ()
-        return cls(network.table is not None, seen)
-
-    def values(self, inputs: PatientInputs) -> np.ndarray:
-        """``[b, p]``, lesion features as signed logarithms."""
-        parts = [inputs.table] if self.table else []
-        parts.append(signed_log(inputs.lesions[:, list(self.lesion_columns)]))
-        return torch.cat(parts, 1).double().numpy()
-
-    def names(self, encoder: ClinicalEncoder, lesion_names: Sequence[str]) -> list[str]:
-        """The variables' names, in order."""
-        table = list(encoder.feature_names_) if self.table else []
-        return [*table, *(lesion_names[i] for i in self.lesion_columns)]
-
-
-@dataclass(frozen=True)
-class PrognosisMember:
-    """One fusion network with its ICARE head, and models on the named variables beside it.
-
-    The risk is ``sum of weight * model.predict_risk(variables)``: of the head on the network's 256
-    fused variables, and of each of the others on the named ones.
-
-    Attributes:
-        encoder: of the health record.
-        network: to the fused variables.
-        branch_means: mean output of each branch over the training patients.
-        head: ICARE on the fused variables.
-        named: models on the named variables, by the names of ``NAMED_MODELS``.
-        variables: the named variables.
-    """
-
-    encoder: ClinicalEncoder
-    network: FusionNetwork
-    branch_means: Mapping[str, Tensor]
-    head: Weighted
-    named: Mapping[str, Weighted]
-    variables: NamedVariables
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that was learnt, but the encoder (JSON), for a safetensors file."""
-        state = {NETWORK_PREFIX + k: v for k, v in self.network.state_dict().items()}
-        for name, part in {HEAD: self.head, **self.named}.items():
-            arrays = part.model.state()
-            state |= {f"{name}.{k}": torch.from_numpy(v) for k, v in arrays.items()}
-        return state | {MEAN_PREFIX + k: v for k, v in self.branch_means.items()}
-
-    def settings(self) -> dict[str, Any]:
-        """Sizes and weights, as ``weights/`` manifests store them."""
-        weights = {
-            name: self.named[name].weight if name in self.named else 0.0 for name in NAMED_MODELS
-        }
-        return (
-            self.network.settings()
-            | {f"{name}_weight": weight for name, weight in weights.items()}
-            | {"direct_columns": list(self.variables.lesion_columns)}
-        )
-
-    @classmethod
-    def from_tensors(
-        cls, encoder: ClinicalEncoder, settings: Mapping[str, Any], state: Mapping[str, Tensor]
-    ) -> PrognosisMember:
-        """The member whose ``tensors`` and ``settings`` these are.
-
-        Raises:
-            ValueError: a model is there without its weight, or a weight without its model.
-        """
-        sizes: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
-        }
-        columns = sizes.pop("direct_columns", ())
-        weights = {name: float(sizes.pop(f"{name}_weight", 0.0)) for name in NAMED_MODELS}
-        network = FusionNetwork(FusionConfig(**sizes)).eval()
-        network.load_state_dict(_below(NETWORK_PREFIX, state))
-        head = _arrays(HEAD, state)
-        if not head:
-            raise ValueError("the survival model's file holds no ICARE head")
-        named = {}
-        for name, kind in NAMED_MODELS.items():
-            found = _arrays(name, state)
-            if bool(weights[name]) != bool(found):
-                raise ValueError(
-                    f"the survival model's {name}_weight is {weights[name]:g}, and its file "
-                    f"{'has' if found else 'lacks'} the model it weighs: the parts do not fit"
-                )
-            if found:
-                named[name] = Weighted(weights[name], kind.from_state(found))
-        return cls(
-            encoder,
-            network,
-            _below(MEAN_PREFIX, state),
-            Weighted(rest_of(named), BaggedIcare.from_state(head)),
-            named,
-            NamedVariables.of(network, columns),
-        )
-
-    def inputs(
-        self, description: LesionDescription, record: ClinicalRecord
-    ) -> tuple[PatientInputs, tuple[str, ...]]:
-        """One patient as a batch of one, and notes on the health record."""
-        table, notes = self.encoder.transform_record(record)
-        tensors = (description.image, table, description.features.values)
-        return PatientInputs(*(torch.from_numpy(t).float()[None] for t in tensors)), notes
-
-    @torch.inference_mode()
-    def risk(self, inputs: PatientInputs) -> np.ndarray:
-        """Risk ``[b]`` of ``b`` patients."""
-        risk = self._head_risk(self.network.branch_outputs(inputs))
-        if self.named:
-            variables = self.variables.values(inputs)
-            for part in self.named.values():
-                risk = risk + part.weight * part.model.predict_risk(variables)
-        return risk
-
-    @torch.inference_mode()
-    def branch_effects(self, inputs: PatientInputs) -> dict[str, float]:
-        """For one patient: the change of the risk a branch makes against its training mean.
-
-        Of the fusion network's part of the risk; ``contributions`` explain the other part.
-        """
-        outputs = self.network.branch_outputs(inputs)
-        whole = self._head_risk(outputs)[0]
-        effects = {}
-        for name in outputs:
-            replaced = outputs | {name: self.branch_means[name][None].expand_as(outputs[name])}
-            effects[name] = float(whole - self._head_risk(replaced)[0])
-        return effects
-
-    def contributions(
-        self, inputs: PatientInputs, lesion_names: Sequence[str]
-    ) -> list[Contribution]:
-        """For one patient: what each named variable adds to the risk, none left out.
-
-        They sum to the part of the risk that is not the network's.
-        """
-        if not self.named:
-            return []
-        x = self.variables.values(inputs)
-        parts = [part.weight * part.model.contributions(x)[0] for part in self.named.values()]
-        names = self.variables.names(self.encoder, lesion_names)
-        values = np.sum(parts, axis=0).tolist()
-        return [Contribution(name, value) for name, value in zip(names, values, strict=True)]
-
-    def _head_risk(self, outputs: dict[str, Tensor]) -> np.ndarray:
-        """The head's part of the risk, ``[b]``."""
-        fused = self.network.join(outputs).double().numpy()
-        return self.head.weight * self.head.model.predict_risk(fused)
-
-
-def rest_of(named: Mapping[str, Weighted]) -> float:
-    """The share of the risk that is left for the fusion network."""
-    return 1.0 - sum(part.weight for part in named.values())
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names start with the prefix, without it."""
-    return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _arrays(name: str, state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {k: v.numpy() for k, v in _below(f"{name}.", state).items()}
-
-
 class Prognosis:
     """The survival model of a bundle: the mean risk of its members."""
 
     def __init__(self, bundle: Bundle) -> None:
+        """Load the members.
+
+        Raises:
+            RefusedError: the bundle has none.
+            ValueError: parts that do not fit together.
+        """
         part = bundle.manifest.prognosis
         if part is None:
             raise RefusedError(f"bundle '{bundle.manifest.name}' holds no survival model")
         self.part = part
-        settings = dict(part.settings)
-        self.image_spacing_mm = float(settings.pop("image_spacing_mm"))
-        self.members = [
-            PrognosisMember.from_tensors(
-                ClinicalEncoder.from_state(s), settings, bundle.tensors(file)
-            )
-            for s, file in zip(part.clinical, part.files, strict=True)
-        ]
+        self.image_spacing_mm = float(part.settings["image_spacing_mm"])
+        encoders = [ClinicalEncoder.from_state(state) for state in part.clinical]
+        self.members = _members(bundle, part.settings, part.files, encoders)
+        self.curve = None if part.curve is None else SurvivalCurve.from_state(part.curve)
+        self.without_record: list[PrognosisMember] = []
+        if other := part.without_record:
+            # What an encoder makes of no record is looked at by nobody: any of them will do.
+            same = encoders[:1] * len(other.files)
+            self.without_record = _members(bundle, other.settings, other.files, same)
 
     def own_features(self, description: LesionDescription) -> LesionDescription:
         """With the lesion features that the model was trained on, in their order.
@@ -324,29 +132,78 @@ class Prognosis:
         """
         return replace(description, features=description.features.select(self.part.lesion_features))
 
+    def expected_days(self, risk: float) -> float | None:
+        """Recurrence-free days expected at a risk; None where the bundle does not know."""
+        if self.curve is not None:
+            return float(self.curve.expected_days(np.array([risk]))[0])
+        if self.part.expected_days:
+            return float(days_of_knots(self.part.expected_days, np.array([risk]))[0])
+        return None
+
+    def usual(self) -> Risk:
+        """The median risk of the training patients: what is left to say where nothing is known."""
+        value = float(np.median(self.part.risk_quantiles))
+        return Risk(value, 0.5, self.expected_days(value), {}, notes=("the median risk",))
+
     def __call__(self, description: LesionDescription, record: ClinicalRecord) -> Risk:
         """The risk of one patient; any field missing, with or without a lesion.
+
+        Without a health record it is that of a model of images and lesions alone, on the same
+        scale, where the bundle has one.
 
         Raises:
             ValueError: a lesion feature that the model was trained on is not there.
         """
         description = self.own_features(description)
-        values, effects, named = [], [], []
+        no_record = self.members[0].encoder.knows_nothing(record)
+        members, shift, scale = self.members, 0.0, 1.0
+        if no_record and (other := self.part.without_record):
+            members, shift, scale = self.without_record, other.shift, other.scale
+        values, draws, effects, named = [], [], [], []
         notes: tuple[str, ...] = ()
-        for member in self.members:
+        for member in members:
             inputs, notes = member.inputs(description, record)
-            values.append(float(member.risk(inputs)[0]))
-            effects.append(member.branch_effects(inputs))
-            named.append(member.contributions(inputs, description.features.names))
+            values.append(shift + scale * float(member.risk(inputs)[0]))
+            draws.append(shift + scale * member.draws(inputs)[:, 0])
+            effects.append({b: scale * e for b, e in member.branch_effects(inputs).items()})
+            reasons = member.contributions(inputs, description.features.names)
+            if no_record:  # a value that is not there is no reason
+                reasons = reasons[len(reasons) - len(member.variables.lesion_columns) :]
+            named.append([Contribution(c.name, scale * c.value) for c in reasons])
+        if no_record:
+            unusable = notes if any(v is not None for v in record.values.values()) else ()
+            notes = (_NO_RECORD[bool(self.part.without_record)], *unusable)
         value = float(np.mean(values))
+        branches = {
+            b: float(np.mean([e[b] for e in effects]))
+            for b in BRANCHES
+            if b in effects[0] and not (no_record and b == "table")
+        }
         quantiles = np.asarray(self.part.risk_quantiles)
-        days = None
-        if self.part.expected_days:
-            risks, expected = np.asarray(self.part.expected_days).T
-            days = float(np.interp(value, risks, expected))
-        branches = {b: float(np.mean([e[b] for e in effects])) for b in BRANCHES if b in effects[0]}
-        quantile = float(np.interp(value, quantiles, np.linspace(0, 1, len(quantiles))))
-        return Risk(value, quantile, days, branches, _mean_contributions(named), notes)
+        low, high = np.percentile(np.concatenate(draws), INTERVAL)
+        return Risk(
+            value=value,
+            quantile=float(np.interp(value, quantiles, np.linspace(0, 1, len(quantiles)))),
+            expected_days=self.expected_days(value),
+            branches=branches,
+            interval=(min(float(low), value), max(float(high), value)),
+            curve=None if self.curve is None else PatientCurve.of(self.curve, value),
+            contributions=_mean_contributions(named),
+            notes=notes,
+        )
+
+
+def _members(
+    bundle: Bundle,
+    settings: Mapping[str, Any],
+    files: Sequence[str],
+    encoders: Sequence[ClinicalEncoder],
+) -> list[PrognosisMember]:
+    sizes = {name: value for name, value in settings.items() if name != "image_spacing_mm"}
+    return [
+        PrognosisMember.from_tensors(encoder, sizes, bundle.tensors(file))
+        for encoder, file in zip(encoders, files, strict=True)
+    ]
 
 
 def _mean_contributions(named: Sequence[Sequence[Contribution]]) -> tuple[Contribution, ...]:

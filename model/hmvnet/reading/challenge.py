@@ -29,6 +29,11 @@ class Sockets:
     record: Path = Path("ehr.json")
 
 
+YEARS = ("2025", "2026")
+# What only the 2025 platform gives, and only the 2026 one.
+OF_2025 = ("images/ct-planning", "images/rt-dose")
+FIELD_OF_2025, FIELD_OF_2026 = "M-stage", "HPV Status"
+
 _SLUGS = {
     "ct": {"ct-image", "ct", "computed-tomography-image"},
     "pet": {"pet-image", "pet", "pt-image"},
@@ -39,6 +44,29 @@ _SLUGS = {
 def is_challenge_folder(folder: Path) -> bool:
     """Whether a folder looks like a grand-challenge input, rather than a data set."""
     return any((folder / name).exists() for name in ("inputs.json", "images/ct", "images/pet"))
+
+
+def recognised_year(input_dir: Path) -> tuple[str, str]:
+    """Which year's platform made an input folder, and what shows it; never fails.
+
+    The health record of 2025 has an M-stage and no HPV status, that of 2026 the reverse; planning
+    CT and dose are of 2025. Where none of that is there, ``inputs.json`` speaks for 2026.
+    """
+    for place in OF_2025:
+        if (input_dir / place).exists():
+            return "2025", f"{place} is there"
+    try:
+        sockets, _ = read_sockets(input_dir.resolve())
+        record, _ = read_record(input_dir.resolve(), sockets.record, needed=True)
+        fields = set(record.values)
+    except (CaseError, OSError):
+        fields = set()
+    for year, name in zip(YEARS, (FIELD_OF_2025, FIELD_OF_2026), strict=True):
+        if name in fields:
+            return year, f"ehr.json has '{name}'"
+    if (input_dir / "inputs.json").exists():
+        return "2026", "inputs.json is there"
+    return "2025", "nothing speaks for 2026"
 
 
 def read_case(input_dir: Path, *, needs_record: bool = True) -> Case:
@@ -58,16 +86,24 @@ def read_case(input_dir: Path, *, needs_record: bool = True) -> Case:
         raise CaseError(f"input folder {input_dir} does not exist") from error
     if not root.is_dir():
         raise CaseError(f"input {input_dir} is not a folder")
-    sockets, socket_notes = _read_sockets(root)
+    sockets, socket_notes = read_sockets(root)
     with ThreadPoolExecutor(max_workers=2) as pool:  # inflating frees the GIL
         reads = [pool.submit(_read_socket_image, root, s) for s in (sockets.ct, sockets.pet)]
         (ct, ct_notes), (pet, pet_notes) = (read.result() for read in reads)
-    record, record_notes = _read_record(root, sockets.record, needs_record)
+    record, record_notes = read_record(root, sockets.record, needs_record)
     notes = (*socket_notes, *ct_notes, *pet_notes, *record_notes)
     return checked_case("case", ct, pet, record=record, notes=notes)
 
 
-def _read_sockets(root: Path) -> tuple[Sockets, tuple[str, ...]]:
+def read_sockets(root: Path) -> tuple[Sockets, tuple[str, ...]]:
+    """Where ``inputs.json`` says that the inputs lie, and notes on it.
+
+    Args:
+        root: the input folder, links resolved.
+
+    Raises:
+        CaseError: a place outside the folder, or two places of one input.
+    """
     listing = root / "inputs.json"
     if not listing.exists():
         return Sockets(), ()
@@ -123,9 +159,12 @@ def _read_socket_image(root: Path, relative: Path) -> tuple[sitk.Image, tuple[st
     return image, tuple(f"{relative}: {note}" for note in notes)
 
 
-def _read_record(
-    root: Path, relative: Path, needed: bool
-) -> tuple[ClinicalRecord, tuple[str, ...]]:
+def read_record(root: Path, relative: Path, needed: bool) -> tuple[ClinicalRecord, tuple[str, ...]]:
+    """The health record, and notes on it; one that is not there is empty.
+
+    Raises:
+        CaseError: it is damaged, and needed; or a link leaves the folder.
+    """
     path = root / relative
     if not path.exists():
         return ClinicalRecord(), (f"{path.name}: not found, every field treated as missing",)

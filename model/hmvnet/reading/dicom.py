@@ -29,7 +29,10 @@ from hmvnet.reading.tables import Known
 
 FEWEST_SLICES = 5  # of a scan; localisers and screen shots have fewer
 F18_S = 6586.2
-FDG_WORDS, FDG_CODES = ("FDG", "DEOXYGLUCOSE", "DESOXYGLUCOSE", "FLUORODEOXY"), ("C-B1031",)
+FDG_WORDS, FDG_CODES = (
+    ("FDG", "DEOXYGLUCOSE", "DESOXYGLUCOSE", "FLUORODEOXY"),
+    ("C-B1031", "35321007"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class Scan:
 
     def __str__(self) -> str:
         return f"{self.ct}, {self.pet}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process is handed; the files stay where this one keeps them."""
+        return vars(self) | {"keeps": None}
 
     @property
     def origin(self) -> str:

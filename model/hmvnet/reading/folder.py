@@ -17,7 +17,7 @@ from typing import Any, cast, overload
 import numpy as np
 import SimpleITK as sitk
 
-from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Outcome
+from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Outcome, Stage
 from hmvnet.exits import shown
 from hmvnet.reading.checks import checked_case
 from hmvnet.reading.images import read_image
@@ -45,6 +45,7 @@ class Patient:
     classes: tuple[tuple[int, int], ...] = ()  # values in the label file that stand for others
     record: ClinicalRecord = field(default_factory=ClinicalRecord)
     outcome: Outcome | None = None
+    stage: Stage = field(default_factory=Stage)
     suv_factor: float | None = None  # of a PET in Bq/mL
     notes: tuple[str, ...] = ()
 
@@ -153,8 +154,21 @@ class Found(Sequence[Patient]):
         return [
             f"{self.root}: {', '.join([patients, *having])}",
             f"centres: {', '.join(shown)}",
+            *_stages_told([p.stage for p in self]),
             *(f"left out: {line}" for line in _told(self.left_out, self.root)),
         ]
+
+
+def _stages_told(stages: Sequence[Stage]) -> Iterator[str]:
+    """How many patients have each T and N stage; nothing where there are none."""
+    for axis, found in (("T", [one.t for one in stages]), ("N", [one.n for one in stages])):
+        counts = Counter(stage for stage in found if stage)
+        if counts:
+            told = ", ".join(f"{stage} ({counts[stage]})" for stage in sorted(counts))
+            without = len(found) - counts.total()
+            none = "T0, Tx or nothing" if axis == "T" else "Nx or nothing"
+            rest = f"; not for staging: {without} with {none}" if without else ""
+            yield f"{axis} stages: {told}{rest}"
 
 
 def _told(left_out: Sequence[LeftOut], root: Path) -> Iterator[str]:
@@ -238,6 +252,7 @@ def _found(
                 patient,
                 record=said.record,
                 outcome=said.outcome,
+                stage=said.stage,
                 suv_factor=factors.get(patient.patient_id),
                 notes=said.notes,
             )

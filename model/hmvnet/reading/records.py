@@ -14,7 +14,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -438,3 +438,12 @@ HECKTOR = ClinicalSchema(
         ),
     )
 )
+# That of HECKTOR 2026: no M-stage, and a third kind of treatment.
+HECKTOR_2026 = ClinicalSchema(
+    tuple(
+        replace(column, codes=("0", "1", "2")) if column.name == "Treatment" else column
+        for column in HECKTOR.columns
+        if column.name != "M-stage"
+    )
+)
+SCHEMAS: Mapping[str, ClinicalSchema] = {"2025": HECKTOR, "2026": HECKTOR_2026}

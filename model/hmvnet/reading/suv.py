@@ -214,7 +214,8 @@ def _height_m(one: Dataset) -> float:
 
 
 def _measure(one: Dataset, keyword: str, known: tuple[float, float], unit: str) -> float:
-    value = _number(one.get(keyword))
+    # Some consoles write the comma of their language; the range tells one from thousands.
+    value = _number(str(one.get(keyword, "")).replace(",", "."))
     if value is None or not known[0] <= value <= known[1]:
         found = "not there" if value is None else "0" if value == 0 else "out of range"
         raise _refused(keyword, found, f"{known[0]:g} to {known[1]:g} {unit}")

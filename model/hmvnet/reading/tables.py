@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from hmvnet.case import ClinicalRecord, Outcome
+from hmvnet.case import ClinicalRecord, Outcome, Stage
 from hmvnet.files import read_bounded
 from hmvnet.reading.names import LeftOut, entries
 from hmvnet.reading.records import (
@@ -31,6 +31,7 @@ from hmvnet.reading.records import (
     plain_code,
     plain_name,
 )
+from hmvnet.reading.stages import N_COLUMN, T_COLUMN, check_stages, stage_of
 from hmvnet.reading.text import decode
 from hmvnet.table_files import text_of_cell
 
@@ -188,6 +189,7 @@ class Known(NamedTuple):
     record: ClinicalRecord = ClinicalRecord()
     outcome: Outcome | None = None
     notes: tuple[str, ...] = ()
+    stage: Stage = Stage()
 
 
 def read_tables(
@@ -210,8 +212,8 @@ def read_tables(
     Raises:
         ValueError: a table is unreadable, holds an outcome and nobody's name, none of ``patients``
             or one of them twice, the event has another code than are known, a time is no number of
-            days, or there are tables and none has a column that ``names`` gives another name than
-            HECKTOR's; names it.
+            days, a T-stage or N-stage is none, or there are tables and none has a column that
+            ``names`` gives another name than HECKTOR's; names it.
     """
     return _read_all(root, patients, left_out, names or TableNames(), outcomes=True)
 
@@ -269,6 +271,7 @@ def _read_all(
         missing -= {table.patient, *table.columns}
         if outcomes:
             _check_outcomes(table, path, names)
+            check_stages(table.rows.values(), str(path))
         if patients is not None:
             table, by_zeros = _renamed(table, path, patients)
             for name, other in by_zeros.items():
@@ -279,7 +282,10 @@ def _read_all(
     known = {}
     for name, row in _merged(tables).items():
         record, outcome = _split(row, names)
-        known[name] = Known(record, outcome if outcomes else None, tuple(notes.get(name, ())))
+        told = tuple(notes.get(name, ()))
+        known[name] = (
+            Known(record, outcome, told, stage_of(row)) if outcomes else Known(record, notes=told)
+        )
     return known
 
 
@@ -288,11 +294,16 @@ def _renamed(table: _Table, path: Path, patients: Collection[str]) -> tuple[_Tab
     pairs = match_names(patients, table.rows)
     if patients and not pairs:
         raise ValueError(
-            f"{path}: names none of the {len(patients)} patients; found names such as "
-            f"{next(iter(table.rows), '')!r}, expected such as {next(iter(patients))!r}"
+            f"{path}: names none of the {len(patients)} patients; found names of the form "
+            f"{_form(next(iter(table.rows), ''))!r}, expected {_form(next(iter(patients)))!r}"
         )
     rows = {name: table.rows[other] for name, other in pairs.items()}
     return replace(table, rows=rows), {n: other for n, other in pairs.items() if n != other}
+
+
+def _form(name: str) -> str:
+    """What a name looks like, and not whose it is: A for a letter, 0 for a digit."""
+    return re.sub(r"[^\W\d_]", "A", re.sub(r"\d", "0", name))
 
 
 def match_names(wanted: Collection[str], found: Collection[str]) -> dict[str, str]:
@@ -329,7 +340,9 @@ def _tables_under(
         ids = (plain_name(names.patient), *ID_NAMES)
         frame = read_csv(path, ids)
         label = next((c for n in ids for c in frame.columns if plain_name(c) == n), None)
-        usual = {plain_name(name): name for name in (names.patient, *names.outcome)}
+        usual = {
+            plain_name(name): name for name in (T_COLUMN, N_COLUMN, names.patient, *names.outcome)
+        }
         if label is not None:
             label = usual.setdefault(plain_name(label), label)
         frame.columns = [usual.get(plain_name(name), name) for name in frame.columns]

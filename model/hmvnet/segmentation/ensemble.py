@@ -71,11 +71,14 @@ class NetworkOutput:
             channels of two trainings have nothing in common) and its network gives them.
         notes: what ran and what the time budget left out, then what its members and the ensemble
             say besides.
+        disagreement: of the passes, folds' and flips' (``_Sum.disagreement``); None where none of
+            them has another to agree with.
     """
 
     probabilities: np.ndarray
     features: tuple[np.ndarray, ...] = ()
     notes: tuple[str, ...] = ()
+    disagreement: float | None = None
 
 
 @dataclass
@@ -130,7 +133,9 @@ class Ensemble:
             said += member.notes
             if not done and len(self.members) == 1:
                 features = scan.maps(own, maps) if isinstance(scan, Scan) else plain_maps(maps)
-            sums.setdefault(own, _Sum()).add(values[0], member)
+            if own not in sums:
+                sums[own] = _Sum(len(passes) > 1, own.heads if own else ())
+            sums[own].add(values[0], member)
             done += 1
             slowest = max(slowest, self.clock() - began)
         mean = _mean(sums, scan)
@@ -139,21 +144,56 @@ class Ensemble:
         left_out = len(passes) - done
         budget = f", {left_out} left out by the {self.time_budget_s:g} s budget" if left_out else ""
         ran = f"{done} of {len(passes)} network passes{budget}"
-        return NetworkOutput(mean, features, (ran, *dict.fromkeys(said), *self.notes))
+        apart = [s.disagreement for s in sums.values() if s.passes > 1]
+        return NetworkOutput(
+            mean,
+            features,
+            (ran, *dict.fromkeys(said), *self.notes),
+            float(np.mean(apart)) if apart else None,
+        )
 
 
 @dataclass
 class _Sum:
-    """Of the passes of networks that see the same."""
+    """Of the passes of networks that see the same.
 
+    Attributes:
+        keeps: whether to remember each pass's classes, for ``disagreement``.
+        heads: which class each of the networks' outputs is; none: their number.
+    """
+
+    keeps: bool = False
+    heads: tuple[int, ...] = ()
     total: Tensor | None = None
     passes: int = 0
     members: set[int] = field(default_factory=set)
+    classes: list[Tensor] = field(default_factory=list)
 
     def add(self, values: Tensor, member: Forward) -> None:
         self.total = values if self.total is None else self.total + values
         self.passes += 1
         self.members.add(id(member))
+        if self.keeps:
+            self.classes.append(self._likeliest(values))
+
+    @property
+    def disagreement(self) -> float:
+        """1 - Dice of each pass's tumour with the mean's, averaged; a voxel counts with its class.
+
+        0 where all are alike, 1 where none of the tumour voxels is.
+        """
+        mean = self._likeliest(self.mean)
+        tumour, apart = int((mean > 0).sum()), []
+        for one in self.classes:
+            size = int((one > 0).sum()) + tumour
+            alike = int(((one == mean) & (one > 0)).sum())
+            apart.append(1 - 2 * alike / size if size else 0.0)
+        return float(np.mean(apart))
+
+    def _likeliest(self, values: Tensor) -> Tensor:
+        """The class of each voxel, uint8."""
+        heads = torch.tensor(self.heads or range(len(values)), dtype=torch.uint8)
+        return heads[values.argmax(0)]
 
     @property
     def mean(self) -> Tensor:

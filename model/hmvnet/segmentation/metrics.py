@@ -4,7 +4,8 @@
 * GTVn: aggregated Dice, ``2 * sum(intersections) / sum(volumes)``, sums over all patients, in mm3.
 * GTVn detection: aggregated F1, ``2 TP / (2 TP + FP + FN)``, counts summed over all patients; a
   lesion is found when its IoU with a predicted lesion is above 0.30.
-* HD95 in mm of both labels, as MONAI defines it, beside the challenge's three.
+* HECKTOR 2026: Dice of GTVp and of GTVn, each the mean over patients.
+* HD95 in mm of both labels, as MONAI defines it, beside the challenge's.
 
 The rules are from the challenge's page (hecktor25.grand-challenge.org, "Tasks & Evaluation");
 aggregated Dice is from Andrearczyk et al., HECKTOR 2022 (doi 10.1007/978-3-031-27420-6_1). Its
@@ -49,10 +50,11 @@ METRICS = (
     "gtvp_mean_dice",
     "gtvn_aggregated_dice",
     "gtvn_aggregated_f1",
+    "gtvn_mean_dice",
     "gtvp_mean_hd95_mm",
     "gtvn_mean_hd95_mm",
 )
-HD95 = slice(3, None)  # those of METRICS that a patient with a label in one mask alone lacks
+HD95 = slice(4, None)  # those of METRICS that a patient with a label in one mask alone lacks
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Table1Scores:
     gtvp_mean_dice: float
     gtvn_aggregated_dice: float
     gtvn_aggregated_f1: float
+    gtvn_mean_dice: float
     gtvp_mean_hd95_mm: float
     gtvn_mean_hd95_mm: float
     gtvp_hd95_patients: int
@@ -290,6 +293,7 @@ def terms(scores: Sequence[CaseScore]) -> np.ndarray:
                 (s.gtvp.dice, 1),
                 (2 * s.gtvn.intersection_mm3, s.gtvn.volume_sum_mm3),
                 (hits, hits + s.nodes.fp + s.nodes.fn),
+                (s.gtvn.dice, 1),
                 *((0, 0) if math.isnan(d) else (d, 1) for d in (s.gtvp.hd95_mm, s.gtvn.hd95_mm)),
             ]
         )
@@ -298,7 +302,7 @@ def terms(scores: Sequence[CaseScore]) -> np.ndarray:
 
 def ratios(sums: np.ndarray) -> np.ndarray:
     """``[..., metric, 2]`` sums to ``[..., metric]`` values, with the empty cases' own values."""
-    empty = np.array([1, 1, 1, math.nan, math.nan])
+    empty = np.array([1, 1, 1, 1, math.nan, math.nan])
     numerator, denominator = sums[..., 0], sums[..., 1]
     defined = denominator > 0
     return np.where(defined, numerator / np.where(defined, denominator, 1), empty)

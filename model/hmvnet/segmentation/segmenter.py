@@ -17,15 +17,16 @@ import SimpleITK as sitk
 import torch
 
 from hmvnet.bundle import Bundle
-from hmvnet.case import Case, Finding, Grid
+from hmvnet.case import Case, CaseError, Finding, Grid
 from hmvnet.config import InferenceSettings, PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.agreement import check_agreement
 from hmvnet.imaging.coarse import Coarse
-from hmvnet.imaging.intensity import normalise
+from hmvnet.imaging.intensity import normalise, to_suv
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.imaging.resample import labels_onto, resample_pet_ct
 from hmvnet.imaging.roi import centre_region, find_region
 from hmvnet.segmentation.ensemble import load_ensemble
+from hmvnet.segmentation.presence import asks_presence, without_doubtful
 from hmvnet.segmentation.scan import Scan, Volume
 
 OnStage = Callable[[str], None]
@@ -43,6 +44,7 @@ class Segmentation:
             networks that give none and for bundles of several, whose channels have nothing in
             common.
         notes: what ran, what the time budget left out, and what ran otherwise than asked for.
+        disagreement: of folds and flips, as ``NetworkOutput``'s.
         on_ct: where networks see the whole CT: the working region on the CT's own grid, and the
             labels there.
     """
@@ -53,6 +55,7 @@ class Segmentation:
     encoder_maps: tuple[np.ndarray, ...] = ()
     notes: tuple[str, ...] = ()
     on_ct: tuple[Volume, np.ndarray] | None = None
+    disagreement: float | None = None
 
     @property
     def field(self) -> Volume:
@@ -82,12 +85,18 @@ class Stages:
 
 
 def prepare(
-    case: Case, settings: PreprocessingSettings, region: str, stages: Stages | None = None
+    case: Case,
+    settings: PreprocessingSettings,
+    region: str,
+    stages: Stages | None = None,
+    *,
+    tolerant: bool = False,
 ) -> Volume:
     """What lies before the network: check, find the region, resample it once, normalise.
 
     Args:
         region: ``head-neck``, or ``centre`` for scans that hold no head.
+        tolerant: whether what would be refused is a finding.
 
     Raises:
         CaseError: PET and CT do not belong together, or the PET is not in SUV.
@@ -95,7 +104,12 @@ def prepare(
     stages = stages or Stages()
     with stages("check"):
         coarse = Coarse.of(case)
-        findings = check_agreement(case, coarse)
+        try:
+            findings = check_agreement(case, coarse)
+        except CaseError as error:
+            if not tolerant:
+                raise
+            findings = (Finding(error.code, str(error)),)
     with stages("region"):
         found = (find_region if region == "head-neck" else centre_region)(coarse, settings)
         if found.code:
@@ -108,19 +122,25 @@ def prepare(
 
 def label_map(
     probabilities: np.ndarray,
-    ct: np.ndarray,
+    scaled: np.ndarray,
     grid: Grid,
     settings: PostprocessingSettings,
     region: str,
+    suv_window: tuple[float, float],
 ) -> np.ndarray:
     """What lies behind the network: probabilities ``[3, z, y, x]`` to labels, uint8 ``[z, y, x]``.
 
     Args:
-        ct: ``[z, y, x]``, normalised so that air is 0.
+        scaled: CT and PET as the network sees them, ``[2, z, y, x]``.
         grid: the working grid.
         region: as for ``prepare``; the rules on the head and neck's anatomy hold there only.
+        suv_window: to which the PET was clipped, in SUV.
     """
-    return postprocess(probabilities, ct, grid, settings.for_region(region))
+    labels = postprocess(probabilities, scaled[0], grid, settings.for_region(region))
+    if not asks_presence(settings):
+        return labels
+    pet_suv = to_suv(scaled[1], suv_window)
+    return without_doubtful(labels, probabilities, pet_suv, grid, settings)
 
 
 class Segmenter:
@@ -142,27 +162,36 @@ class Segmenter:
         other.ensemble = replace(self.ensemble, members=[self.ensemble.members[i] for i in members])
         return other
 
-    def __call__(self, case: Case, stages: Stages | None = None) -> Segmentation:
+    def __call__(
+        self, case: Case, stages: Stages | None = None, *, tolerant: bool = False
+    ) -> Segmentation:
         """Segment one case.
 
         Args:
             stages: times the stages, and says which one runs.
+            tolerant: as for ``prepare``.
         """
         stages = stages or Stages()
-        volume = prepare(case, self.preprocessing, self.region, stages)
+        volume = prepare(case, self.preprocessing, self.region, stages, tolerant=tolerant)
         scan = Scan(case, volume, self.ensemble.on_ct)
         with stages("network"):
             output = self.ensemble(scan)
         with stages("postprocess"):
             seen = self._on_ct(scan) if scan.on_ct else volume
             labels = label_map(
-                output.probabilities, seen.scaled[0], seen.grid, self.postprocessing, self.region
+                output.probabilities,
+                seen.scaled,
+                seen.grid,
+                self.postprocessing,
+                self.region,
+                self.preprocessing.suv_window,
             )
             on_ct = (seen, labels) if scan.on_ct else None
             if on_ct:
                 labels = labels_onto(labels, seen.grid, volume.grid)
         maps = output.features if self.is_single else ()
-        return Segmentation(volume, output.probabilities, labels, maps, output.notes, on_ct)
+        apart = output.disagreement
+        return Segmentation(volume, output.probabilities, labels, maps, output.notes, on_ct, apart)
 
     def _on_ct(self, scan: Scan) -> Volume:
         """The working region on the CT's own grid."""

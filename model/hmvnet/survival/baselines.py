@@ -4,16 +4,15 @@
     risk = model.predict_risk(x)                # [n], higher = earlier event
     curves = model.predict_survival(x, times)   # [n, t], or None where a model gives no curve
 
-scikit-survival provides Cox, forest and boosting. DeepHit and MTLR are short implementations of
-their papers: ``pycox`` needs numba, py7zr and feather-format for it, ``torchmtlr`` is not
-published. Every model but ICARE, which leaves missing values out, fills them with the training
-median and standardises by the training patients.
+Cox is ``hmvnet.survival.cox``, forest and boosting are scikit-survival's. DeepHit and MTLR are
+short implementations of their papers: ``pycox`` needs numba, py7zr and feather-format for it,
+``torchmtlr`` is not published. Every model but ICARE, which leaves missing values out, fills them
+with the training median and standardises by the training patients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,12 +24,11 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sksurv.ensemble import GradientBoostingSurvivalAnalysis, RandomSurvivalForest
-from sksurv.linear_model import CoxPHSurvivalAnalysis
 from torch import Tensor, nn
 
 from hmvnet.case import Outcomes, harrell_c, has_comparable_pair
 from hmvnet.prognosis.icare import BaggedIcare
-from hmvnet.prognosis.linear import LinearRisk
+from hmvnet.survival.cox import PENALTIES, RidgeCox
 from hmvnet.survival.losses import deephit_ranking_loss, discrete_loss
 from hmvnet.survival.metrics import structured
 
@@ -314,10 +312,6 @@ def standardiser() -> Pipeline:
     )
 
 
-def _coxph(ridge: float) -> SksurvModel:
-    return SksurvModel(lambda seed: CoxPHSurvivalAnalysis(alpha=ridge, ties="efron"))
-
-
 def _forest(seed: int) -> RandomSurvivalForest:
     return RandomSurvivalForest(n_estimators=200, min_samples_leaf=15, random_state=seed)
 
@@ -334,24 +328,8 @@ def _boosting(seed: int) -> GradientBoostingSurvivalAnalysis:
     )
 
 
-def fit_linear_risk(x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> LinearRisk:
-    """The registry's ``coxph``, ridge chosen by inner cross-validation, as plain arrays."""
-    cox = _tuned_coxph().fit(x, outcomes, rng).model_
-    assert isinstance(cox, SksurvModel)
-    imputer, scaler = (step for _, step in cox.scaler_.steps)
-    risk = LinearRisk(imputer.statistics_, scaler.mean_, scaler.scale_, cox.model_.coef_, 1.0)
-    return replace(risk, spread=float(risk.predict_risk(x).std()) or 1.0)
-
-
-def _tuned_coxph() -> Tuned:
-    return Tuned([partial(_coxph, ridge) for ridge in PENALTIES])
-
-
-# From hardly any shrinkage to one that leaves the single variables' directions.
-PENALTIES = (1.0, 10.0, 100.0, 1000.0)
-
 REGISTRY: dict[str, Callable[[], SurvivalModel]] = {
-    "coxph": _tuned_coxph,
+    "coxph": RidgeCox,
     "icare": IcareModel,
     "deephit": DeepHit,
     "mtlr": lambda: Tuned([partial(Mtlr, penalty) for penalty in PENALTIES]),

@@ -111,6 +111,11 @@ def bootstrap_concordance(
     return Bootstrap.of(values, len(outcomes))
 
 
+def concordances(outcomes: Outcomes, risk: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Harrell's C of a risk ``[n]`` with each of ``weights`` ``[s, n]``; NaN where none compare."""
+    return _weighted_concordance(outcomes, risk[None], None, weights)
+
+
 def _weighted_concordance(
     outcomes: Outcomes, risk: np.ndarray, fold: np.ndarray | None, weights: np.ndarray
 ) -> np.ndarray:

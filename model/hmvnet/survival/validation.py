@@ -13,6 +13,7 @@ import pandas as pd
 
 from hmvnet.case import DAYS_PER_YEAR, Outcomes, harrell_c
 from hmvnet.survival.bootstrap import Bootstrap
+from hmvnet.survival.calibration import calibration_slope
 from hmvnet.survival.metrics import (
     Calibration,
     auc_at,
@@ -85,13 +86,16 @@ class Scores:
         harrell, uno: concordance indices.
         auc: by the years up to which it is.
         brier: integrated Brier score; needs survival curves.
-        calibration: of all folds together, at the last of the years; needs survival curves too.
+        slope: calibration slope of all folds together, at the last of the years, mean over repeats;
+            1 where predictions are neither too extreme nor too alike. Needs survival curves too.
+        calibration: predicted against observed, alike.
     """
 
     harrell: float
     uno: float
     auc: Mapping[float, float]
     brier: float
+    slope: float
     calibration: Calibration | None
 
 
@@ -117,20 +121,28 @@ def score(
     # A fold without a comparable pair says nothing; the others still do.
     table = np.ma.masked_invalid(rows).mean(axis=0).filled(np.nan)
     auc = dict(zip(years, table[3:].tolist(), strict=True))
-    pooled = _pooled_calibration(predictions, outcomes, horizons[-1])
-    return Scores(float(table[0]), float(table[1]), auc, float(table[2]), pooled)
+    pooled = None
+    slope = np.nan
+    survival = _survival_at(predictions, outcomes, horizons[-1])
+    if survival is not None:
+        until = outcomes.until(horizons[-1])
+        slope = float(np.mean([calibration_slope(until, repeat) for repeat in survival]))
+        mean = np.clip(1.0 - survival.mean(axis=0), 0.0, 1.0)
+        pooled = calibration(outcomes, mean, horizons[-1])
+    return Scores(float(table[0]), float(table[1]), auc, float(table[2]), slope, pooled)
 
 
-def _pooled_calibration(
-    predictions: OutOfFold, outcomes: Outcomes, time: float
-) -> Calibration | None:
+def _survival_at(predictions: OutOfFold, outcomes: Outcomes, time: float) -> np.ndarray | None:
+    """Chance ``[repeats, n]`` of no event up to a time that curves and follow-up reach, or None."""
     if predictions.survival is None or predictions.times is None:
         return None
     if not predictions.times[0] <= time <= min(predictions.times[-1], outcomes.days.max()):
         return None
-    mean = predictions.survival.mean(axis=0)
-    at = np.array([np.interp(time, predictions.times, curve) for curve in mean])
-    return calibration(outcomes, np.clip(1.0 - at, 0.0, 1.0), time)
+    after = int(np.searchsorted(predictions.times, time).clip(1))
+    first, last = predictions.times[after - 1 : after + 1]
+    share = (time - first) / (last - first)
+    before, then = predictions.survival[:, :, after - 1], predictions.survival[:, :, after]
+    return (1 - share) * before + share * then
 
 
 def comparison_table(
@@ -146,6 +158,7 @@ def comparison_table(
         }
         row |= {f"AUC {year:g} y": value for year, value in s.auc.items()}
         row["Brier"] = s.brier
+        row["calibration slope"] = s.slope
         row["calibration error"] = s.calibration.error if s.calibration else np.nan
         rows[name] = row
     order = sorted(rows, key=lambda name: -concordance.estimate[name])

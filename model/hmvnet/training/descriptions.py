@@ -15,7 +15,8 @@ from hmvnet.config import InferenceSettings, Settings
 from hmvnet.files import digest
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.fusion import signed_log
-from hmvnet.prognosis.risk import LesionDescription, describe
+from hmvnet.prognosis.member import LesionDescription
+from hmvnet.prognosis.risk import describe
 from hmvnet.progress import REMARKS, print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation.ensemble import pick_device
@@ -29,6 +30,28 @@ ENCODER_PREFIX = "encoder"  # names of pooled encoder features, see pool_encoder
 
 class LeakError(ValueError):
     """A patient's lesions would be described by a network that was trained on that patient."""
+
+
+def unseen_members(bundle: Bundle, patient_id: str) -> list[int]:
+    """The members of a bundle's ensemble that were not trained on this patient.
+
+    Raises:
+        LeakError: there are none, or the bundle does not say what it was trained on.
+    """
+    seen = bundle.manifest.segmentation.all_seen
+    if len(seen) != len(bundle.manifest.segmentation.all_files):
+        raise LeakError(
+            f"bundle '{bundle.manifest.name}' does not say which patients its networks "
+            "were trained on; retrain it with this version"
+        )
+    mark = fingerprint(patient_id)
+    members = [i for i, patients in enumerate(seen) if mark not in patients]
+    if not members:
+        raise LeakError(
+            f"patient {patient_id}: every network of the bundle was trained on this patient; "
+            "its lesion features would be better than those of a new patient"
+        )
+    return members
 
 
 @dataclass(frozen=True)
@@ -77,27 +100,6 @@ class LesionDescriber:
         self.folder = cache / f"lesions-{key}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def unseen_members(self, patient_id: str) -> list[int]:
-        """The ensemble's members that were not trained on this patient.
-
-        Raises:
-            LeakError: there are none, or the bundle does not say what it was trained on.
-        """
-        seen = self.bundle.manifest.segmentation.all_seen
-        if len(seen) != len(self.bundle.manifest.segmentation.all_files):
-            raise LeakError(
-                f"bundle '{self.bundle.manifest.name}' does not say which patients its networks "
-                "were trained on; retrain it with this version"
-            )
-        mark = fingerprint(patient_id)
-        members = [i for i, patients in enumerate(seen) if mark not in patients]
-        if not members:
-            raise LeakError(
-                f"patient {patient_id}: every network of the bundle was trained on this patient; "
-                "its lesion features would be better than those of a new patient"
-            )
-        return members
-
     def __call__(self, patient: Patient) -> Described:
         """One patient.
 
@@ -107,7 +109,7 @@ class LesionDescriber:
         """
         if patient.outcome is None:
             raise ValueError(f"patient {patient.patient_id} has no outcome (RFS, Relapse)")
-        members = self.unseen_members(patient.patient_id)
+        members = unseen_members(self.bundle, patient.patient_id)
         key = digest(members, files_hash(patient))
         path = self.folder / f"{patient.patient_id}-{key}.npz"
 
@@ -151,7 +153,7 @@ def describe_all(
     """Every patient that has an outcome; leaks are found before the first is described."""
     with_outcome = [p for p in patients if p.outcome is not None]
     for patient in with_outcome:
-        describer.unseen_members(patient.patient_id)
+        unseen_members(describer.bundle, patient.patient_id)
     return [describer(p) for p in progress(with_outcome)]
 
 

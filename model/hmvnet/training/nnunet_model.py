@@ -6,12 +6,12 @@ which is all that nnU-Net puts into one; anything else is refused by its name, a
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -332,7 +332,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
             if not foreign:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
         foreign = [next(filter(None, found.groups()), "")] if found else ["an unknown operation"]
     except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from hmvnet.files import digest
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import FusionConfig, FusionNetwork, PatientInputs
 from hmvnet.prognosis.icare import BaggedIcare
-from hmvnet.prognosis.risk import (
+from hmvnet.prognosis.member import (
     NAMED_MODELS,
     NamedVariables,
     PrognosisMember,
@@ -26,12 +28,15 @@ from hmvnet.prognosis.risk import (
     rest_of,
 )
 from hmvnet.reading.records import HECKTOR, ClinicalSchema
+from hmvnet.survival.cox import fit_linear_risk
 from hmvnet.survival.losses import cox_loss, ranking_loss
 from hmvnet.training.descriptions import Described, handcrafted_count, outcomes_of
 from hmvnet.training.engine import LoopSettings, make_fabric, train
-from hmvnet.training.folds import split_folds
+from hmvnet.training.folds import repeated_folds, split_folds
+from hmvnet.training.shares import judged_shares
 
 EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
+LEAST_EVENTS, LEAST_PATIENTS = 3, 20  # of an inner fold
 
 
 def inputs_of(patients: Sequence[Described], encoder: ClinicalEncoder) -> PatientInputs:
@@ -42,39 +47,71 @@ def inputs_of(patients: Sequence[Described], encoder: ClinicalEncoder) -> Patien
     return PatientInputs(*(torch.from_numpy(a).float() for a in (image, table, lesions)))
 
 
+@dataclass(frozen=True)
+class Cohort:
+    """What is equal for all members of an ensemble, fitted to its patients once.
+
+    Attributes:
+        patients: those it is fitted to, and nobody else.
+        encoder: of their health records.
+        inputs: the fusion network's.
+        variables: the named ones.
+        named: models on these.
+    """
+
+    patients: Sequence[Described]
+    outcomes: Outcomes
+    encoder: ClinicalEncoder
+    inputs: PatientInputs
+    variables: NamedVariables
+    named: Mapping[str, Weighted]
+
+    @classmethod
+    def of(
+        cls, patients: Sequence[Described], settings: PrognosisSettings, schema: ClinicalSchema
+    ) -> Cohort:
+        """Of patients with outcomes.
+
+        Raises:
+            ValueError: fewer than 10 patients, or no relapse among them.
+        """
+        outcomes = outcomes_of(patients)
+        if len(outcomes) < 10 or not outcomes.event.any():
+            raise ValueError(
+                f"{len(outcomes)} patients with {int(outcomes.event.sum())} relapses, expected at "
+                "least 10 patients and a relapse"
+            )
+        encoder = ClinicalEncoder(schema).fit([p.record for p in patients])
+        inputs = inputs_of(patients, encoder)
+        variables = NamedVariables.of(settings.branches, _named_columns(patients, settings))
+        named = _fit_named(variables.values(inputs), outcomes, settings)
+        return cls(patients, outcomes, encoder, inputs, variables, named)
+
+
 def fit_member(
     fabric: Fabric,
-    patients: Sequence[Described],
+    cohort: Cohort,
     settings: PrognosisSettings,
+    number: int,
     run: Path,
-    schema: ClinicalSchema = HECKTOR,
     title: str = "fusion",
     quiet: bool = False,
 ) -> PrognosisMember:
-    """Fit everything that is learnt from outcomes, on these patients alone.
+    """Fit a fusion network and its ICARE head, on the cohort's patients alone.
 
-    The clinical encoder, the lesion statistics, the network, the ICARE head's selection and signs:
-    none of them may have seen a patient that is evaluated later.
-
-    Raises:
-        ValueError: fewer than 10 patients, or no relapse among them.
+    Args:
+        number: of the member; its network's seed is so many above the settings'.
     """
-    outcomes = outcomes_of(patients)
-    if len(outcomes) < 10 or not outcomes.event.any():
-        raise ValueError(
-            f"{len(outcomes)} patients with {int(outcomes.event.sum())} relapses, expected at "
-            "least 10 patients and a relapse"
-        )
-    fabric.seed_everything(settings.seed, verbose=False)
-    encoder = ClinicalEncoder(schema).fit([p.record for p in patients])
-    inputs = inputs_of(patients, encoder).to(fabric.device)
+    seed = settings.seed + number
+    fabric.seed_everything(seed, verbose=False)
+    outcomes, inputs = cohort.outcomes, cohort.inputs.to(fabric.device)
     network = FusionNetwork(_config(inputs, settings))
     if network.standardise is not None:
-        network.standardise.fit(inputs.lesions.cpu())
+        network.standardise.fit(cohort.inputs.lesions)
     days, event = (torch.from_numpy(a).to(fabric.device) for a in (outcomes.days, outcomes.event))
 
     def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
-        rng = np.random.default_rng([settings.seed, step])
+        rng = np.random.default_rng([seed, step])
         drawn = _draw_rows(outcomes.event, settings.batch_size, rng)
         rows = torch.from_numpy(drawn).to(fabric.device)
         batch = inputs.rows(rows)
@@ -97,17 +134,15 @@ def fit_member(
     )
     key = digest(
         settings.model_dump(mode="json"),
-        [p.patient_id for p in patients],
+        number,
+        [p.patient_id for p in cohort.patients],
         outcomes.days,
         outcomes.event,
-        *(np.asarray(a) for a in (inputs.table.cpu(), inputs.lesions.cpu())),
+        *(np.asarray(a) for a in (cohort.inputs.table, cohort.inputs.lesions)),
     )
     trained, _ = train(fabric, network, loop, loss_of_step, run, key=key, title=title, quiet=quiet)
     assert isinstance(trained, FusionNetwork)
-    inputs = inputs.to(torch.device("cpu"))
-    variables = NamedVariables.of(trained, _named_columns(patients, settings))
-    named = _fit_named(variables.values(inputs), outcomes, settings)
-    return _with_head(trained.cpu().eval(), encoder, inputs, outcomes, settings, named, variables)
+    return _with_head(trained.cpu().eval(), cohort, settings)
 
 
 def fit_members(
@@ -121,16 +156,20 @@ def fit_members(
 ) -> list[PrognosisMember]:
     """``settings.members`` fits of different seeds; their mean risk is steadier than any of them.
 
+    The clinical encoder, the lesion statistics, the networks, selection and signs of ICARE, the
+    ridge: none of them may have seen a patient that is evaluated later.
+
     Raises:
-        ValueError: as ``fit_member``.
+        ValueError: as ``Cohort.of``.
     """
+    cohort = Cohort.of(patients, settings, schema)
     return [
         fit_member(
             fabric,
-            patients,
-            settings.model_copy(update={"seed": settings.seed + number}),
+            cohort,
+            settings,
+            number,
             run / f"member{number}",
-            schema,
             f"{title}, network {number + 1}",
             quiet,
         )
@@ -162,39 +201,28 @@ def _fit_named(
     """The models on the named variables ``x`` ``[n, p]`` that have a share of the risk."""
     fits: Mapping[str, Callable[..., RiskModel]] = {
         "direct": _icare(settings).fit,
-        "linear": _fit_linear,
+        "linear": partial(fit_linear_risk, draws=settings.bags),
     }
     weights = {"direct": settings.direct_weight, "linear": settings.linear_weight}
-    rng = np.random.default_rng(settings.seed)
     named = {}
     for name in NAMED_MODELS:
         if weights[name] and x.shape[1]:
+            rng = np.random.default_rng(settings.seed)
             named[name] = Weighted(weights[name], fits[name](x, outcomes, rng))
     return named
 
 
-def _fit_linear(x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> RiskModel:
-    from hmvnet.survival.baselines import fit_linear_risk  # the extra is needed for this alone
-
-    return fit_linear_risk(x, outcomes, rng)
-
-
 @torch.inference_mode()
 def _with_head(
-    network: FusionNetwork,
-    encoder: ClinicalEncoder,
-    inputs: PatientInputs,
-    outcomes: Outcomes,
-    settings: PrognosisSettings,
-    named: Mapping[str, Weighted],
-    variables: NamedVariables,
+    network: FusionNetwork, cohort: Cohort, settings: PrognosisSettings
 ) -> PrognosisMember:
-    outputs = network.branch_outputs(inputs)
+    outputs = network.branch_outputs(cohort.inputs)
     fused = network.join(outputs).double().numpy()
-    head = _icare(settings).fit(fused, outcomes, np.random.default_rng(settings.seed))
+    # The seed is that of ICARE on the named variables: a bag has the same patients in all parts.
+    head = _icare(settings).fit(fused, cohort.outcomes, np.random.default_rng(settings.seed))
     means = {name: values.mean(0) for name, values in outputs.items()}
-    share = Weighted(rest_of(named), head)
-    return PrognosisMember(encoder, network, means, share, named, variables)
+    share = Weighted(rest_of(cohort.named), head)
+    return PrognosisMember(cohort.encoder, network, means, share, cohort.named, cohort.variables)
 
 
 def _named_columns(patients: Sequence[Described], settings: PrognosisSettings) -> tuple[int, ...]:
@@ -223,25 +251,71 @@ def predict(members: Sequence[PrognosisMember], patients: Sequence[Described]) -
     return np.mean([m.risk(inputs_of(patients, m.encoder)) for m in members], axis=0)
 
 
+def predict_parts(
+    members: Sequence[PrognosisMember], patients: Sequence[Described]
+) -> dict[str, np.ndarray]:
+    """``predict`` by each part of the risk alone, ``[n]`` by its name."""
+    inputs = inputs_of(patients, members[0].encoder)  # one is equal to another
+    parts = [member.part_risks(inputs) for member in members]
+    return {name: np.mean([p[name] for p in parts], axis=0) for name in parts[0]}
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What a cross-validation says of a model that is then fitted on everyone.
+
+    Attributes:
+        risk: ``[n]`` out of fold, of the weights below, for the curve.
+        concordance: mean over the folds, each of weights that were judged on the other folds.
+        weights: of the parts of the risk, judged on all folds, for the fit on everyone.
+    """
+
+    risk: np.ndarray
+    concordance: float
+    weights: Mapping[str, float]
+
+
 def cross_validate(
     described: Sequence[Described],
     data: DataSettings,
     settings: PrognosisSettings,
     schema: ClinicalSchema,
     run: Path,
-) -> tuple[np.ndarray, float]:
-    """Out-of-fold risks ``[n]`` and the mean C-index over the folds.
+    quiet: bool = False,
+) -> Validated:
+    """Fit in each fold, predict the patients left out.
 
-    Everything that is fitted is fitted inside the training part of a fold.
+    Everything that is fitted is fitted inside the training part of a fold. Parts are judged on the
+    folds themselves, so that no inner ones are needed.
     """
     data = data.model_copy(update={"folds": min(data.folds, len(described))})
-    risks, concordances = np.full(len(described), np.nan), []
-    outcomes = outcomes_of(described)
+    outcomes, number_of = outcomes_of(described), np.zeros(len(described), int)
+    risks: dict[str, np.ndarray] = {}
+    given: dict[str, float] = {}
     for number, (known, unseen) in enumerate(split_folds(described, data)):
-        members = fit([described[i] for i in known], settings, schema, run / f"fold{number}")
-        risks[unseen] = predict(members, [described[i] for i in unseen])
-        concordances.append(harrell_c(outcomes[unseen], risks[unseen]))
-    return risks, float(np.nanmean(concordances))
+        some, place = [described[i] for i in known], run / f"fold{number}"
+        fabric = _quiet_fabric(place)
+        members = fit_members(fabric, some, settings, place, schema, place.name, quiet)
+        given = members[0].weights
+        number_of[unseen] = number
+        for name, risk in predict_parts(members, [described[i] for i in unseen]).items():
+            risks.setdefault(name, np.zeros(len(described)))[unseen] = risk
+
+    def weights_without(fold: int) -> Mapping[str, float]:
+        rows = number_of != fold
+        if not settings.inner_folds:
+            return given
+        others = {name: risk[rows] for name, risk in risks.items()}
+        return judged_shares(others, outcomes[rows], number_of[rows], given)
+
+    concordances = []
+    for number in range(number_of.max() + 1):
+        rows, weights = number_of == number, weights_without(number)
+        risk = np.sum([weights[name] * risk[rows] for name, risk in risks.items()], axis=0)
+        concordances.append(harrell_c(outcomes[rows], risk))
+    weights = weights_without(-1)
+    whole = np.sum([weights[name] * risk for name, risk in risks.items()], axis=0)
+    return Validated(whole, float(np.nanmean(concordances)), weights)
 
 
 def fit(
@@ -252,7 +326,47 @@ def fit(
     quiet: bool = False,
 ) -> list[PrognosisMember]:
     """Everything that is learnt from outcomes, on these patients alone."""
-    # Fabric announces its seed and its devices at every fold.
+    return fit_judged(described, settings, schema, folder, quiet)[0]
+
+
+def fit_judged(
+    described: Sequence[Described],
+    settings: PrognosisSettings,
+    schema: ClinicalSchema,
+    folder: Path,
+    quiet: bool = False,
+) -> tuple[list[PrognosisMember], np.ndarray | None]:
+    """``fit``, and the risks ``[n]`` of these patients out of its inner folds.
+
+    The parts' shares are judged on them (``hmvnet.training.shares``), each inner fold with one
+    network. None, and the shares as the settings give them, where these want no inner folds, or
+    where there are too few patients or events for them.
+    """
+    fabric = _quiet_fabric(folder)
+    outcomes, folds = outcomes_of(described), settings.inner_folds
+    few = min(outcomes.event.sum(), (~outcomes.event).sum())
+    risks: dict[str, np.ndarray] = {}
+    if folds and few >= LEAST_EVENTS * folds and len(described) >= LEAST_PATIENTS * folds:
+        fold = repeated_folds(outcomes.event, np.random.default_rng(settings.seed), folds, 1)[0]
+        single = settings.model_copy(update={"members": 1})
+        for number in range(folds):
+            unseen = np.flatnonzero(fold == number).tolist()
+            known = [p for p, other in zip(described, fold != number) if other]
+            place = folder / f"inner{number}"
+            title = f"{folder.name}, inner fold {number + 1}"
+            (member,) = fit_members(fabric, known, single, place, schema, title, quiet)
+            inputs = inputs_of([described[i] for i in unseen], member.encoder)
+            for name, risk in member.part_risks(inputs).items():
+                risks.setdefault(name, np.zeros(len(described)))[unseen] = risk
+    members = fit_members(fabric, described, settings, folder, schema, folder.name, quiet)
+    if not risks:
+        return members, None
+    weights = judged_shares(risks, outcomes, fold, members[0].weights)
+    whole = np.sum([weights[name] * risk for name, risk in risks.items()], axis=0)
+    return [member.weighted(weights) for member in members], whole
+
+
+def _quiet_fabric(folder: Path) -> Fabric:
+    """Fabric announces its seed and its devices at every fold."""
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
-    fabric = make_fabric(folder, "32-true")
-    return fit_members(fabric, described, settings, folder, schema, folder.name, quiet)
+    return make_fabric(folder, "32-true")

@@ -187,7 +187,8 @@ def predict_labels(ensemble: Ensemble, case: Prepared, settings: Settings) -> np
     volume = np.asarray(case.volume[:], dtype=np.float32)
     probabilities = ensemble(volume).probabilities
     rules, region = settings.postprocessing, settings.data.region
-    return label_map(probabilities, volume[0], case.grid, rules, region)
+    window = settings.preprocessing.suv_window
+    return label_map(probabilities, volume, case.grid, rules, region, window)
 
 
 def evaluate(

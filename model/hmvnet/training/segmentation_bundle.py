@@ -20,7 +20,7 @@ from hmvnet.bundle import (
     load_bundle,
     write_bundle,
 )
-from hmvnet.case import CaseError
+from hmvnet.case import CLASSES, CaseError
 from hmvnet.config import Settings
 from hmvnet.exits import RefusedError, UnfinishedError
 from hmvnet.files import digest
@@ -224,6 +224,7 @@ def train_segmentation_bundle(
     manifest = Manifest(
         name=run.name,
         region=settings.data.region,
+        interface=settings.data.interface,
         preprocessing=settings.preprocessing,
         postprocessing=settings.postprocessing,
         segmentation=SegmentationPart(
@@ -232,6 +233,10 @@ def train_segmentation_bundle(
             patch_size=settings.training.patch_size,
             files=list(networks),
             seen=[sorted({*earlier, *(fingerprint(p.patient_id) for p in f.seen)}) for f in plan],
+        ),
+        volumes_ml=volumes_seen(
+            [prepared[p.patient_id] for f in plan for p in f.train],
+            settings.training.initial_weights,
         ),
         trained_on={
             "data": settings.data.note or _names(settings),
@@ -311,6 +316,22 @@ def _seen_by(folder: str) -> set[str]:
     """Fingerprints of the patients that a bundle's first network, the one taken over, has seen."""
     seen = load_bundle(Path(folder)).manifest.segmentation.all_seen if folder else []
     return set(seen[0]) if seen else set()
+
+
+def volumes_seen(cases: Sequence[Prepared], initial: str = "") -> dict[str, tuple[float, float]]:
+    """By class, the smallest and the largest volume in mL of a case that has any.
+
+    Args:
+        initial: a bundle that was trained on other patients before, whose volumes count too.
+    """
+    known = load_bundle(Path(initial)).manifest.volumes_ml if initial else {}
+    found = {name: list(ends) for name, ends in known.items()}
+    for case in cases:
+        voxels = np.bincount(np.asarray(case.label[:]).ravel(), minlength=len(CLASSES))
+        for label, name in enumerate(CLASSES):
+            if label and voxels[label]:
+                found.setdefault(name, []).append(float(voxels[label] * case.grid.voxel_ml))
+    return {name: (round(min(ml), 2), round(max(ml), 2)) for name, ml in sorted(found.items())}
 
 
 def _draw(

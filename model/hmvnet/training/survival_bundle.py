@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from sksurv.nonparametric import kaplan_meier_estimator
 
-from hmvnet.bundle import PrognosisPart, check_other, fingerprint, load_bundle, write_bundle
-from hmvnet.case import Outcomes
-from hmvnet.config import Settings
+from hmvnet.bundle import (
+    PrognosisPart,
+    RecordFreePart,
+    check_other,
+    fingerprint,
+    load_bundle,
+    write_bundle,
+)
+from hmvnet.config import PrognosisSettings, Settings
+from hmvnet.prognosis.member import PrognosisMember
 from hmvnet.progress import print_notes
+from hmvnet.reading.records import ClinicalSchema
 from hmvnet.state import claiming_run
-from hmvnet.training.descriptions import load_described, outcomes_of
-from hmvnet.training.prognosis import cross_validate, fit, predict
+from hmvnet.survival.calibration import fit_curve, onto
+from hmvnet.training.descriptions import Described, load_described, outcomes_of
+from hmvnet.training.leaks import refuse_hidden_outcome
+from hmvnet.training.prognosis import Validated, cross_validate, fit
 from hmvnet.training.segmentation_bundle import BUNDLE
 
 RISK_QUANTILES = 21
@@ -23,6 +34,9 @@ RISK_QUANTILES = 21
 @claiming_run
 def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     """Cross-validate, fit on everyone, and write ``<run>/bundle`` with both tasks in it.
+
+    The survival curve is fitted to the out-of-fold risks. The same again, of images and lesions
+    alone, for patients without a health record.
 
     Raises:
         ValueError: as ``load_described``, or too few patients.
@@ -33,51 +47,59 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     options = settings.prognosis
     spacing, schema = options.image_spacing_mm, settings.clinical.record_schema
     described = load_described(bundle, settings, spacing, run)
+    refuse_hidden_outcome(described, schema)
     outcomes = outcomes_of(described)
-    out_of_fold, concordance = cross_validate(described, settings.data, options, schema, run)
-    members = fit(described, options, schema, run / "all")
+    data = settings.data
+    validated = cross_validate(described, data, options, schema, run)
+    curve = fit_curve(validated.risk, outcomes)
+    members = _fit_all(described, options, schema, run, validated)
     tensors = {f"prognosis{i}.safetensors": m.tensors() for i, m in enumerate(members)}
-    kept = bundle.manifest.segmentation.all_files
+    metrics: dict[str, Any] = {
+        "c_index_cross_validated": round(validated.concordance, 4),
+        "folds": data.folds,
+        "patients": len(described),
+        "relapses": int(outcomes.event.sum()),
+        "data": Path(data.root).resolve().name,
+    }
+    without_record = None
+    if "table" in options.branches and len(options.branches) > 1:
+        rest = tuple(branch for branch in options.branches if branch != "table")
+        options = options.model_copy(update={"branches": rest})
+        own = run / "without-record"
+        alone = cross_validate(described, data, options, schema, own)
+        metrics["c_index_without_record"] = round(alone.concordance, 4)
+        others = _fit_all(described, options, schema, own, alone)
+        named = {f"without-record{i}.safetensors": m.tensors() for i, m in enumerate(others)}
+        shift, scale = onto(curve, alone.risk, outcomes)
+        without_record = RecordFreePart(
+            settings=others[0].settings(), files=list(named), shift=shift, scale=scale
+        )
+        tensors |= named
     part = PrognosisPart(
         settings=members[0].settings() | {"image_spacing_mm": spacing},
         clinical=[m.encoder.state() for m in members],
         lesion_features=list(described[0].description.features.names),
-        risk_quantiles=np.quantile(
-            predict(members, described), np.linspace(0, 1, RISK_QUANTILES)
-        ).tolist(),
-        expected_days=_expected_days(out_of_fold, outcomes),
+        risk_quantiles=np.quantile(validated.risk, np.linspace(0, 1, RISK_QUANTILES)).tolist(),
+        curve=curve.state(),
+        without_record=without_record,
         seen=sorted(fingerprint(p.patient_id) for p in described),
-        files=list(tensors),
+        files=[f"prognosis{i}.safetensors" for i in range(len(members))],
     )
-    metrics = bundle.manifest.metrics | {
-        "task2": {
-            "c_index_cross_validated": round(concordance, 4),
-            "folds": settings.data.folds,
-            "patients": len(described),
-            "relapses": int(outcomes.event.sum()),
-            "data": Path(settings.data.root).resolve().name,
-        }
-    }
+    metrics = bundle.manifest.metrics | {"task2": metrics}
     manifest = bundle.manifest.model_copy(update={"prognosis": part, "metrics": metrics})
-    files = {file: bundle.tensors(file) for file in kept} | tensors
+    before = bundle.manifest.prognosis
+    files = bundle.all_tensors(without=before.all_files if before else ()) | tensors
     return write_bundle(run / BUNDLE, manifest, files)
 
 
-def _expected_days(risk: np.ndarray, outcomes: Outcomes) -> list[list[float]]:
-    """Pairs of risk and restricted mean recurrence-free days, for terciles of out-of-fold risk.
-
-    The area under the Kaplan-Meier curve up to the longest follow-up, made to fall with risk.
-    """
-    horizon = outcomes.days.max()
-    pairs = []
-    for rows in np.array_split(np.argsort(risk), 3):
-        time, survival = kaplan_meier_estimator(outcomes.event[rows], outcomes.days[rows])
-        edges = np.concatenate([[0.0], time, [horizon]])
-        pairs.append(
-            [
-                float(np.median(risk[rows])),
-                float(np.diff(edges) @ np.concatenate([[1.0], survival])),
-            ]
-        )
-    falling = np.minimum.accumulate([d for _, d in pairs])
-    return [[r, float(d)] for (r, _), d in zip(pairs, falling)]
+def _fit_all(
+    described: Sequence[Described],
+    options: PrognosisSettings,
+    schema: ClinicalSchema,
+    run: Path,
+    validated: Validated,
+) -> list[PrognosisMember]:
+    """Fitted on everyone, with the weights that the cross-validation judged."""
+    as_given = options.model_copy(update={"inner_folds": 0})
+    members = fit(described, as_given, schema, run / "all")
+    return [member.weighted(validated.weights) for member in members]

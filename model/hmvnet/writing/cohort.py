@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,28 @@ def write_cohort(output: Path) -> Path:
     Of processes on one folder each writes it when it is done, one after the other, so that the last
     one has all patients.
     """
+    with cohort_lock(output):
+        write_table(pd.DataFrame(cohort_rows(output), columns=_COLUMNS), output / COHORT)
+    return output / COHORT
+
+
+@contextmanager
+def cohort_lock(output: Path) -> Iterator[None]:
+    """Of processes on one folder one is in the block at a time."""
     from filelock import FileLock  # torch brings it
 
     with FileLock(output / f".{COHORT}.lock"):
-        rows = [_row(path.name, report) for path, report in _reports(output)]
-        write_table(pd.DataFrame(rows, columns=_COLUMNS), output / COHORT)
-    return output / COHORT
+        yield
+
+
+def cohort_rows(output: Path) -> list[dict[str, Any]]:
+    """A row of ``cohort.csv`` for each patient's folder, in the order of their names."""
+    return [_row(path.name, report) for path, report in _reports(output)]
+
+
+def failures_files(output: Path) -> list[Path]:
+    """``failures.csv`` of the whole and of its parts, those that are there."""
+    return sorted(output.glob(f"{Path(FAILURES).stem}*{Path(FAILURES).suffix}"))
 
 
 def write_failures(why: Mapping[str, str], output: Path, part: str = "") -> Path | None:

@@ -11,17 +11,20 @@ from hmvnet.files import is_leftover, replacing
 from hmvnet.pipeline import Prediction
 from hmvnet.reading.images import write_image
 from hmvnet.reading.series import Series
+from hmvnet.segmentation.confidence import entropy as entropy_of
 from hmvnet.writing.page import write_page
 from hmvnet.writing.report import write_lesions, write_report
+from hmvnet.writing.thumbnail import write_thumbnail
 
 MASK, REPORT, LESIONS = "mask.nii.gz", "report.json", "lesions.csv"
-PICTURE, PAGE = "picture.png", "page.html"
+ENTROPY = "entropy.nii.gz"
+PICTURE, PAGE, THUMBNAIL = "picture.png", "page.html", "thumbnail.png"
 SEG, SR, RTSTRUCT = "seg.dcm", "report.dcm", "rtstruct.dcm"
 
 
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds nothing but what ``write_folder`` writes, and so may be replaced."""
-    ours = (MASK, REPORT, LESIONS, PICTURE, PAGE, SEG, SR, RTSTRUCT)
+    ours = (MASK, REPORT, LESIONS, ENTROPY, PICTURE, PAGE, THUMBNAIL, SEG, SR, RTSTRUCT)
     return folder.is_dir() and all(p.name in ours or is_leftover(p) for p in folder.iterdir())
 
 
@@ -33,6 +36,8 @@ def write_folder(
     device: str = "",
     picture: bool = False,
     page: bool = False,
+    thumbnail: bool = False,
+    entropy: bool = False,
     ct: Series | None = None,
     origin: str = "",
 ) -> list[str]:
@@ -43,7 +48,7 @@ def write_folder(
         ct: the DICOM series that the CT was read from, where DICOM objects are wanted too.
 
     Returns:
-        What could not be written of what is optional (picture, page, DICOM objects), a line each.
+        What could not be written of what is optional (pictures, maps, DICOM objects), a line each.
 
     Raises:
         RefusedError: the folder holds something else, which would be lost.
@@ -60,6 +65,10 @@ def write_folder(
     problems = []
     if picture:
         writers[folder / PICTURE] = lambda: write_picture(prediction, folder / PICTURE)
+    if entropy:
+        writers[folder / ENTROPY] = lambda: write_entropy(prediction, folder / ENTROPY)
+    if thumbnail:
+        writers[folder / THUMBNAIL] = lambda: write_thumbnail(prediction, folder / THUMBNAIL)
     if page:
         writers[folder / PAGE] = lambda: write_page(prediction, manifest, folder / PAGE, device)
     if ct is not None:
@@ -77,6 +86,13 @@ def write_picture(prediction: Prediction, path: Path) -> Path:
     from hmvnet.writing.pictures import draw_prediction  # matplotlib only where pictures are made
 
     return draw_prediction(prediction, path)
+
+
+def write_entropy(prediction: Prediction, path: Path) -> Path:
+    """How unsure each voxel's class is, from 0 to 1, on the grid of the probabilities."""
+    segmentation = prediction.segmentation
+    write_image(segmentation.field.grid.image(entropy_of(segmentation.probabilities)), path)
+    return path
 
 
 def write_optional(writers: Mapping[Path, Callable[[], object]]) -> dict[Path, str]:

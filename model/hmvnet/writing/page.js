@@ -413,6 +413,7 @@ function makeTable() {
     ["#", ""], ["class", ""],
     ["volume", "mL", "volume_ml", 1], ["diameter", "mm", "diameter_mm", 0],
     ["SUVmax", "", "suv_max", 1], ["SUVpeak", "", "suv_peak", 1], ["TLG", "SUV × mL", "tlg", 0],
+    ["confidence", "mean p", "confidence", 2],
   ];
   const head = make("tr");
   for (const [name, unit] of columns) {
@@ -453,6 +454,27 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 const readable = (name) => name.replaceAll("_", " ");
 const signed = (value, digits) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`;
 
+/** T and N, with how likely each stage is where a model says so, and why. */
+function makeStage() {
+  const { stage } = report;
+  if (!stage) return;
+  const section = $("stage");
+  section.hidden = false;
+  const title = make("h2", `Stage (${stage.edition}, by ${stage.by}) `);
+  title.append(make("span", `${stage.t.stage} ${stage.n.stage}`, { class: "big" }));
+  section.append(title);
+  for (const axis of [stage.t, stage.n]) {
+    const line = make("p", "");
+    line.append(make("b", axis.stage), `: ${axis.reasons.join(", ")}`);
+    section.append(line);
+    const likely = Object.entries(axis.probabilities);
+    if (!likely.length) continue;
+    const shares = likely.map(([name, share]) => `${name} ${(100 * share).toFixed(0)}%`);
+    section.append(make("p", shares.join(", ")));
+  }
+  for (const note of stage.notes) section.append(make("small", note));
+}
+
 function makeRisk() {
   const { risk } = report;
   if (!risk) return;
@@ -464,11 +486,17 @@ function makeRisk() {
   const title = make("h2", "Risk of recurrence (RFS) ");
   title.append(make("span", signed(risk.value, 2), { class: "big" }));
   section.append(title, said, makeScale(below));
+  if (risk.interval_95) {
+    const ends = risk.interval_95.map((end) => signed(end, 2)).join(" to ");
+    section.append(make("p", `95% interval over training samples: ${ends}`));
+  }
   if (risk.expected_recurrence_free_days != null) {
     const days = make("p", "expected without recurrence: ");
     days.append(make("b", `${risk.expected_recurrence_free_days.toFixed(0)} days`));
+    if (risk.horizon_days) days.append(` of the next ${risk.horizon_days.toFixed(0)}`);
     section.append(days);
   }
+  if (data.curve) section.append(make("h2", "Chance of no recurrence"), makeCurve());
   const bars = Object.entries(risk.variables);
   const rest = bars.splice(STRONGEST);
   if (rest.length) bars.push([`${rest.length} others`, sum(rest.map(([, moved]) => moved))]);
@@ -489,6 +517,49 @@ function makeScale(below) {
     svg("text", { x: 160, y: 27, "text-anchor": "middle" }, "training patients"),
     svg("text", { x: 316, y: 27, "text-anchor": "end" }, "highest"),
   );
+  return drawing;
+}
+
+/** The patient's curve over the years, and those observed in groups of low to high risk. */
+function makeCurve() {
+  const { days, patient, groups } = data.curve;
+  const [left, right, top, bottom] = [30, 316, 6, 112];
+  const last = days.at(-1);
+  const x = (day) => left + ((right - left) * day) / last;
+  const y = (chance) => bottom - (bottom - top) * chance;
+  const box = { viewBox: "0 0 320 146", role: "img", "aria-label": "chance of no recurrence" };
+  const drawing = svg("svg", box);
+  for (const chance of [0, 0.5, 1]) {
+    const height = y(chance);
+    drawing.append(
+      svg("rect", { x: left, y: height, width: right - left, height: 0.5, fill: "#3b4650" }),
+      svg("text", { x: left - 4, y: height + 4, "text-anchor": "end" }, `${100 * chance}%`),
+    );
+  }
+  const years = last / 365.25;
+  const every = Math.max(1, Math.ceil(years / 8));
+  for (let year = 0; year <= years; year += every) {
+    const at = { x: x(365.25 * year), y: bottom + 13, "text-anchor": "middle" };
+    drawing.append(svg("text", at, year === 0 ? "0" : `${year} y`));
+  }
+  const stairs = (chances) => chances.map((chance, i) => (i === 0
+    ? `M${x(days[0]).toFixed(1)} ${y(chance).toFixed(1)}`
+    : `H${x(days[i]).toFixed(1)}V${y(chance).toFixed(1)}`)).join("");
+  const names = { 3: ["low risk", "middle", "high risk"] }[groups.length]
+    ?? groups.map((_, i) => `group ${i + 1}`);
+  const curves = groups.map(({ patients, survival }, i) => [
+    `${names[i]} (${patients})`, survival, ["#6f9fc8", "#a3abb5", "#d9904a"][i % 3], 1.2, "3 2",
+  ]);
+  curves.push(["this patient", patient, "#7fd0b0", 2.4, "none"]);
+  curves.forEach(([name, chances, stroke, width, dashes], i) => {
+    const line = { fill: "none", stroke, "stroke-width": width, "stroke-dasharray": dashes };
+    const place = 4 + (i * 316) / curves.length;
+    drawing.append(
+      svg("path", { ...line, d: stairs(chances) }),
+      svg("path", { ...line, d: `M${place} 138h12` }),
+      svg("text", { x: place + 15, y: 142, style: "font-size: 9px" }, name),
+    );
+  });
   return drawing;
 }
 
@@ -545,6 +616,7 @@ async function begin() {
   makeWords();
   makeTools();
   makeTable();
+  makeStage();
   makeRisk();
   [ct, pet] = await Promise.all([codes(data.ct), codes(data.pet)]);
   numbers = new Uint16Array(await inflated(data.numbers));

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from hmvnet.bundle import Manifest
 from hmvnet.case import SYNTHETIC
 from hmvnet.files import write_text
 from hmvnet.pipeline import Prediction
+from hmvnet.prognosis.risk import Risk
 from hmvnet.writing.report import report
 from hmvnet.writing.views import (
     FUSED_STOPS,
@@ -51,18 +52,19 @@ def write_page(prediction: Prediction, manifest: Manifest, path: Path, device: s
     """
     found = report(prediction, manifest, device)
     for step in range(1, min(prediction.segmentation.labels.shape) + 1):
-        page = _filled(page_data(prediction, manifest, found, step))
+        page = filled(Path(__file__), page_data(prediction, manifest, found, step))
         if len(page.encode()) <= MOST_BYTES:
             break
     write_text(page, path)
     return path
 
 
-def _filled(data: dict[str, Any]) -> str:
-    """The template with script and data; of a text in the data, "</script>" would end them."""
-    template, script = (
-        Path(__file__).with_suffix(kind).read_text("utf-8") for kind in (".html", ".js")
-    )
+def filled(module: Path, data: dict[str, Any]) -> str:
+    """The template beside a module with the script beside it, and data.
+
+    Of a text in the data, "</script>" would end them.
+    """
+    template, script = (module.with_suffix(kind).read_text("utf-8") for kind in (".html", ".js"))
     parts = {
         "hash": b64encode(sha256(script.encode()).digest()).decode(),
         "script": script,
@@ -91,6 +93,7 @@ def page_data(
     affine = grid.affine @ np.diag([step, step, step, 1])
     return {
         "report": found,
+        "curve": _curve(prediction.risk),
         "synthetic": any(SYNTHETIC in note for note in prediction.notes),
         "settings": {
             "region": manifest.region,
@@ -111,6 +114,25 @@ def page_data(
         "ct": coded(ct, HU_STEPS),
         "pet": coded(pet, suv_steps(float(pet.max()))),
         "numbers": _packed(numbers.astype("<u2")),
+    }
+
+
+def _curve(risk: Risk | None) -> dict[str, Any] | None:
+    """The patient's chance of no recurrence by time, and what was observed in risk groups.
+
+    Each list begins at day 0; values hold from their day on.
+    """
+    if risk is None or risk.curve is None:
+        return None
+
+    def steps(values: Iterable[float]) -> list[float]:
+        return [1.0, *(round(value, 4) for value in values)]
+
+    groups = risk.curve.model.groups
+    return {
+        "days": [0.0, *risk.curve.days.tolist()],
+        "patient": steps(risk.curve.survival.tolist()),
+        "groups": [{"patients": g.patients, "survival": steps(g.survival)} for g in groups],
     }
 
 

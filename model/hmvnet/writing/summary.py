@@ -38,9 +38,12 @@ class Narrator:
     def summary(
         self, prediction: Prediction, bundle: str, device: str, written: Iterable[Path]
     ) -> None:
-        """Lesion table, risk, notes, verdict, timings, and where the outputs are."""
+        """Lesion table, stage, risk, notes, verdict, timings, and where the outputs are."""
         if prediction.lesions:
             self._print(_table(prediction.lesions))
+        if staging := prediction.staging:
+            told = [f"{one.stage}: {', '.join(one.reasons[:2])}" for one in (staging.t, staging.n)]
+            self._print(f"stage {staging} (AJCC 7th, by {staging.by}; {escape('; '.join(told))})")
         if risk := prediction.risk:
             by_branch = ", ".join(f"{name} {value:+.2f}" for name, value in risk.branches.items())
             self._print(

@@ -1,0 +1,1 @@
+"""A valid answer to every case, whatever happens: what a challenge wants, and no hospital."""

@@ -1,0 +1,158 @@
+"""``hmvnet bench parts``: what the fusion model loses to the best single model, by patients.
+
+So many patients are drawn for training, and all models scored on those left out; again and again.
+The regret is the best single model's mean concordance less the fusion model's: who knew beforehand
+which model would be the best here would gain that much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from hmvnet.case import ClinicalRecord, Outcome, harrell_c
+from hmvnet.config import PrognosisSettings, Settings
+from hmvnet.experiments.compare_survival import load_cohort, without_images
+from hmvnet.files import digest
+from hmvnet.progress import show_progress
+from hmvnet.reading.records import ClinicalSchema
+from hmvnet.state import claiming_run
+from hmvnet.survival import baselines
+from hmvnet.table_files import write_markdown, write_table
+from hmvnet.training.descriptions import Described, outcomes_of
+from hmvnet.training.prognosis import fit_judged, inputs_of, predict
+
+# Data sets that come with scikit-survival, and columns of them that tell the outcome.
+BUILT_IN = {"flchain": ("chapter",), "gbsg2": (), "whas500": (), "aids": ()}
+PARTS = {"icare": "network + ICARE", "direct": "ICARE", "linear": "Cox"}
+OTHERS = {"mtlr": "MTLR", "rsf": "random survival forest", "gbm": "gradient boosting"}
+FUSION = "fusion"
+MOST_TESTED = 1500
+
+
+@claiming_run
+def bench_parts(
+    settings: Settings,
+    data: str,
+    run: Path,
+    sizes: Sequence[int],
+    draws: int,
+    seed: int,
+    console: Console,
+) -> pd.DataFrame:
+    """Print and write (``parts.csv``, ``parts.md``) a row a size: concordances and the regret.
+
+    Each draw's row is kept in ``draws.csv``, and used again by the same command.
+
+    Args:
+        data: a data set of scikit-survival; empty: the tables of the settings.
+
+    Raises:
+        ValueError: an unknown data set, or too few patients for a size.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    patients, schema = _patients(settings, data, run)
+    if max(sizes) > len(patients) - 50:
+        raise ValueError(f"{len(patients)} patients: none are left to test with {max(sizes)}")
+    options = settings.prognosis.model_copy(update={"branches": ("table",)})
+    key = digest(options.model_dump(mode="json"), data, seed, [p.patient_id for p in patients])
+    path = run / "draws.csv"
+    known = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["key"])
+    rows = known[known["key"] == key].to_dict("records")
+    with show_progress("draws", len(sizes) * draws, len(rows)) as progress:
+        for size in sizes:
+            for draw in range(draws):
+                if any(row["size"] == size and row["draw"] == draw for row in rows):
+                    continue
+                scores = _score(patients, schema, options, size, (seed, draw))
+                rows.append({"key": key, "size": size, "draw": draw, **scores})
+                write_table(pd.DataFrame(rows), path)
+                progress.advance()
+    table = regrets(pd.DataFrame(rows))
+    write_table(table, run / "parts.csv")
+    write_markdown(table, run / "parts.md", floatfmt=".4f")
+    console.print(table.round(4).to_string(index=False))
+    return table
+
+
+def regrets(draws: pd.DataFrame) -> pd.DataFrame:
+    """A row a size: mean concordances over the draws, the regret and its standard error."""
+    rows = []
+    for size, some in draws.groupby("size"):
+        single = some[[*PARTS.values(), *OTHERS.values()]]
+        best = single.mean().idxmax()
+        lost = some[best] - some[FUSION]
+        rows.append(
+            {
+                "patients": int(str(size)),
+                "draws": len(some),
+                "events": some["events"].mean(),
+                FUSION: some[FUSION].mean(),
+                **single.mean().to_dict(),
+                "best": best,
+                "regret": lost.mean(),
+                "standard error": lost.std() / np.sqrt(len(some)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _score(
+    patients: Sequence[Described],
+    schema: ClinicalSchema,
+    options: PrognosisSettings,
+    size: int,
+    seed: tuple[int, int],
+) -> dict[str, float]:
+    """Concordances on the patients left out, by model, and the events among those fitted to."""
+    order = np.random.default_rng([*seed, size]).permutation(len(patients))
+    train = [patients[i] for i in order[:size]]
+    test = [patients[i] for i in order[size : size + MOST_TESTED]]
+    seeded = options.model_copy(update={"seed": seed[1]})
+    with TemporaryDirectory() as folder:
+        members, _ = fit_judged(train, seeded, schema, Path(folder), quiet=True)
+        # Each part is there whatever its share.
+        given = seeded.model_copy(update={"inner_folds": 0})
+        whole, _ = fit_judged(train, given, schema, Path(folder) / "given", quiet=True)
+    seen, unseen = outcomes_of(train), outcomes_of(test)
+    inputs = inputs_of(test, whole[0].encoder)
+    parts = [member.part_risks(inputs) for member in whole]
+    risks = {word: np.mean([p[name] for p in parts], axis=0) for name, word in PARTS.items()}
+    variables = whole[0].variables
+    x, new = variables.values(inputs_of(train, whole[0].encoder)), variables.values(inputs)
+    for name, word in OTHERS.items():
+        model = baselines.create(name).fit(x, seen, np.random.default_rng(seed))
+        risks[word] = model.predict_risk(new)
+    risks[FUSION] = predict(members, test)
+    scores = {name: harrell_c(unseen, risk) for name, risk in risks.items()}
+    return {"events": float(seen.event.sum()), **scores}
+
+
+def _patients(
+    settings: Settings, data: str, run: Path
+) -> tuple[Sequence[Described], ClinicalSchema]:
+    if not data:
+        return load_cohort(settings, None, run).patients, settings.clinical.record_schema
+    if data not in BUILT_IN:
+        raise ValueError(f"data set '{data}': expected one of {', '.join(BUILT_IN)}")
+    from sksurv import datasets
+
+    x, y = getattr(datasets, f"load_{data}")()
+    event, time = y.dtype.names
+    x = x.drop(columns=list(BUILT_IN[data]))
+    numeric = {name: x[name].dtype.kind in "fiu" for name in x.columns}
+    schema = {name: {"kind": "numeric" if n else "categorical"} for name, n in numeric.items()}
+    records = [
+        ClinicalRecord(
+            {k: None if v != v else float(v) if numeric[k] else str(v) for k, v in row.items()}
+        )
+        for row in x.to_dict("records")
+    ]
+    outcomes = [Outcome(float(days), bool(hit)) for days, hit in zip(y[time], y[event])]
+    ids = [str(number) for number in range(len(records))]
+    return without_images(ids, records, outcomes), ClinicalSchema.from_dict(schema)

@@ -1,0 +1,102 @@
+"""Risks to calibrated survival curves, and how well curves are calibrated: the slope."""
+
+from __future__ import annotations
+
+import numpy as np
+from sksurv.nonparametric import kaplan_meier_estimator
+
+from hmvnet.case import Outcomes
+from hmvnet.prognosis.curve import RiskGroup, SurvivalCurve
+from hmvnet.survival.cox import breslow, ridge_path
+
+GROUPS = 3
+MOST_DAYS = 200  # of a stored curve
+FOLLOWED = 0.1  # share of the patients that are followed to the horizon
+# A penalty that hardly moves a coefficient that tens of events speak for.
+SLIGHT_RIDGE = 0.1
+LEAST_SLOPE = 0.01  # of a unit of deviation: risks that order nobody make almost one curve
+
+
+def fit_curve(risk: np.ndarray, outcomes: Outcomes) -> SurvivalCurve:
+    """The curve of a model by its risks ``[n]`` of patients it was not fitted to.
+
+    The slope is Cox's coefficient of the risk, the baseline hazard Breslow's. The horizon is the
+    day to which a tenth of the patients are followed.
+
+    Raises:
+        ValueError: no event.
+    """
+    slope = _slope(risk, outcomes)
+    centre = float(risk.mean())
+    days, hazard = breslow(outcomes, slope * (risk - centre))
+    if len(days) > MOST_DAYS:
+        kept = np.unique(np.linspace(0, len(days) - 1, MOST_DAYS).round().astype(int))
+        days, hazard = days[kept], hazard[kept]
+    groups = []
+    for rows in np.array_split(np.argsort(risk, kind="stable"), min(GROUPS, len(risk))):
+        at, survival = kaplan_meier_estimator(outcomes.event[rows], outcomes.days[rows])
+        step = np.searchsorted(at, days, side="right")
+        groups.append(RiskGroup(len(rows), tuple(np.append(1.0, survival)[step].tolist())))
+    return SurvivalCurve(
+        days=tuple(days.tolist()),
+        cumulative_hazard=tuple(hazard.tolist()),
+        slope=slope,
+        centre=centre,
+        horizon_days=float(np.quantile(outcomes.days, 1 - FOLLOWED)),
+        groups=tuple(groups),
+    )
+
+
+def _slope(risk: np.ndarray, outcomes: Outcomes) -> float:
+    return max(cox_slope(risk, outcomes), LEAST_SLOPE / (float(risk.std()) or 1.0))
+
+
+def cox_slope(log_hazard: np.ndarray, outcomes: Outcomes) -> float:
+    """Cox's coefficient of one variable ``[n]``; 0 where it does not vary.
+
+    Of predicted log hazards it is the calibration slope: 1 where they are right, below 1 where
+    high ones are too high and low ones too low (van Houwelingen, Stat Med 2000).
+    """
+    spread = float(log_hazard.std())
+    if spread <= 1e-12 * max(1.0, float(np.abs(log_hazard).max())):
+        return 0.0
+    z = (log_hazard - log_hazard.mean()) / spread
+    return float(ridge_path(z[:, None], outcomes, [SLIGHT_RIDGE])[0, 0]) / spread
+
+
+def calibration_slope(outcomes: Outcomes, survival: np.ndarray) -> float:
+    """The slope of predicted chances ``[n]`` of no event up to some day; NaN without an event.
+
+    Chances are taken to log hazards by ``log(-log S)``.
+    """
+    if not outcomes.event.any():
+        return np.nan
+    inside = np.clip(survival, 1e-6, 1 - 1e-6)
+    return cox_slope(np.log(-np.log(inside)), outcomes)
+
+
+def onto(curve: SurvivalCurve, risk: np.ndarray, outcomes: Outcomes) -> tuple[float, float]:
+    """The scale of another model's risks, for a curve.
+
+    Args:
+        risk: ``[n]`` by the other model, of patients it was not fitted to.
+
+    Returns:
+        Shift and scale: at ``shift + scale * risk`` the curve is calibrated for these patients.
+    """
+    slope = _slope(risk, outcomes)
+    centre = float(risk.mean())
+    offset = offset_to(curve, slope * (risk - centre), outcomes)
+    scale = slope / curve.slope
+    return curve.centre + offset / curve.slope - scale * centre, scale
+
+
+def offset_to(curve: SurvivalCurve, log_hazard: np.ndarray, outcomes: Outcomes) -> float:
+    """What to add to log hazards ``[n]`` so that the curve expects as many events as there were.
+
+    The events over those expected, ``sum_i H(t_i) e^(log hazard_i)``, as a logarithm.
+    """
+    step = np.searchsorted(curve.days, outcomes.days, side="right")
+    hazard = np.append(0.0, curve.cumulative_hazard)[step]
+    expected = float(hazard @ np.exp(log_hazard))
+    return float(np.log(max(outcomes.event.sum(), 0.5) / max(expected, 1e-12)))
