@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # What tests use beyond Python, where it can be installed: Chromium opens the page, dicom3tools looks
-# at DICOM. Tests that find them missing say so and are skipped.
+# at DICOM, dcmtk compresses it. Tests that find them missing say so and are skipped.
 set -uo pipefail
-packages=(chromium dicom3tools)
-for command in chromium dciodvfy; do
+packages=(chromium dicom3tools dcmtk)
+for command in chromium dciodvfy dcmcjpeg; do
     command -v "$command" > /dev/null || missing=1
 done
 [[ ${missing:-} ]] || exit 0

@@ -447,13 +447,21 @@ def survival_compare(
     model: ModelOption = None,
     repeats: RepeatsOption = 5,
     reference: ReferenceOption = "",
+    test: TestOption = None,
+    centres: Annotated[
+        bool, typer.Option(help="leave out a centre after the other, too, where there are several")
+    ] = True,
 ) -> None:
-    """Fit and score survival models alike; one table, pictures."""
+    """Fit and score survival models alike, on folds or on another cohort; one table, pictures."""
     from hmvnet.experiments.compare_survival import compare_survival
+    from hmvnet.experiments.external_survival import compare_elsewhere
 
-    settings = _settings(config, overrides)
+    settings, names = _settings(config, overrides), model or ()
     bundle = None if settings.clinical.tables else _bundle(weights)
-    compare_survival(settings, bundle, run, _console(), model or (), repeats, reference)
+    if test is not None:
+        compare_elsewhere(settings, test, bundle, run, _console(), names, reference)
+    else:
+        compare_survival(settings, bundle, run, _console(), names, repeats, reference, centres)
 
 
 # --- stage ---------------------------------------------------------------------------------------
@@ -818,7 +826,7 @@ def compare_of_before(
     if task == 1:
         segmentation_compare(overrides, config, run, network, fold, test, minutes, train_minutes)
     else:
-        survival_compare(overrides, config, weights, run, model, repeats, reference)
+        survival_compare(overrides, config, weights, run, model, repeats, reference, test)
 
 
 @app.callback(invoke_without_command=True)

@@ -257,9 +257,12 @@ def _local(count: int, threads: int) -> Iterator[Client]:
 
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     settings = {
+        # Dask has memory given back at once, and large volumes are then paged in again and again.
+        "distributed.nanny.pre-spawn-environ": {"MALLOC_TRIM_THRESHOLD_": None},
         "distributed.scheduler.allowed-failures": 1,
         "distributed.scheduler.worker-saturation": 1.0,  # nobody waits in a process that may die
         "distributed.worker.memory.terminate": False,  # how much a patient needs is not shared out
+        "distributed.worker.profile.enabled": False,  # it costs as much as small patients
     }
     for name in list(logging.root.manager.loggerDict):  # what they say of processes that died
         if name.startswith("distributed"):
