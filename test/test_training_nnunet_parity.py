@@ -271,7 +271,9 @@ def test_probabilities_and_masks_are_those_of_nnunet(trained, tmp_path, folds, m
     box = Scan(case, said.volume, True).box
     assert np.abs(said.probabilities - known.on_ct[(slice(None), *box)]).max() < 1e-3
     found_kinds = [kind for kind in (1, 2) if (known.mask == kind).sum() > 50]
-    assert found_kinds, "the network found nothing"
+    # Trained for a few steps only, it may know nothing in what is mirrored.
+    assert found_kinds or mirroring, "the network found nothing"
+    assert (mask[box] != known.mask[box]).mean() < 1e-4
     for kind in found_kinds:
         # nnU-Net looks at the whole scan, we at the working region of it.
         agreement = dice(mask[box] == kind, known.mask[box] == kind)
