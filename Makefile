@@ -26,7 +26,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml constraints.txt
 	@# Survival models and docs where their packages have wheels; the tests that need them say so.
 	@$(PIP) --constraint constraints.txt --only-binary ecos,osqp,scikit-survival -e '.[baselines]' \
 		|| echo "note: no wheels of scikit-survival for this Python; survival models are left out"
-	@# The peer network resenc-unet; its dependency timm (for torchvision) is not used by it.
+	@# nnU-Net's networks, that ours are held against; their dependency timm (for torchvision) is not used.
 	@$(PIP) --no-deps 'dynamic-network-architectures>=0.4,<0.5'
 	@touch $@
 

@@ -153,6 +153,8 @@ def test_survival_models_side_by_side(tmp_path, monkeypatch, tiny_bundle):
     table = compare_survival(settings, tiny_bundle, tmp_path / "run", QUIET, names, repeats=2)
     assert set(table.index) == {*names, TRUTH}
     assert table.index[0] == TRUTH  # the negative log of the time itself orders perfectly
+    there = table["C, centres left out"].str.split().str[0].astype(float)
+    assert there[TRUTH] > 0.99 and there.between(0, 1).all()  # of three centres
     risks = pd.read_csv(tmp_path / "run" / "risks.csv")
     assert len(risks) == 2 * 45 and np.isfinite(risks[names]).all().all()
     files = ("survival.md", "survival.csv", "forest.png", "kaplan-meier.png", "calibration.png")

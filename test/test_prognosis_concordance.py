@@ -4,17 +4,10 @@ import numpy as np
 import pytest
 from sksurv.exceptions import NoComparablePairException
 from sksurv.metrics import concordance_index_censored
+from test_prognosis_icare import cohort
 
 from hmvnet.case import Outcomes, harrell_c
 from hmvnet.prognosis.concordance import single_variable_concordance, weighted_concordance
-
-
-def cohort(seed: int, n: int = 80, p: int = 12) -> tuple[np.ndarray, Outcomes]:
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, p))
-    failure = rng.exponential(900 * np.exp(-x[:, 0] + 0.5 * x[:, 1]))
-    censoring = rng.exponential(1500, size=n)
-    return x, Outcomes(np.ceil(np.minimum(failure, censoring)), failure <= censoring)
 
 
 @pytest.mark.parametrize("rounding", [None, 0])

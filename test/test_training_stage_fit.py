@@ -78,3 +78,14 @@ def test_a_stage_of_one_patient_is_refused() -> None:
     y = np.where(y == 3, 2, y)
     with pytest.raises(ValueError, match="fewer than 2 have T4"):
         fit_stage_model(x, y, T_STAGES, NAMES)
+
+
+def test_features_that_do_not_help_are_left_out() -> None:
+    rng = np.random.default_rng(5)
+    rule = rng.integers(0, 4, 70)
+    x = np.concatenate([np.eye(4)[rule], rng.normal(size=(70, 30))], axis=1)
+    y = np.where(rng.random(70) < 0.85, rule, rng.integers(0, 4, 70))
+    names = [*(f"rule_{s}" for s in T_STAGES), *(f"noise_{i}" for i in range(30))]
+    model = fit_stage_model(x, y, T_STAGES, names, starts=[("rule_",), ("rule_", "noise_")])
+    assert not model.coefficients[:, 4:].any() and model.coefficients[:, :4].any()
+    assert (model.decide(model.probabilities(x)) == rule).mean() > 0.95

@@ -230,12 +230,8 @@ class Bundle:
 
         What was made of them, such as ONNX files, is not among them.
         """
-        manifest, left_out = self.manifest, set(without)
-        names = [
-            *manifest.segmentation.all_files,
-            *(manifest.prognosis.all_files if manifest.prognosis else ()),
-            *([manifest.staging.file] if manifest.staging else ()),
-        ]
+        left_out = set(without)
+        names = [name for name in self.manifest.files if name.endswith(".safetensors")]
         return {name: self.tensors(name) for name in names if name not in left_out}
 
     def adjusted(self, settings: Settings) -> tuple[Bundle, tuple[str, ...]]:

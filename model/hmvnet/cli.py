@@ -438,6 +438,20 @@ def survival_eval(
     evaluate_survival(settings, _bundle(weights), run, limit, _console())
 
 
+@survival.command("recalibrate")
+def survival_recalibrate(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/recalibrate"),
+) -> None:
+    """Fit a bundle's survival curve to a few patients of where it is used; writes a bundle."""
+    from hmvnet.experiments.evaluate_survival import recalibrate_survival
+
+    settings = _settings(config, overrides)
+    _say(f"bundle: {recalibrate_survival(settings, _bundle(weights), run, _console())}")
+
+
 @survival.command("compare")
 def survival_compare(
     overrides: Overrides = None,
@@ -447,13 +461,21 @@ def survival_compare(
     model: ModelOption = None,
     repeats: RepeatsOption = 5,
     reference: ReferenceOption = "",
+    test: TestOption = None,
+    centres: Annotated[
+        bool, typer.Option(help="leave out a centre after the other, too, where there are several")
+    ] = True,
 ) -> None:
-    """Fit and score survival models alike; one table, pictures."""
+    """Fit and score survival models alike, on folds or on another cohort; one table, pictures."""
     from hmvnet.experiments.compare_survival import compare_survival
+    from hmvnet.experiments.external_survival import compare_elsewhere
 
-    settings = _settings(config, overrides)
+    settings, names = _settings(config, overrides), model or ()
     bundle = None if settings.clinical.tables else _bundle(weights)
-    compare_survival(settings, bundle, run, _console(), model or (), repeats, reference)
+    if test is not None:
+        compare_elsewhere(settings, test, bundle, run, _console(), names, reference)
+    else:
+        compare_survival(settings, bundle, run, _console(), names, repeats, reference, centres)
 
 
 # --- stage ---------------------------------------------------------------------------------------
@@ -818,7 +840,7 @@ def compare_of_before(
     if task == 1:
         segmentation_compare(overrides, config, run, network, fold, test, minutes, train_minutes)
     else:
-        survival_compare(overrides, config, weights, run, model, repeats, reference)
+        survival_compare(overrides, config, weights, run, model, repeats, reference, test)
 
 
 @app.callback(invoke_without_command=True)

@@ -7,7 +7,7 @@ lesion features come from segmentation networks that did not see the patient.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +33,7 @@ from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import IMAGE_CHANNELS
 from hmvnet.prognosis.member import LesionDescription
-from hmvnet.progress import print_notes, show_progress
+from hmvnet.progress import Progress, print_notes, show_progress
 from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.state import claiming_run, read_arrays, write_arrays
 from hmvnet.survival import baselines
@@ -52,6 +52,8 @@ from hmvnet.training.leaks import refuse_hidden_outcome
 from hmvnet.training.prognosis import fit_judged, predict
 
 CURVE_YEARS = 5
+TIMES = np.linspace(30.0, CURVE_YEARS * DAYS_PER_YEAR, 60)  # days at which curves are compared
+CENTRES_LEFT_OUT = "C, centres left out"
 PREDICTIONS = 2  # counts changes to predictions that no setting shows
 
 
@@ -70,17 +72,22 @@ class Cohort:
         return outcomes_of(self.patients)
 
 
-def load_cohort(settings: Settings, weights: Path | None, run: Path) -> Cohort:
+def load_cohort(
+    settings: Settings, weights: Path | None, run: Path, lenient: bool = False
+) -> Cohort:
     """The patients of ``data.root``: tables alone where ``clinical.tables`` names some.
 
     For a cohort of phantoms the linear predictor that drew the outcomes is read too: no model can
     be expected to do better.
 
+    Args:
+        lenient: whether tables may lack columns of the schema, which are then missing.
+
     Raises:
         ValueError: no data or no outcomes; LeakError as ``load_described``.
     """
     if settings.clinical.tables:
-        return _load_tables(settings)
+        return _load_tables(settings, lenient)
     assert weights is not None
     bundle, notes = load_bundle(weights).adjusted(settings)
     spacing = settings.prognosis.image_spacing_mm
@@ -92,7 +99,7 @@ def load_cohort(settings: Settings, weights: Path | None, run: Path) -> Cohort:
     return Cohort(patients, True, truth, notes)
 
 
-def _load_tables(settings: Settings) -> Cohort:
+def _load_tables(settings: Settings, lenient: bool) -> Cohort:
     clinical = settings.clinical
     found = read_outcome_table(
         [Path(settings.data.root) / name for name in clinical.tables],
@@ -101,8 +108,11 @@ def _load_tables(settings: Settings) -> Cohort:
         event=clinical.event,
         follow_up=clinical.follow_up,
         event_codes=clinical.event_codes,
+        time_unit=clinical.time_unit,
     )
-    if absent := [c.name for c in clinical.record_schema.columns if c.name not in found.columns]:
+    if not lenient and (
+        absent := [c.name for c in clinical.record_schema.columns if c.name not in found.columns]
+    ):
         raise ValueError(f"{', '.join(clinical.tables)}: no column {absent[:5]} (clinical schema)")
     patients = without_images(found.ids, found.records, found.outcomes)
     return Cohort(patients, False, None, found.notes)
@@ -128,6 +138,18 @@ def model_names(cohort: Cohort) -> list[str]:
     if not cohort.has_images:
         return ["fusion-table", *classical]
     return [*FUSIONS, *classical, *(name + LESIONS_TOO for name in classical[:2])]
+
+
+def reference_among(names: Sequence[str], reference: str) -> str:
+    """The model that others' differences are taken to: the one given, or Cox's, or the first.
+
+    Raises:
+        ValueError: the one given is not compared.
+    """
+    reference = reference or ("coxph" if "coxph" in names else names[0])
+    if reference not in names:
+        raise ValueError(f"reference '{reference}' is not compared; expected one of {names}")
+    return reference
 
 
 def predictor(
@@ -183,9 +205,13 @@ def _classical(
     def fit_predict(train: np.ndarray, test: np.ndarray, rng: np.random.Generator):
         encoder = ClinicalEncoder(settings.clinical.record_schema)
         encoder.fit([records[i] for i in train])
-        x = np.concatenate([encoder.transform(records), lesions], axis=1)
-        model = baselines.create(base).fit(x[train], outcomes[train], rng)
-        return model.predict_risk(x[test]), model.predict_survival(x[test], times)
+        # Apart, as another hospital's columns may have other names.
+        known, new = (
+            np.concatenate([encoder.transform([records[i] for i in rows]), lesions[rows]], axis=1)
+            for rows in (train, test)
+        )
+        model = baselines.create(base).fit(known, outcomes[train], rng)
+        return model.predict_risk(new), model.predict_survival(new, times)
 
     return fit_predict
 
@@ -199,6 +225,7 @@ def compare_survival(
     names: Sequence[str] = (),
     repeats: int = 5,
     reference: str = "",
+    by_centre: bool = True,
 ) -> pd.DataFrame:
     """Cross-validate every model, print one table, and write it with its pictures under ``run``.
 
@@ -211,6 +238,8 @@ def compare_survival(
     Args:
         names: models; none: all that the cohort allows.
         reference: the model that the others' differences are taken to; default CoxPH.
+        by_centre: whether to leave out a centre after the other as well, where there are several:
+            only patients of one centre are compared then.
 
     Raises:
         ValueError: unknown model, or as ``load_cohort``.
@@ -220,47 +249,73 @@ def compare_survival(
     refuse_hidden_outcome(cohort.patients, settings.clinical.record_schema)
     outcomes = cohort.outcomes
     names = list(names) or model_names(cohort)
-    reference = reference or ("coxph" if "coxph" in names else names[0])
-    if reference not in names:
-        raise ValueError(f"reference '{reference}' is not compared; expected one of {names}")
+    reference = reference_among(names, reference)
     if settings.data.fold_by != "stratified":
         raise ValueError("survival compare repeats stratified folds; data.fold_by must be that")
-    times = np.linspace(30.0, CURVE_YEARS * DAYS_PER_YEAR, 60)
-    models = {name: predictor(name, cohort, settings, run, times) for name in names}
+    models = {name: predictor(name, cohort, settings, run, TIMES) for name in names}
     seed = settings.prognosis.seed
     centre = np.array([p.centre for p in cohort.patients])
     fold = repeated_folds(
         outcomes.event, np.random.default_rng(seed), settings.data.folds, repeats, centre
     )
     print_notes(console, cohort.notes)
-    predictions: dict[str, OutOfFold] = {}
-    data = _data_key(cohort, fold)
-    with show_progress("cross-validate", len(models) * repeats * settings.data.folds) as progress:
-        for name, model in models.items():
-            progress.note(name)
-            path = run / "predictions" / f"{name}-{_key(name, settings, data)}.npz"
-            if stored := read_arrays(path):
-                predictions[name] = OutOfFold(
-                    stored["risk"], stored.get("survival"), stored.get("times")
-                )
-                progress.advance(repeats * settings.data.folds)
-                continue
-            rng = np.random.default_rng([seed, 1])
-            counted = _counted(model, progress.advance)
-            predictions[name] = cross_validate_by(counted, fold, rng, times)
-            _save(predictions[name], path)
+    left_out = _by_centre(centre) if by_centre else None
+    fits = len(models) * (
+        repeats * settings.data.folds + (0 if left_out is None else left_out.max() + 1)
+    )
+    with show_progress("cross-validate", int(fits)) as progress:
+        common = (models, cohort, settings, run, progress)
+        predictions = _predictions(fold, [seed, 1], *common)
+        elsewhere = {} if left_out is None else _predictions(left_out, [seed, 3], *common)
     if cohort.truth is not None:
         predictions[TRUTH] = OutOfFold(np.tile(cohort.truth, (repeats, 1)))
+        elsewhere |= {TRUTH: OutOfFold(cohort.truth[None])} if elsewhere else {}
     scores = {name: score(found, outcomes, fold) for name, found in predictions.items()}
     risks = {name: found.risk for name, found in predictions.items()}
     boot = bootstrap_concordance(outcomes, risks, np.random.default_rng([seed, 2]), fold)
     table = comparison_table(scores, boot, reference)
+    if left_out is not None:
+        risk_there = {name: found.risk for name, found in elsewhere.items()}
+        rng = np.random.default_rng([seed, 4])
+        there = bootstrap_concordance(outcomes, risk_there, rng, left_out)
+        table.insert(2, CENTRES_LEFT_OUT, [str(there.interval(str(name))) for name in table.index])
     ids = [p.patient_id for p in cohort.patients]
     write_tables(table, risks, ids, fold, run)
-    draw(predictions, scores, boot, outcomes, fold, run)
+    draw(predictions, scores, boot, outcomes, fold, run, title_of(outcomes, fold))
     print_table(table, title_of(outcomes, fold), console)
     console.print(f"wrote survival.md, survival.csv, risks.csv and pictures to {run}", markup=False)
     return table
+
+
+def _by_centre(centre: np.ndarray) -> np.ndarray | None:
+    """A fold a centre, ``[1, n]``; None where there is one centre alone."""
+    names, number = np.unique(centre, return_inverse=True)
+    return None if len(names) < 2 else number[None]
+
+
+def _predictions(
+    fold: np.ndarray,
+    seed: Sequence[int],
+    models: Mapping[str, FitPredict],
+    cohort: Cohort,
+    settings: Settings,
+    run: Path,
+    progress: Progress,
+) -> dict[str, OutOfFold]:
+    """Of every model, those kept under ``run`` used again; ``fold`` ``[repeats, n]``."""
+    data, predictions = _data_key(cohort, fold), {}
+    for name, model in models.items():
+        progress.note(name)
+        path = run / "predictions" / f"{name}-{_key(name, settings, data)}.npz"
+        if stored := read_arrays(path):
+            found = OutOfFold(stored["risk"], stored.get("survival"), stored.get("times"))
+            progress.advance(int((fold.max(axis=1) + 1).sum()))
+        else:
+            counted = _counted(model, progress.advance)
+            found = cross_validate_by(counted, fold, np.random.default_rng(seed), TIMES)
+            _save(found, path)
+        predictions[name] = found
+    return predictions
 
 
 def _key(name: str, settings: Settings, data: str) -> str:

@@ -42,7 +42,7 @@ READABLE: Mapping[str, str] = {
 LESIONS_TOO = "+lesions"
 TRUTH = "(true model)"
 # Columns that a terminal shows as far as they fit, by how soon one is missed.
-FIRST_TO_GO = ("AUC", "calibration error", "Uno", "Brier", "calibration slope", "C - ")
+FIRST_TO_GO = ("AUC", "calibration error", "Uno", "Brier", "calibration slope", "C - ", "C, ")
 
 
 def readable(name: str) -> str:
@@ -98,6 +98,7 @@ def write_tables(
     fold: np.ndarray,
     run: Path,
 ) -> None:
+    """``survival.md``, ``survival.csv`` and ``risks.csv``, a row a patient and repeat."""
     named = table.rename_axis("model").reset_index()
     write_markdown(named, run / "survival.md", floatfmt=".3f")
     write_table(named, run / "survival.csv")
@@ -120,12 +121,14 @@ def draw(
     outcomes: Outcomes,
     fold: np.ndarray,
     run: Path,
+    title: str,
 ) -> None:
+    """Forest plot, Kaplan-Meier curves by the first model, calibration: PNG under ``run``."""
     from hmvnet.training import pictures  # matplotlib only here
 
     order = sorted(boot.estimate, key=lambda name: -boot.estimate[name])
     intervals = {readable(name): boot.interval(name) for name in order}
-    figure = pictures.forest_figure(intervals, title=title_of(outcomes, fold))
+    figure = pictures.forest_figure(intervals, title=title)
     pictures.save(figure, run / "forest.png")
     first = next(iter(predictions))
     rank = predictions[first].mean_rank(fold)

@@ -48,7 +48,8 @@ def resized(
         return volume
     options = {"order": order, "mode": "edge", "anti_aliasing": False}
     out = np.empty((len(volume), *shape), volume.dtype)
-    for channel, result in zip(volume.astype(np.float64), out):
+    for values, result in zip(volume, out):
+        channel = values.astype(np.float64)
         if flat is None:
             result[...] = resize(channel, shape, **options)
             continue

@@ -70,13 +70,19 @@ def draw_lesions(rng: np.random.Generator, scan: Scan, hpv: bool) -> tuple[Plann
     count = int(rng.choice(len(NODE_COUNT), p=NODE_COUNT))
     if hpv and count == 0 and rng.random() < 0.5:
         count = 1
-    if not lesions:
-        count = max(count, 1)
-    for _ in range(count):
-        node = place_node(rng, scan, side, lesions)
+    return with_nodes(rng, scan, side, lesions, count)
+
+
+def with_nodes(
+    rng: np.random.Generator, scan: Scan, side: float, lesions: list[PlannedLesion], count: int
+) -> tuple[PlannedLesion, ...]:
+    """Lesions and so many nodes, as far as there is room; one at least where there is no lesion."""
+    found = list(lesions)
+    for _ in range(count if found else max(count, 1)):
+        node = place_node(rng, scan, side, found)
         if node is not None:
-            lesions.append(node)
-    return tuple(lesions)
+            found.append(node)
+    return tuple(found)
 
 
 def draw_site(rng: np.random.Generator, hpv: bool) -> str:

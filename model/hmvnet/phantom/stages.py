@@ -24,10 +24,10 @@ from .lesions import (
     PRIMARY_SITES,
     PlannedLesion,
     draw_site,
-    place_node,
     plan_lesion,
     radius,
     under_skin,
+    with_nodes,
 )
 from .scanner import Scan
 from .shapes import Blob, Shape
@@ -121,13 +121,7 @@ def draw_staged_lesions(
     if matted is not None:
         lesions.append(matted)
     count = int(rng.choice(len(NODE_COUNT), p=NODE_COUNT))
-    if not lesions:
-        count = max(count, 1)
-    for _ in range(count):
-        node = place_node(rng, scan, side, lesions)
-        if node is not None:
-            lesions.append(node)
-    return tuple(lesions), side
+    return with_nodes(rng, scan, side, lesions, count), side
 
 
 def draw_stages(

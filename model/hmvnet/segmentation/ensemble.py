@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from hmvnet.exits import RefusedError, is_out_of_memory
 from hmvnet.imaging.network_input import NetworkInput
 from hmvnet.networks.registry import build_network
 from hmvnet.segmentation.forward import Forward, OnnxForward, TorchForward, mirrored_axes
-from hmvnet.segmentation.scan import Scan
+from hmvnet.segmentation.scan import Scan, plain_maps
 
 
 def load_network(bundle: Bundle, file: str) -> nn.Module:
@@ -114,10 +115,9 @@ class Ensemble:
             scan: a case; or ``[2, z, y, x]`` float32, scaled, for networks that see nothing else.
         """
         passes: list[tuple[tuple[int, ...], Forward]] = [((), m) for m in self.members]
-        for turn in range(7 if self.flips else 0):  # all of a turn before the next, for the budget
-            for member in self.members:
-                ways = mirrored_axes(member.own)
-                passes += [(ways[turn], member)] if turn < len(ways) else []
+        if self.flips:  # every network once before any a second time: the budget may end it
+            turns = zip_longest(*(mirrored_axes(m.own) for m in self.members))
+            passes += [(a, m) for turn in turns for a, m in zip(turn, self.members) if a]
         start, slowest, done = self.clock(), 0.0, 0
         sums: dict[NetworkInput | None, _Sum] = {}
         features: tuple[np.ndarray, ...] = ()
@@ -132,12 +132,10 @@ class Ensemble:
             values, maps = member(x, axes)
             said += member.notes
             if not done and len(self.members) == 1:
-                features = (
-                    scan.maps(own, maps)
-                    if isinstance(scan, Scan)
-                    else tuple(m[0].float().cpu().numpy() for m in maps)
-                )
-            sums.setdefault(own, _Sum(len(passes) > 1)).add(values[0], member)
+                features = scan.maps(own, maps) if isinstance(scan, Scan) else plain_maps(maps)
+            if own not in sums:
+                sums[own] = _Sum(len(passes) > 1, own.heads if own else ())
+            sums[own].add(values[0], member)
             done += 1
             slowest = max(slowest, self.clock() - began)
         mean = _mean(sums, scan)
@@ -161,9 +159,11 @@ class _Sum:
 
     Attributes:
         keeps: whether to remember each pass's classes, for ``disagreement``.
+        heads: which class each of the networks' outputs is; none: their number.
     """
 
     keeps: bool = False
+    heads: tuple[int, ...] = ()
     total: Tensor | None = None
     passes: int = 0
     members: set[int] = field(default_factory=set)
@@ -174,7 +174,7 @@ class _Sum:
         self.passes += 1
         self.members.add(id(member))
         if self.keeps:
-            self.classes.append(values.argmax(0).to(torch.uint8))
+            self.classes.append(self._likeliest(values))
 
     @property
     def disagreement(self) -> float:
@@ -182,13 +182,18 @@ class _Sum:
 
         0 where all are alike, 1 where none of the tumour voxels is.
         """
-        mean = self.mean.argmax(0).to(torch.uint8)
+        mean = self._likeliest(self.mean)
         tumour, apart = int((mean > 0).sum()), []
         for one in self.classes:
             size = int((one > 0).sum()) + tumour
             alike = int(((one == mean) & (one > 0)).sum())
             apart.append(1 - 2 * alike / size if size else 0.0)
         return float(np.mean(apart))
+
+    def _likeliest(self, values: Tensor) -> Tensor:
+        """The class of each voxel, uint8."""
+        heads = torch.tensor(self.heads or range(len(values)), dtype=torch.uint8)
+        return heads[values.argmax(0)]
 
     @property
     def mean(self) -> Tensor:

@@ -102,7 +102,7 @@ class Scan:
         two that is nearest to what they have.
         """
         if own is None:
-            return tuple(m[0].float().cpu().numpy() for m in maps)
+            return plain_maps(maps)
         lattice, target = self._own(own).grid, self.volume.grid
         return tuple(_sampled(m[0].float().cpu(), lattice, target) for m in maps)
 
@@ -112,6 +112,11 @@ class Scan:
             raw = self.whole if own.field == "ct" else self.volume.raw
             self._prepared[own] = own.prepare(raw, grid)
         return self._prepared[own]
+
+
+def plain_maps(maps: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
+    """Maps ``[1, c, z, y, x]`` of any type as float32 ``[c, z, y, x]``."""
+    return tuple(m[0].float().cpu().numpy() for m in maps)
 
 
 def _sampled(values: Tensor, lattice: Grid, target: Grid) -> np.ndarray:

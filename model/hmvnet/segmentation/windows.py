@@ -43,7 +43,7 @@ def importance(window: tuple[int, ...]) -> Tensor:
 
 
 def slide(
-    x: Tensor,
+    volume: Tensor,
     window: Sequence[int],
     step: float,
     network: Callable[[Tensor], Sequence[Tensor]],
@@ -51,30 +51,31 @@ def slide(
     """What a network says of ``[1, c, z, y, x]``, put together from windows.
 
     Args:
-        x: no axis shorter than the window.
+        volume: no axis shorter than the window.
         step: from one window to the next at most, as a share of the window.
         network: a window to tensors ``[1, c, *]``, at its size or coarser by a factor an axis.
 
     Returns:
         The tensors of the whole, float32.
     """
-    size = x.shape[2:]
+    size = volume.shape[2:]
     sums: list[Tensor] = []
     weights: list[Tensor] = []
     for corner in product(*(starts(n, w, step) for n, w in zip(size, window, strict=True))):
-        z, y, x_ = (slice(a, a + w) for a, w in zip(corner, window))
-        for i, values in enumerate(network(x[:, :, z, y, x_])):
+        z, y, x = (slice(a, a + w) for a, w in zip(corner, window))
+        for number, values in enumerate(network(volume[:, :, z, y, x])):
             small = values.shape[2:]
-            if len(sums) == i:
+            if len(sums) == number:
                 full = [round(n * s / w) for n, s, w in zip(size, small, window)]
-                sums.append(x.new_zeros((*values.shape[:2], *full), dtype=torch.float32))
-                weights.append(x.new_zeros(full, dtype=torch.float32))
-            at = [
+                sums.append(volume.new_zeros((*values.shape[:2], *full), dtype=torch.float32))
+                weights.append(volume.new_zeros(full, dtype=torch.float32))
+            total, weight = sums[number], weights[number]
+            first = [
                 min(round(a * s / w), n - s)
-                for a, s, w, n in zip(corner, small, window, sums[i].shape[2:])
+                for a, s, w, n in zip(corner, small, window, weight.shape)
             ]
-            z, y, x_ = (slice(a, a + s) for a, s in zip(at, small))
-            weight = importance(tuple(small)).to(x.device)
-            sums[i][:, :, z, y, x_] += values.float() * weight
-            weights[i][z, y, x_] += weight
+            z, y, x = (slice(a, a + s) for a, s in zip(first, small))
+            own = importance(tuple(small)).to(volume.device)
+            total[:, :, z, y, x] += values.float() * own
+            weight[z, y, x] += own
     return [total / weight for total, weight in zip(sums, weights, strict=True)]

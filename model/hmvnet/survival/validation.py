@@ -104,14 +104,20 @@ def score(
     outcomes: Outcomes,
     fold: np.ndarray,
     years: Sequence[float] = (1, 2, 3),
+    trained: Outcomes | None = None,
 ) -> Scores:
-    """The metrics of out-of-fold predictions; ``fold`` as they were made with."""
+    """The metrics of out-of-fold predictions; ``fold`` as they were made with.
+
+    Args:
+        trained: the follow-up of who was fitted to, where these are none of ``outcomes``.
+    """
     horizons = [year * DAYS_PER_YEAR for year in years]
     rows = []
     for repeat, numbers in enumerate(fold):
         for number in np.unique(numbers):
             test = numbers == number
-            held_out, train, risk = outcomes[test], outcomes[~test], predictions.risk[repeat, test]
+            train = outcomes[~test] if trained is None else trained
+            held_out, risk = outcomes[test], predictions.risk[repeat, test]
             error = np.nan
             if predictions.survival is not None and predictions.times is not None:
                 curves = predictions.survival[repeat, test]
@@ -121,9 +127,8 @@ def score(
     # A fold without a comparable pair says nothing; the others still do.
     table = np.ma.masked_invalid(rows).mean(axis=0).filled(np.nan)
     auc = dict(zip(years, table[3:].tolist(), strict=True))
-    pooled = None
-    slope = np.nan
-    survival = _survival_at(predictions, outcomes, horizons[-1])
+    pooled, slope = None, np.nan
+    survival = survival_at(predictions, outcomes, horizons[-1])
     if survival is not None:
         until = outcomes.until(horizons[-1])
         slope = float(np.mean([calibration_slope(until, repeat) for repeat in survival]))
@@ -132,7 +137,7 @@ def score(
     return Scores(float(table[0]), float(table[1]), auc, float(table[2]), slope, pooled)
 
 
-def _survival_at(predictions: OutOfFold, outcomes: Outcomes, time: float) -> np.ndarray | None:
+def survival_at(predictions: OutOfFold, outcomes: Outcomes, time: float) -> np.ndarray | None:
     """Chance ``[repeats, n]`` of no event up to a time that curves and follow-up reach, or None."""
     if predictions.survival is None or predictions.times is None:
         return None

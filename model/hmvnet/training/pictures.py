@@ -18,6 +18,7 @@ from hmvnet.writing.views import GTVN_COLOUR, GTVP_COLOUR, LABELS
 
 if TYPE_CHECKING:
     from hmvnet.segmentation.metrics import CaseScore
+    from hmvnet.survival.decision import DecisionCurve
     from hmvnet.survival.metrics import Calibration
     from hmvnet.training.engine import History
 
@@ -262,4 +263,24 @@ def calibration_figure(curves: Mapping[str, Calibration], title: str = "") -> Fi
     figure.suptitle(", ".join(filter(None, (f"Event up to {years:.3g} years", title))), fontsize=11)
     figure.supxlabel("predicted chance of an event (groups of equal size)", fontsize=10)
     figure.supylabel("observed chance (Kaplan-Meier), 95% CI", fontsize=10)
+    return figure
+
+
+def decision_figure(curves: Mapping[str, DecisionCurve], title: str, years: float) -> Figure:
+    """Net benefit against the chance from which on one acts, a line a model."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    first = next(iter(curves.values()))
+    for name, curve in curves.items():
+        axes.plot(curve.thresholds, curve.model, linewidth=1.6, label=name)
+    axes.plot(first.thresholds, first.everyone, color="0.6", linestyle="--", label="everyone")
+    axes.axhline(0, color="0.3", linewidth=1, label="nobody")
+    axes.set(
+        xlabel=f"chance of an event up to {years:g} years from which on one acts",
+        ylabel="net benefit",
+        ylim=(-0.05, max(float(first.everyone.max()), 0.0) * 1.2 + 0.02),
+        title=title,
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
     return figure

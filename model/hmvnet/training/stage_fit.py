@@ -1,9 +1,10 @@
-"""Fitting one axis's staging model: kind and strength of regularisation by inner folds."""
+"""Fitting one axis's staging model: what it sees, of which kind, how free, all by inner folds."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from scipy.optimize import minimize
@@ -14,7 +15,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from hmvnet.staging.model import StageModel
 
-STRENGTHS = tuple(float(c) for c in np.logspace(-2.5, 1.0, 8))  # C: the higher, the freer
+STRENGTHS = tuple(float(c) for c in np.logspace(-2.0, 0.5, 5))  # C: the higher, the freer
 INNER_FOLDS = 5
 LEAST_OF_A_STAGE = 2
 
@@ -26,15 +27,21 @@ def fit_stage_model(
     names: Sequence[str],
     seed: int = 0,
     kinds: Sequence[str] = ("multinomial", "ordered"),
+    starts: Sequence[tuple[str, ...]] = (("",),),
 ) -> StageModel:
-    """Fit the kind and strength that predict these patients best in inner folds.
+    """Fit the features, kind and strength that predict these patients best in inner folds.
 
-    By the log loss in which every stage counts as much as any other.
+    By the log loss in which every stage counts as much as any other. Of the choices of features
+    the first is taken that is not worse than the best by more than the standard error of their
+    paired difference (Breiman et al., "Classification and regression trees", 1984, has the rule):
+    AJCC's rule alone, where nothing else is sure to help.
 
     Args:
         x: features ``[n, p]``, NaN where missing.
         y: stages' numbers ``[n]``, from 0 in the order of ``stages``.
         kinds: that are tried: "multinomial", "ordered".
+        starts: what the names of the features that are tried together start with, a choice each,
+            those with fewer features first; the coefficients of the others are 0.
 
     Raises:
         ValueError: a stage that fewer than two patients have.
@@ -48,16 +55,56 @@ def fit_stage_model(
     folds = min(INNER_FOLDS, int(counts.min()))
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     splits = list(splitter.split(x, y))
-    candidates = [(kind, strength) for kind in kinds for strength in STRENGTHS]
-    losses = np.zeros(len(candidates))
+    choices = [np.array([name.startswith(some) for name in names]) for some in starts]
+    candidates = list(product(choices, kinds, STRENGTHS))
+    losses = np.zeros((len(candidates), len(y)))
     for known, unseen in splits:
         weight = 1.0 / counts[y[unseen]]
-        for i, (kind, strength) in enumerate(candidates):
-            model = fit_one(x[known], y[known], stages, names, kind, strength)
+        for i, candidate in enumerate(candidates):
+            model = _fit_some(x[known], y[known], stages, names, *candidate)
             p = model.probabilities(x[unseen])[np.arange(len(unseen)), y[unseen]]
-            losses[i] -= (weight * np.log(np.maximum(p, 1e-9))).sum()
-    kind, strength = candidates[int(losses.argmin())]
-    return fit_one(x, y, stages, names, kind, strength)
+            losses[i, unseen] = -weight * np.log(np.maximum(p, 1e-9))
+    per_choice = len(kinds) * len(STRENGTHS)
+    best = [
+        first + int(losses[first : first + per_choice].sum(axis=1).argmin())
+        for first in range(0, len(candidates), per_choice)
+    ]
+    lowest = losses[min(best, key=lambda i: float(losses[i].sum()))]
+    chosen = next(i for i in best if _is_as_good(losses[i] - lowest))
+    return _fit_some(x, y, stages, names, *candidates[chosen])
+
+
+def _is_as_good(more: np.ndarray) -> bool:
+    """Whether losses ``[n]`` above the lowest are within their standard error."""
+    return bool(more.mean() <= more.std() / np.sqrt(len(more)))
+
+
+def _fit_some(
+    x: np.ndarray,
+    y: np.ndarray,
+    stages: Sequence[str],
+    names: Sequence[str],
+    seen: np.ndarray,
+    kind: str,
+    strength: float,
+) -> StageModel:
+    """``fit_one`` on the features that are ``seen``, bool ``[p]``, with 0 for the others."""
+    some = fit_one(x[:, seen], y, stages, np.array(names)[seen].tolist(), kind, strength)
+
+    def all_of(values: np.ndarray, rest: float) -> np.ndarray:
+        whole = np.full((*values.shape[:-1], len(names)), rest)
+        whole[..., seen] = values
+        return whole
+
+    return StageModel(
+        some.stages,
+        tuple(names),
+        all_of(some.mean, 0.0),
+        all_of(some.scale, 1.0),
+        all_of(some.coefficients, 0.0),
+        some.intercepts,
+        some.shares,
+    )
 
 
 def fit_one(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -33,6 +33,11 @@ from hmvnet.training.stage_fit import fit_stage_model
 LABELS_VERSION, FEATURES_VERSION = 1, 1  # count changes that no setting shows
 Masks = Literal["predicted", "true"]
 AXES = {"t": T_STAGES, "n": N_STAGES}
+# What a model may see, a choice each: the rule's stage; sizes and sides; signs of invasion; record.
+STARTS: dict[str, list[tuple[str, ...]]] = {
+    "T": [("t_",), ("t_", "invasion_"), ("t_", "invasion_", "record_")],
+    "N": [("n_rule_",), ("n_",), ("n_", "record_")],
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class StagingDescriber:
         inference = (inference or InferenceSettings()).without_budget()
         manifest = bundle.manifest
         self.segmenter = Segmenter(bundle, device, inference) if masks == "predicted" else None
-        made_by = [
+        made_by: list[Any] = [
             LABELS_VERSION,
             masks,
             manifest.region,
@@ -72,7 +77,11 @@ class StagingDescriber:
         ]
         if masks == "predicted":
             made_by += [
-                {file: manifest.files[file] for file in manifest.segmentation.files},
+                {file: manifest.files[file] for file in manifest.segmentation.all_files},
+                [
+                    part.input and part.input.model_dump(mode="json")
+                    for part in manifest.segmentation.parts
+                ],
                 manifest.postprocessing.model_dump(mode="json"),
                 inference.model_dump(mode="json"),
             ]
@@ -205,7 +214,8 @@ class StageData:
 def fit_axis(data: StageData, rows: np.ndarray | None = None, seed: int = 0) -> StageModel:
     """The model of some of the patients; None: of all."""
     rows = np.arange(len(data.y)) if rows is None else rows
-    return fit_stage_model(data.x[rows], data.y[rows], data.stages, data.names, seed)
+    chosen = [s for s in STARTS[data.stages[0][0]] if any(n.startswith(s) for n in data.names)]
+    return fit_stage_model(data.x[rows], data.y[rows], data.stages, data.names, seed, starts=chosen)
 
 
 def cross_fit(
