@@ -31,11 +31,12 @@ COMMANDS = [
     ("segmentation",),
     *(("segmentation", name) for name in ("train", "eval", "tune", "compare")),
     ("survival",),
-    *(("survival", name) for name in ("train", "eval", "compare")),
+    *(("survival", name) for name in ("train", "eval", "recalibrate", "compare")),
     ("settings",),
     ("export",),
     ("phantom",),
     ("bench",),
+    *(("bench", name) for name in ("survival", "parts")),
     *((name,) for name in ("train", "eval", "tune", "compare")),
 ]
 

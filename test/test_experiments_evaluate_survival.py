@@ -1,3 +1,4 @@
+import io
 from dataclasses import replace
 from functools import partial
 
@@ -10,9 +11,10 @@ from hmvnet.bundle import fingerprint, load_bundle, write_bundle
 from hmvnet.case import harrell_c
 from hmvnet.config import DataSettings, Settings
 from hmvnet.experiments import evaluate_survival as evaluation
-from hmvnet.experiments.evaluate_survival import evaluate_survival
+from hmvnet.experiments.evaluate_survival import evaluate_survival, recalibrate_survival
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.risk import Prognosis
+from hmvnet.survival.calibration import fit_curve
 from hmvnet.training.descriptions import outcomes_of
 from hmvnet.training.prognosis import predict
 
@@ -71,3 +73,31 @@ def test_evaluation_gives_the_model_what_it_was_fitted_on(tiny_bundle, tmp_path,
     members = Prognosis(load_bundle(folder)).members
     expected = harrell_c(outcomes_of(patients), predict(members, patients))
     assert found == expected and seen == [8.0] != [settings.prognosis.image_spacing_mm]
+
+
+def test_a_bundle_is_recalibrated_where_it_is_used(tiny_bundle, tmp_path, monkeypatch):
+    """The curve changes, and nothing else of it."""
+    (tmp_path / "data").mkdir()
+    write_patient(tmp_path / "data", "A-1", "plain")
+    patients = described_patients(40)
+    monkeypatch.setattr(evaluation, "load_described", lambda *_: patients)
+    settings = Settings(data=DataSettings(root=str(tmp_path / "data")))
+    given = fitted_to(tiny_bundle, tmp_path / "fitted", [fingerprint("B-1")])
+    run, quiet = tmp_path / "run", Console(quiet=True)
+    run.mkdir()
+    with pytest.raises(ValueError, match="has no survival curve"):
+        recalibrate_survival(settings, given, run, quiet)
+    bundle = load_bundle(given)
+    risk = predict(Prognosis(bundle).members, patients)
+    curve = fit_curve(risk - 1, outcomes_of(patients)).state()
+    prognosis = bundle.manifest.prognosis.model_copy(update={"curve": curve})
+    manifest = bundle.manifest.model_copy(update={"prognosis": prognosis})
+    curved = write_bundle(tmp_path / "curved", manifest, tensors_of(bundle))
+    found = load_bundle(recalibrate_survival(settings, curved, run, quiet)).manifest
+    assert found.prognosis.curve["groups"] == [] and found.prognosis.curve != curve
+    same = found.prognosis.model_copy(update={"curve": curve})
+    assert same == prognosis and set(found.files) == set(bundle.manifest.files)
+    assert found.metrics["task2"]["recalibrated_on"]["patients"] == 40
+    file = io.StringIO()
+    evaluate_survival(settings, run / "bundle", run, 0, Console(file=file, width=200))
+    assert "relapses over those expected 1.00" in file.getvalue()

@@ -38,6 +38,22 @@ def test_outcome_table(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("unit", "days"), [("days", 1.0), ("weeks", 7.0), ("months", 30.4375), ("years", 365.25)]
+)
+def test_times_in_another_unit_are_days(unit, days, tmp_path):
+    path = tmp_path / "all.csv"
+    path.write_text("id,time,event\na,2,1\nb,3.5,0\n")
+    columns = {"patient": "id", "time": "time", "event": "event"}
+    found = read_outcome_table([path], **columns, time_unit=unit)
+    assert [outcome.days for outcome in found.outcomes] == [2 * days, 3.5 * days]
+    path.write_text("id,time,event\na,2020-01-01,1\n")
+    with pytest.raises(ValueError, match=f"other than a number of {unit}"):
+        read_outcome_table([path], **columns, time_unit=unit)
+    with pytest.raises(ValueError, match="time unit 'moons': expected one of days, weeks"):
+        read_outcome_table([path], **columns, time_unit="moons")
+
+
 def test_outcome_table_names_what_is_wrong(tmp_path: Path) -> None:
     path, twice = tmp_path / "a.csv", tmp_path / "b.csv"
     path.write_text("id,RFS,Relapse\n1,10,0\n")

@@ -5,7 +5,14 @@ import pytest
 
 from hmvnet.case import Outcomes, harrell_c
 from hmvnet.prognosis.curve import SurvivalCurve
-from hmvnet.survival.calibration import calibration_slope, cox_slope, fit_curve, offset_to, onto
+from hmvnet.survival.calibration import (
+    calibration_slope,
+    cox_slope,
+    fit_curve,
+    offset_to,
+    onto,
+    recalibrated,
+)
 
 
 def cohort(n: int = 1500, seed: int = 0, slope: float = 0.7) -> tuple[np.ndarray, Outcomes]:
@@ -92,3 +99,23 @@ def test_the_risks_of_another_model_are_put_on_the_curves_scale() -> None:
     assert calibration_slope(outcomes, curve.survival(placed, np.array([900.0]))[:, 0]) == (
         pytest.approx(1, abs=0.02)
     )
+
+
+def test_a_curve_moves_to_another_hospital_the_more_the_more_patients() -> None:
+    """There the hazard is doubled and the risk says half as much."""
+    curve = fit_curve(*cohort())
+    rng = np.random.default_rng(5)
+    slopes = []
+    for n in (40, 400, 4000):
+        risk = 2 + rng.normal(size=n)
+        failure = rng.exponential(500 * np.exp(-0.35 * (risk - 2)))
+        censoring = rng.uniform(200, 3000, size=n)
+        outcomes = Outcomes(np.minimum(failure, censoring), failure <= censoring)
+        moved = recalibrated(curve, risk, outcomes)
+        assert offset_to(moved, moved.log_hazard(risk), outcomes) == pytest.approx(0, abs=1e-6)
+        slopes.append(moved.slope)
+    assert slopes[0] > slopes[2] == pytest.approx(0.35, abs=0.05)
+    chance = moved.survival(np.array([2.0]), np.array([500.0]))[0, 0]
+    assert chance == pytest.approx(np.exp(-1), abs=0.05) and not moved.groups
+    with pytest.raises(ValueError, match="0 relapses, expected at least 5"):
+        recalibrated(curve, risk, outcomes.until(0.0))

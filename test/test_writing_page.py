@@ -222,8 +222,9 @@ def test_a_case_without_lesions_or_risk_has_a_page(tmp_path) -> None:
 def test_the_curves_begin_at_one_and_are_the_models(tmp_path) -> None:
     data = written(replace(predicted(*TWO), risk=CURVED), tmp_path).data
     found, risk = data["curve"], data["report"]["risk"]
-    expected = np.exp(-np.array(MODEL.cumulative_hazard) * math.exp(RISK.value))
-    assert found["patient"] == [1.0, *expected.round(4)] and found["days"][:2] == [0.0, 100.0]
+    expected = np.exp(-np.array(MODEL.cumulative_hazard[:3]) * math.exp(RISK.value)).round(4)
+    assert found["days"] == [0.0, 100.0, 400.0, 900.0, 1200.0]  # to the horizon
+    assert found["patient"] == [1.0, *expected, expected[-1]]
     assert [g["survival"][1] for g in found["groups"]] == [0.95, 0.9, 0.8]
     assert risk["interval_95"] == [0.1, 0.8] and risk["horizon_days"] == 1200
     by_year = risk["chance_without_recurrence_by_year"]
@@ -319,10 +320,10 @@ class TestInABrowser:
         drawing = "#risk svg[aria-label='chance of no recurrence']"
         texts = opened.page.query_selector_all(f"{drawing} text")
         words = [text.text_content() for text in texts]
-        assert words[-4:] == ["low risk (20)", "middle (20)", "high risk (20)", "this patient"]
+        assert words[-4:] == ["low (20)", "middle (20)", "high (20)", "this patient"]
         boxes = [b.bounding_box() for b in opened.page.query_selector_all(f"{drawing} path")[::2]]
         depths = [box["y"] + box["height"] for box in boxes]
-        assert depths[0] < depths[1] < depths[2] < depths[3]
+        assert depths[0] < depths[1] < depths[3] < depths[2]
         assert opened.said == []
 
     def test_wheel_keys_and_clicks_move_the_planes(self, chromium, shown) -> None:

@@ -438,6 +438,20 @@ def survival_eval(
     evaluate_survival(settings, _bundle(weights), run, limit, _console())
 
 
+@survival.command("recalibrate")
+def survival_recalibrate(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    weights: WeightsOption = "",
+    run: RunOption = Path("runs/recalibrate"),
+) -> None:
+    """Fit a bundle's survival curve to a few patients of where it is used; writes a bundle."""
+    from hmvnet.experiments.evaluate_survival import recalibrate_survival
+
+    settings = _settings(config, overrides)
+    _say(f"bundle: {recalibrate_survival(settings, _bundle(weights), run, _console())}")
+
+
 @survival.command("compare")
 def survival_compare(
     overrides: Overrides = None,

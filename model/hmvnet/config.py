@@ -361,6 +361,9 @@ class ClinicalSettings(_Section):
         description="Column of the tables with the days to the last follow-up, where time is given "
         "for events only; empty: time has both.",
     )
+    time_unit: Literal["days", "weeks", "months", "years"] = Field(
+        "days", description="Unit of the times in the tables; a month has 30.4 days."
+    )
     event_codes: EventCodes = Field(
         {},
         description="What other codes of the event stand for, 0 (none) or 1 (an event), e.g. 1=0, "
@@ -397,7 +400,12 @@ class ClinicalSettings(_Section):
     def table_names(self) -> TableNames:
         """The columns of tables beside images."""
         return TableNames(
-            self.patient, self.time, self.event, self.follow_up, dict(self.event_codes)
+            self.patient,
+            self.time,
+            self.event,
+            self.follow_up,
+            dict(self.event_codes),
+            self.time_unit,
         )
 
     @property

@@ -108,6 +108,7 @@ def _load_tables(settings: Settings, lenient: bool) -> Cohort:
         event=clinical.event,
         follow_up=clinical.follow_up,
         event_codes=clinical.event_codes,
+        time_unit=clinical.time_unit,
     )
     if not lenient and (
         absent := [c.name for c in clinical.record_schema.columns if c.name not in found.columns]

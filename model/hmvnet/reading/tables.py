@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from hmvnet.case import ClinicalRecord, Outcome, Stage
+from hmvnet.case import DAYS_PER_YEAR, ClinicalRecord, Outcome, Stage
 from hmvnet.files import read_bounded
 from hmvnet.reading.names import LeftOut, entries
 from hmvnet.reading.records import (
@@ -47,6 +47,7 @@ SEPARATORS = ",;\t|"
 # What drew a phantom's outcome. No health record: a model that saw it would know the answer.
 TRUTH_TABLE = "truth.csv"
 SUV_TABLE = "suv_conversion_tags.csv"  # HECKTOR 2026's, of PETs that are in Bq/mL
+DAYS_OF_UNIT = {"days": 1.0, "weeks": 7.0, "months": DAYS_PER_YEAR / 12, "years": DAYS_PER_YEAR}
 _EVENT = Column(
     "event",
     "categorical",
@@ -64,10 +65,10 @@ class TableNames:
     Attributes:
         patient, time, event, follow_up: as ``read_outcome_table`` has them. A patient's column of
             another name than PatientID goes before the usual ones.
-        event_codes: as ``read_outcome_table`` has them.
+        event_codes, time_unit: as ``read_outcome_table`` has them.
 
     Raises:
-        ValueError: two codes are one when read, as "1" and "yes" are.
+        ValueError: two codes are one when read, as "1" and "yes" are; an unknown unit.
     """
 
     patient: str = ID_COLUMN
@@ -75,8 +76,12 @@ class TableNames:
     event: str = EVENT_COLUMN
     follow_up: str = ""
     event_codes: Mapping[str, str] = field(default_factory=dict)
+    time_unit: str = "days"
 
     def __post_init__(self) -> None:
+        if self.time_unit not in DAYS_OF_UNIT:
+            units = ", ".join(DAYS_OF_UNIT)
+            raise ValueError(f"time unit '{self.time_unit}': expected one of {units}")
         if len(self.codes) < len(self.event_codes):
             raise ValueError(f"event codes {list(self.event_codes)}: two of them mean the same")
 
@@ -119,6 +124,7 @@ def read_outcome_table(
     event: str,
     follow_up: str = "",
     event_codes: Mapping[str, str] | None = None,
+    time_unit: str = "days",
 ) -> OutcomeTable:
     """CSV files joined by patient, with the outcome taken out of them.
 
@@ -131,6 +137,7 @@ def read_outcome_table(
             patients with an event.
         event_codes: what the event's codes stand for, "0" or "1", where they are others; then no
             code but these is known.
+        time_unit: in which times are: days, weeks, months (of 30.4 days) or years.
 
     Patients without a known event, or with a time that is missing or negative, are left out, and
     noted.
@@ -139,7 +146,7 @@ def read_outcome_table(
         ValueError: a file or column is missing, a patient occurs twice, tables have no patient in
             common, or event or time cannot be used; names it.
     """
-    given = TableNames(patient, time, event, follow_up, event_codes or {})
+    given = TableNames(patient, time, event, follow_up, event_codes or {}, time_unit)
     tables = [_table(read_csv(path, [patient]), path, patient) for path in paths]
     columns: list[str] = []
     notes: list[str] = []
@@ -508,7 +515,8 @@ def _check_outcomes(table: _Table, path: Path, names: TableNames, least: float =
         times = [row[time] for row in rows if row.get(time) is not None]
         if other := sum(_days(value, least) is None for value in times):
             raise ValueError(
-                f"{path}: column {time!r} holds {count_values(other)} other than a number of days"
+                f"{path}: column {time!r} holds {count_values(other)} other than a number of "
+                f"{names.time_unit}"
             )
 
 
@@ -519,7 +527,7 @@ def _split(row: Row, names: TableNames) -> tuple[ClinicalRecord, Outcome | None]
     days = _days(row.get(names.time if event == "1" else names.follow_up or names.time))
     if event is None or days is None:
         return record, None
-    return record, Outcome(days, event == "1")
+    return record, Outcome(days * DAYS_OF_UNIT[names.time_unit], event == "1")
 
 
 def _event(value: float | str | None, codes: Mapping[str, str]) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from sksurv.nonparametric import kaplan_meier_estimator
 
@@ -14,6 +16,8 @@ MOST_DAYS = 200  # of a stored curve
 FOLLOWED = 0.1  # share of the patients that are followed to the horizon
 # A penalty that hardly moves a coefficient that tens of events speak for.
 SLIGHT_RIDGE = 0.1
+# Relapses that local patients' own slope must have to weigh as much as the bundle's.
+PRIOR_EVENTS, FEWEST_EVENTS = 25, 5
 LEAST_SLOPE = 0.01  # of a unit of deviation: risks that order nobody make almost one curve
 
 
@@ -73,6 +77,30 @@ def calibration_slope(outcomes: Outcomes, survival: np.ndarray) -> float:
         return np.nan
     inside = np.clip(survival, 1e-6, 1 - 1e-6)
     return cox_slope(np.log(-np.log(inside)), outcomes)
+
+
+def recalibrated(curve: SurvivalCurve, risk: np.ndarray, outcomes: Outcomes) -> SurvivalCurve:
+    """A curve for where these patients come from, by few of them.
+
+    Its slope is between the given one and theirs, by their number of events; then its level is set
+    so that as many events are expected as there were. The shape of the baseline hazard stays
+    (Steyerberg et al., Stat Med 2004: updating the intercept and the slope).
+
+    Args:
+        risk: ``[n]``.
+
+    Raises:
+        ValueError: fewer than ``FEWEST_EVENTS`` events.
+    """
+    events = int(outcomes.event.sum())
+    if events < FEWEST_EVENTS:
+        raise ValueError(f"{events} relapses, expected at least {FEWEST_EVENTS} to recalibrate by")
+    hazard = curve.log_hazard(risk)
+    share = events / (events + PRIOR_EVENTS)
+    slope = max(1 + share * (cox_slope(hazard, outcomes) - 1), 0.1)
+    offset = offset_to(curve, slope * hazard, outcomes)
+    steeper = curve.slope * slope
+    return replace(curve, slope=steeper, centre=curve.centre - offset / steeper, groups=())
 
 
 def onto(curve: SurvivalCurve, risk: np.ndarray, outcomes: Outcomes) -> tuple[float, float]:

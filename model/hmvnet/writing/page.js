@@ -496,7 +496,10 @@ function makeRisk() {
     if (risk.horizon_days) days.append(` of the next ${risk.horizon_days.toFixed(0)}`);
     section.append(days);
   }
-  if (data.curve) section.append(make("h2", "Chance of no recurrence"), makeCurve());
+  if (data.curve) {
+    const dashed = make("small", "dashed: observed in patients of low, middle and high risk");
+    section.append(make("h2", "Chance of no recurrence"), makeCurve(), dashed);
+  }
   const bars = Object.entries(risk.variables);
   const rest = bars.splice(STRONGEST);
   if (rest.length) bars.push([`${rest.length} others`, sum(rest.map(([, moved]) => moved))]);
@@ -523,7 +526,7 @@ function makeScale(below) {
 /** The patient's curve over the years, and those observed in groups of low to high risk. */
 function makeCurve() {
   const { days, patient, groups } = data.curve;
-  const [left, right, top, bottom] = [30, 316, 6, 112];
+  const [left, right, top, bottom] = [36, 316, 6, 112];
   const last = days.at(-1);
   const x = (day) => left + ((right - left) * day) / last;
   const y = (chance) => bottom - (bottom - top) * chance;
@@ -545,7 +548,7 @@ function makeCurve() {
   const stairs = (chances) => chances.map((chance, i) => (i === 0
     ? `M${x(days[0]).toFixed(1)} ${y(chance).toFixed(1)}`
     : `H${x(days[i]).toFixed(1)}V${y(chance).toFixed(1)}`)).join("");
-  const names = { 3: ["low risk", "middle", "high risk"] }[groups.length]
+  const names = { 3: ["low", "middle", "high"] }[groups.length]
     ?? groups.map((_, i) => `group ${i + 1}`);
   const curves = groups.map(({ patients, survival }, i) => [
     `${names[i]} (${patients})`, survival, ["#6f9fc8", "#a3abb5", "#d9904a"][i % 3], 1.2, "3 2",

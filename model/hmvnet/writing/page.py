@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -120,19 +120,21 @@ def page_data(
 def _curve(risk: Risk | None) -> dict[str, Any] | None:
     """The patient's chance of no recurrence by time, and what was observed in risk groups.
 
-    Each list begins at day 0; values hold from their day on.
+    Each list begins at day 0 and ends at the horizon; values hold from their day on.
     """
     if risk is None or risk.curve is None:
         return None
+    model = risk.curve.model
+    inside = [day for day in model.days if day < model.horizon_days]
 
-    def steps(values: Iterable[float]) -> list[float]:
-        return [1.0, *(round(value, 4) for value in values)]
+    def steps(values: Sequence[float]) -> list[float]:
+        shown = [1.0, *(round(value, 4) for value in values[: len(inside)])]
+        return [*shown, shown[-1]]
 
-    groups = risk.curve.model.groups
     return {
-        "days": [0.0, *risk.curve.days.tolist()],
+        "days": [0.0, *inside, model.horizon_days],
         "patient": steps(risk.curve.survival.tolist()),
-        "groups": [{"patients": g.patients, "survival": steps(g.survival)} for g in groups],
+        "groups": [{"patients": g.patients, "survival": steps(g.survival)} for g in model.groups],
     }
 
 
