@@ -10,6 +10,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,8 +18,8 @@ import SimpleITK as sitk
 from conftest import run_cohort, tiny_ct, tiny_pet, write_patient
 from strange_sources import Stored
 
-from hmvnet.cluster import DIED, Workers, device_of
-from hmvnet.cohort import Order, predict_cohort
+from hmvnet.cluster import DIED, Workers, _outcome_of, device_of
+from hmvnet.cohort import Order, Outcome, predict_cohort
 from hmvnet.exits import Exit, RefusedError
 from hmvnet.pipeline import load_pipeline
 from hmvnet.reading.dicom import Scan
@@ -26,6 +27,9 @@ from hmvnet.reading.series import Series
 from hmvnet.writing.cohort import write_cohort, write_failures
 
 distributed = pytest.importorskip("distributed", reason="the extra 'cluster'")
+from distributed import KilledWorker  # noqa: E402
+from distributed.client import FutureCancelledError  # noqa: E402
+
 TROUBLES = {"b": "broken", "d": "once", "f": "always"}
 
 
@@ -109,6 +113,34 @@ def test_a_scheduler_that_is_there_going_on_and_what_it_must_share(
         other.recipe = replace(other.recipe, weights=str(tiny_bundle))
         with pytest.raises(RefusedError, match="another bundle or another version"):
             predict_cohort(sources, other, Order(tmp_path / "third", picture=False))
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (None, "done"),
+        (KilledWorker("x", None, 3), None),
+        (ModuleNotFoundError("no hmvnet there"), "failed"),
+    ],
+)
+def test_what_became_of_a_patient(error, found):
+    def result():
+        if error:
+            raise error
+        return Outcome("a", "done")
+
+    outcome = _outcome_of(SimpleNamespace(result=result), Stored("a", Path()))
+    assert (outcome and outcome.status) == found
+    if found == "failed":
+        assert outcome.why == "ModuleNotFoundError: no hmvnet there"
+
+
+def test_a_scheduler_that_is_gone_is_one_line():
+    def result():
+        raise FutureCancelledError("x", "scheduler-connection-lost")
+
+    with pytest.raises(OSError, match="the Dask scheduler is gone; --continue goes on"):
+        _outcome_of(SimpleNamespace(result=result), Stored("a", Path()))
 
 
 def test_no_scheduler_is_refused(tiny_bundle, tmp_path, monkeypatch):

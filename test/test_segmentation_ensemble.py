@@ -11,6 +11,7 @@ from hmvnet.pipeline import Pipeline
 from hmvnet.reading.checks import checked_case
 from hmvnet.segmentation.ensemble import (
     Ensemble,
+    _Sum,
     load_ensemble,
     load_network,
     pick_device,
@@ -233,3 +234,13 @@ def test_a_patient_in_windows_still_has_a_risk(tiny_bundle):
     found = pipeline(case)
     assert any("sliding windows on cpu" in note for note in found.notes)
     assert found.risk.value == pytest.approx(before.value, abs=0.2)
+
+
+def test_outputs_that_count_as_background_do_not_disagree():
+    """Of a network with an organ beside the tumours."""
+    total = _Sum(keeps=True, heads=(0, 1, 2, 0))
+    for organ in (5.0, -5.0):
+        values = torch.zeros(4, 2, 2, 2)
+        values[3], values[1, 0] = organ, 9.0
+        total.add(values, Constant(0.0, [0.0]))
+    assert total.disagreement == 0

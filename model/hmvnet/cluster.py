@@ -7,11 +7,12 @@ alone is a failure of that patient. Dask's ``distributed`` does the work (the ex
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -224,7 +225,7 @@ def _outcomes(
             yield _outcome_of(future, source) or Outcome(source.patient_id, "failed", DIED)
             del names[future.key]
     finally:
-        if names:  # whoever asked was interrupted
+        if names and client.status == "running":  # whoever asked was interrupted
             client.cancel([future for future in client.futures])
 
 
@@ -236,17 +237,18 @@ def _outcome_of(future: Any, source: Source) -> Outcome | None:
         OSError: the scheduler is gone.
     """
     from distributed import KilledWorker
+    from distributed.comm import CommClosedError
 
-    error = future.exception() if future.status != "cancelled" else None
-    if future.status in ("cancelled", "lost"):
-        raise OSError("the connection to the Dask scheduler is lost; --continue goes on")
-    if error is None:
+    try:
         return future.result()
-    if isinstance(error, RefusedError):
-        raise error
-    if isinstance(error, KilledWorker):
+    except (CancelledError, asyncio.CancelledError, CommClosedError) as error:
+        raise OSError("the Dask scheduler is gone; --continue goes on") from error
+    except RefusedError:
+        raise
+    except KilledWorker:
         return None
-    return Outcome(source.patient_id, "failed", fault(error))
+    except Exception as error:
+        return Outcome(source.patient_id, "failed", fault(error))
 
 
 @contextmanager

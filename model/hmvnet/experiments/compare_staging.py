@@ -180,9 +180,9 @@ def score_methods(
         row["recall"] = ", ".join(
             f"{stage} {value:.2f}" for stage, value in zip(data.stages, found, strict=True)
         )
-        if name in seen:
-            row["area of T4"] = str(area.interval(name))
-            row["to size"] = f"{area.difference(name, RULE):+.3f}" if name != RULE else ""
+        told_t4 = name in seen
+        row["area of T4"] = str(area.interval(name)) if told_t4 else ""
+        row["to size"] = f"{area.difference(name, RULE):+.3f}" if told_t4 and name != RULE else ""
         rows.append(row)
     return rows
 

@@ -133,7 +133,9 @@ class Ensemble:
             said += member.notes
             if not done and len(self.members) == 1:
                 features = scan.maps(own, maps) if isinstance(scan, Scan) else plain_maps(maps)
-            sums.setdefault(own, _Sum(len(passes) > 1)).add(values[0], member)
+            if own not in sums:
+                sums[own] = _Sum(len(passes) > 1, own.heads if own else ())
+            sums[own].add(values[0], member)
             done += 1
             slowest = max(slowest, self.clock() - began)
         mean = _mean(sums, scan)
@@ -157,9 +159,11 @@ class _Sum:
 
     Attributes:
         keeps: whether to remember each pass's classes, for ``disagreement``.
+        heads: which class each of the networks' outputs is; none: their number.
     """
 
     keeps: bool = False
+    heads: tuple[int, ...] = ()
     total: Tensor | None = None
     passes: int = 0
     members: set[int] = field(default_factory=set)
@@ -170,7 +174,7 @@ class _Sum:
         self.passes += 1
         self.members.add(id(member))
         if self.keeps:
-            self.classes.append(values.argmax(0).to(torch.uint8))
+            self.classes.append(self._likeliest(values))
 
     @property
     def disagreement(self) -> float:
@@ -178,13 +182,18 @@ class _Sum:
 
         0 where all are alike, 1 where none of the tumour voxels is.
         """
-        mean = self.mean.argmax(0).to(torch.uint8)
+        mean = self._likeliest(self.mean)
         tumour, apart = int((mean > 0).sum()), []
         for one in self.classes:
             size = int((one > 0).sum()) + tumour
             alike = int(((one == mean) & (one > 0)).sum())
             apart.append(1 - 2 * alike / size if size else 0.0)
         return float(np.mean(apart))
+
+    def _likeliest(self, values: Tensor) -> Tensor:
+        """The class of each voxel, uint8."""
+        heads = torch.tensor(self.heads or range(len(values)), dtype=torch.uint8)
+        return heads[values.argmax(0)]
 
     @property
     def mean(self) -> Tensor:

@@ -15,7 +15,7 @@ from hmvnet.lesions.table import Lesion, lesion_table
 from hmvnet.segmentation.segmenter import Segmentation
 from hmvnet.staging.estimate import StageEstimate, Staging
 from hmvnet.staging.features import staging_features, with_record
-from hmvnet.staging.model import StageModel
+from hmvnet.staging.model import STRONGEST, StageModel
 from hmvnet.staging.rule import SITE_UNKNOWN, stage_by_rule
 
 MODELLED = "no primary found: T is what staged patients without a visible one had, not AJCC's T0"
@@ -90,7 +90,9 @@ def _estimate(model: StageModel, features: LesionFeatures) -> StageEstimate:
     probabilities = model.probabilities(values[None])
     stage = model.stages[int(model.decide(probabilities)[0])]
     named = dict(zip(model.stages, probabilities[0].tolist(), strict=True))
-    return StageEstimate(stage, named, model.reasons(values))
+    told = model.reasons(values, len(model.names))
+    others = [reason for reason in told if "_rule_" not in reason]  # which the rule says in words
+    return StageEstimate(stage, named, tuple(others[:STRONGEST]))
 
 
 def _below(prefix: str, tensors: Mapping) -> dict[str, np.ndarray]:

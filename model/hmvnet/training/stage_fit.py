@@ -31,15 +31,17 @@ def fit_stage_model(
 ) -> StageModel:
     """Fit the features, kind and strength that predict these patients best in inner folds.
 
-    By the log loss in which every stage counts as much as any other. With few patients the fewest
-    features can be the best: AJCC's rule alone, where nothing else helps.
+    By the log loss in which every stage counts as much as any other. Of the choices of features
+    the first is taken that is not worse than the best by more than the standard error of their
+    paired difference (Breiman et al., "Classification and regression trees", 1984, has the rule):
+    AJCC's rule alone, where nothing else is sure to help.
 
     Args:
         x: features ``[n, p]``, NaN where missing.
         y: stages' numbers ``[n]``, from 0 in the order of ``stages``.
         kinds: that are tried: "multinomial", "ordered".
-        starts: what the names of the features that are tried together start with, a choice each;
-            the coefficients of the others are 0.
+        starts: what the names of the features that are tried together start with, a choice each,
+            those with fewer features first; the coefficients of the others are 0.
 
     Raises:
         ValueError: a stage that fewer than two patients have.
@@ -55,14 +57,26 @@ def fit_stage_model(
     splits = list(splitter.split(x, y))
     choices = [np.array([name.startswith(some) for name in names]) for some in starts]
     candidates = list(product(choices, kinds, STRENGTHS))
-    losses = np.zeros(len(candidates))
+    losses = np.zeros((len(candidates), len(y)))
     for known, unseen in splits:
         weight = 1.0 / counts[y[unseen]]
         for i, candidate in enumerate(candidates):
             model = _fit_some(x[known], y[known], stages, names, *candidate)
             p = model.probabilities(x[unseen])[np.arange(len(unseen)), y[unseen]]
-            losses[i] -= (weight * np.log(np.maximum(p, 1e-9))).sum()
-    return _fit_some(x, y, stages, names, *candidates[int(losses.argmin())])
+            losses[i, unseen] = -weight * np.log(np.maximum(p, 1e-9))
+    per_choice = len(kinds) * len(STRENGTHS)
+    best = [
+        first + int(losses[first : first + per_choice].sum(axis=1).argmin())
+        for first in range(0, len(candidates), per_choice)
+    ]
+    lowest = losses[min(best, key=lambda i: float(losses[i].sum()))]
+    chosen = next(i for i in best if _is_as_good(losses[i] - lowest))
+    return _fit_some(x, y, stages, names, *candidates[chosen])
+
+
+def _is_as_good(more: np.ndarray) -> bool:
+    """Whether losses ``[n]`` above the lowest are within their standard error."""
+    return bool(more.mean() <= more.std() / np.sqrt(len(more)))
 
 
 def _fit_some(
