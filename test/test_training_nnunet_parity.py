@@ -168,6 +168,8 @@ def learn(trainer: Any, raw: Path, seed: int, steps: int = 80) -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    with torch.no_grad():  # lean to tumour, so that there are masks to compare
+        trainer.network.decoder.seg_layers[-1].bias[1:] += 3
 
 
 class InFloat32:
