@@ -47,8 +47,10 @@ def test_parts_that_do_not_fit_are_refused(name: str, value: np.ndarray) -> None
 
 def test_reasons_are_what_speaks_for_the_stage() -> None:
     told = MODEL.reasons(np.array([10.0, 4.0]))  # three more nodes than usual
-    assert told == ("count=4",)
-    assert MODEL.reasons(np.array([40.0, np.nan])) == ("size=40",)  # what is missing is no reason
+    assert told == [("count", 4.0)]
+    assert MODEL.reasons(np.array([40.0, np.nan])) == [
+        ("size", 40.0)
+    ]  # what is missing is no reason
 
 
 def test_large_scores_do_not_overflow() -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 ORDERED_ROWS = 1  # of the coefficients of proportional odds
-STRONGEST = 4  # features that are named as reasons
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,11 @@ class StageModel:
         """The number of the stage given, ``[n]``, of probabilities ``[n, k]``."""
         return np.argmax(probabilities / self.shares, axis=1)
 
-    def reasons(self, x: np.ndarray, count: int = STRONGEST) -> tuple[str, ...]:
-        """For one patient ``[p]``: the features that speak most for its stage, as ``name=value``.
+    def reasons(self, x: np.ndarray) -> list[tuple[str, float]]:
+        """For one patient ``[p]``: the features that speak for its stage and their values.
 
-        By what each adds to the stage's score against the mean of the others'; for proportional
-        odds by what moves it away from the average patient.
+        The weightiest first, by what each adds to the score of the stage against the mean of the
+        others; for proportional odds by what moves it away from the average patient.
         """
         z = self.standardised(x[None])[0]
         if self.ordered:
@@ -98,8 +97,8 @@ class StageModel:
             stage = int(self.decide(self.probabilities(x[None]))[0])
             others = np.delete(self.coefficients, stage, axis=0).mean(axis=0)
             parts = (self.coefficients[stage] - others) * z
-        best = [i for i in np.argsort(-parts)[:count] if parts[i] > 0 and np.isfinite(x[i])]
-        return tuple(f"{self.names[i]}={x[i]:.3g}" for i in best)
+        best = [i for i in np.argsort(-parts) if parts[i] > 0 and np.isfinite(x[i])]
+        return [(self.names[i], float(x[i])) for i in best]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What was learnt, for a safetensors file."""

@@ -15,9 +15,11 @@ from hmvnet.lesions.table import Lesion, lesion_table
 from hmvnet.segmentation.segmenter import Segmentation
 from hmvnet.staging.estimate import StageEstimate, Staging
 from hmvnet.staging.features import staging_features, with_record
-from hmvnet.staging.model import STRONGEST, StageModel
+from hmvnet.staging.model import StageModel
 from hmvnet.staging.rule import SITE_UNKNOWN, stage_by_rule
+from hmvnet.staging.words import in_words
 
+STRONGEST = 4  # features that are named as reasons
 MODELLED = "no primary found: T is what staged patients without a visible one had, not AJCC's T0"
 
 
@@ -90,9 +92,9 @@ def _estimate(model: StageModel, features: LesionFeatures) -> StageEstimate:
     probabilities = model.probabilities(values[None])
     stage = model.stages[int(model.decide(probabilities)[0])]
     named = dict(zip(model.stages, probabilities[0].tolist(), strict=True))
-    told = model.reasons(values, len(model.names))
-    others = [reason for reason in told if "_rule_" not in reason]  # which the rule says in words
-    return StageEstimate(stage, named, tuple(others[:STRONGEST]))
+    # What the rule decides by is said by its own reasons.
+    told = [in_words(*one) for one in model.reasons(values) if "_rule_" not in one[0]]
+    return StageEstimate(stage, named, tuple(told[:STRONGEST]))
 
 
 def _below(prefix: str, tensors: Mapping) -> dict[str, np.ndarray]:
