@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 
 def test_all_figures_of_both_years(folder, tiny_bundle, tmp_path):
-    console = Console(width=200, record=True)
+    console = Console(width=80, record=True)
     settings = Settings.model_validate({"data": {"root": str(folder)}})
     found = evaluate_challenge(settings, tiny_bundle, tmp_path / "run", 0, console)
     assert {"gtvp_mean_dice", "gtvn_mean_dice", "n_balanced_accuracy", "c_index", "total"} <= set(
@@ -45,6 +45,7 @@ def test_all_figures_of_both_years(folder, tiny_bundle, tmp_path):
     )
     said = console.export_text()
     assert "HECKTOR 2025" in said and "HECKTOR 2026" in said and "total" in said
+    assert "N balanced accuracy" in said and "by centre" in said and "\u2026" not in said
     figures = pd.read_csv(tmp_path / "run" / "figures.csv")
     assert set(figures["centre"].astype(str)) == {"all", "1", "2"}
     patients = pd.read_csv(tmp_path / "run" / "patients.csv")

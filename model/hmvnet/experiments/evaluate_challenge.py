@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -33,6 +34,19 @@ from hmvnet.state import claiming_run
 from hmvnet.table_files import write_markdown, write_table
 
 ALL = "all"
+# What the columns of centres are called.
+SHORT = {
+    "gtvp_mean_dice": "GTVp",
+    "gtvn_aggregated_dice": "agg.",
+    "gtvn_aggregated_f1": "F1",
+    "c_index": "C",
+    "gtvn_mean_dice": "GTVn",
+    "segmentation": "seg.",
+    "t_balanced_accuracy": "T",
+    "n_balanced_accuracy": "N",
+    "staging": "stage",
+    "total": "total",
+}
 
 
 @claiming_run
@@ -71,7 +85,9 @@ def evaluate_challenge(
     write_table(table, run / "figures.csv")
     write_markdown(table, run / "figures.md")
     for year, names in (("2025", OF_2025), ("2026", OF_2026)):
-        console.print(figure_table(f"HECKTOR {year}", names, figures))
+        console.print(figure_table(f"HECKTOR {year}", names, figures[ALL]))
+    if len(figures) > 1:
+        console.print(centre_table(OF_2025 | OF_2026, figures))
     console.print(f"wrote {run / 'patients.csv'} and {run / 'figures.md'}", markup=False)
     return figures[ALL]
 
@@ -113,26 +129,28 @@ def _seen(bundle, patient_ids: Sequence[str]) -> Iterator[str]:
             )
 
 
-def figure_table(
-    title: str, names: Mapping[str, str], figures: Mapping[str, Mapping[str, Figure]]
-) -> Table:
-    """A row a centre, a column a figure; intervals for all patients."""
-    known = {key: name for key, name in names.items() if key in figures[ALL]}
+def figure_table(title: str, names: Mapping[str, str], found: Mapping[str, Figure]) -> Table:
+    """A row a figure, with its interval and over how many patients it is."""
     table = Table(title=title)
-    table.add_column("")
-    for name in known.values():
-        table.add_column(name, justify="right")
+    for name in ("", "value", "95% interval", "patients"):
+        table.add_column(name, justify="right" if name else "left")
+    for key, name in names.items():
+        if (one := found.get(key)) is not None:
+            value = one.value
+            interval = f"{value.low:.3f} to {value.high:.3f}"
+            table.add_row(name, f"{value.estimate:.3f}", interval, str(one.patients))
+    return table
+
+
+def centre_table(names: Mapping[str, str], figures: Mapping[str, Mapping[str, Figure]]) -> Table:
+    """A row a centre, a column a figure; a dash where a centre's patients have none."""
+    known = [key for key in names if key in figures[ALL]]
+    table = Table(title="by centre", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("", *(SHORT[key] for key in known)):
+        table.add_column(name, justify="right" if name else "left")
     for label, found in figures.items():
-        cells = []
-        for key in known:
-            one = found.get(key)
-            if one is None or np.isnan(one.value.estimate):
-                cells.append("-")
-            elif label == ALL:
-                value = one.value
-                cells.append(f"{value.estimate:.3f}\n{value.low:.3f} to {value.high:.3f}")
-            else:
-                cells.append(f"{one.value.estimate:.3f}")
+        values = [found[key].value.estimate if key in found else np.nan for key in known]
+        cells = ("-" if np.isnan(value) else f"{value:.3f}" for value in values)
         table.add_row(escape(one_line(label)), *cells)
     return table
 
