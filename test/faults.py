@@ -112,7 +112,7 @@ READERS: Mapping[str, Callable[[Path], object]] = {
     ".safetensors": lambda path: path.read_bytes(),
 }
 TIMED = ("segmentation.md", "segmentation.csv")  # they say how long it took
-GROWING = (".pt", "losses.csv", "validations.csv", "cohort.csv")  # of what is under way
+GROWING = (".pt", "losses.csv", "validations.csv", "cohort.csv", "index.html")  # under way
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -172,8 +172,13 @@ def test_an_end_leaves_no_process_and_nothing_half_written(number, tiny_bundle, 
         write_patient(tmp_path / "data", f"A-{i:02d}", "plain")
     words = ["predict", tmp_path / "data", "-o", tmp_path / "out", "--weights", tiny_bundle]
     command = [sys.executable, "-m", "hmvnet.cli", *map(str, words), "--workers", "2"]
+    # A shell that runs the tests in the background lets them ignore Ctrl-C.
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list((tmp_path / "out").glob("*/report.json")):
         assert process.poll() is None
