@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 T_STAGES = ("T1", "T2", "T3", "T4")
 N_STAGES = ("N0", "N1", "N2", "N3")
+AXES = {"t": T_STAGES, "n": N_STAGES}
 T_LIMITS_MM = (20.0, 40.0)  # T1 up to the first, T2 up to the second, T3 beyond
 N_LIMITS_MM = (30.0, 60.0)  # a single node is N1 up to the first; any node is N3 beyond the second
 

@@ -430,6 +430,11 @@ def write_bundle(
     return folder
 
 
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with the prefix, without it."""
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def check_other(target: Path, source: Path) -> None:
     """A bundle made of another is not to take its place.
 

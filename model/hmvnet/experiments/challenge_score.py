@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hmvnet.ajcc import N_STAGES, T_STAGES
+from hmvnet.ajcc import AXES
 from hmvnet.case import Outcome, Outcomes, Stage, has_comparable_pair
 from hmvnet.segmentation.metrics import METRICS, CaseScore, ratios, terms
 from hmvnet.staging.metrics import balanced_accuracy
@@ -94,7 +94,7 @@ def challenge_figures(
             enter(name, column, len(rows))
         dice = (values["gtvp_mean_dice"] + values["gtvn_mean_dice"]) / 2
         enter("segmentation", dice, len(rows))
-    for axis, stages in (("t", T_STAGES), ("n", N_STAGES)):
+    for axis, stages in AXES.items():
         told = [
             (i, stages.index(truth), stages.index(given))
             for i, p in enumerate(patients)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from hmvnet.ajcc import AXES
 from hmvnet.bundle import load_bundle
 from hmvnet.config import DataSettings, Settings
 from hmvnet.exits import RefusedError, shown
@@ -24,7 +25,6 @@ from hmvnet.state import claiming_run
 from hmvnet.survival.bootstrap import Bootstrap, draw_weights
 from hmvnet.table_files import write_markdown, write_table
 from hmvnet.training.staging import (
-    AXES,
     Masks,
     StageData,
     StagedPatient,

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hmvnet.bundle import load_bundle
-from hmvnet.case import Grid
+from hmvnet.case import Case, Grid
 from hmvnet.config import Settings
 from hmvnet.exits import one_line
 from hmvnet.files import write_text
@@ -49,9 +49,9 @@ def evaluate_segmentation(
     pipeline = Pipeline(bundle, pick_device(), settings.inference, needs_risk=False)
     scores, platform = [], []
     for patient in track(patients, "segment"):
-        mask, truth, spacing, _ = _segmented(pipeline, patient)
-        scores.append(metrics.score_case(mask, truth, spacing, patient.patient_id))
-        platform.append(metrics.platform_scores(mask, truth))
+        masks = masks_of(*predicted(pipeline, patient))
+        scores.append(metrics.score_case(*masks, patient.patient_id))
+        platform.append(metrics.platform_scores(*masks[:2]))
     table = metrics.aggregate(scores, [p.centre for p in patients])
     rows = metrics.to_frame(scores).join(pd.DataFrame(platform))
     write_table(rows, run / "scores.csv")
@@ -64,22 +64,26 @@ def evaluate_segmentation(
 
 def score_patient(pipeline: Pipeline, patient: Patient) -> tuple[metrics.CaseScore, Prediction]:
     """The challenge's scores of one patient on the CT grid, and what was predicted."""
-    mask, truth, spacing, prediction = _segmented(pipeline, patient)
-    return metrics.score_case(mask, truth, spacing, patient.patient_id), prediction
+    case, prediction = predicted(pipeline, patient)
+    return metrics.score_case(*masks_of(case, prediction), patient.patient_id), prediction
 
 
-def _segmented(
-    pipeline: Pipeline, patient: Patient
-) -> tuple[np.ndarray, np.ndarray, tuple[float, ...], Prediction]:
-    """Predicted and true label map and spacing ``[z, y, x]`` on the CT grid, and the prediction."""
+def predicted(pipeline: Pipeline, patient: Patient) -> tuple[Case, Prediction]:
+    """A patient as read, and what is predicted; notes and doubts are told."""
     case = patient.read()
-    assert case.truth is not None
     prediction = pipeline(case)
     doubts = [] if prediction.verdict.status == "ok" else [f"verdict {prediction.verdict}"]
     REMARKS.tell(patient.patient_id, [*case.notes, *doubts])
-    mask = sitk.GetArrayFromImage(prediction.mask)
-    truth = sitk.GetArrayFromImage(case.truth)
-    return mask, truth, Grid.of(case.ct).spacing[::-1], prediction
+    return case, prediction
+
+
+def masks_of(
+    case: Case, prediction: Prediction
+) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+    """Predicted and true label map and spacing ``[z, y, x]`` on the CT grid."""
+    assert case.truth is not None
+    mask, truth = (sitk.GetArrayFromImage(image) for image in (prediction.mask, case.truth))
+    return mask, truth, Grid.of(case.ct).spacing[::-1]
 
 
 def score_table(rows: dict[str, metrics.Table1Scores]) -> Table:

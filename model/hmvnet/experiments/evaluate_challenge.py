@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import SimpleITK as sitk
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hmvnet.bundle import load_bundle
-from hmvnet.case import Grid, Stage
+from hmvnet.bundle import Bundle, load_bundle
+from hmvnet.case import Stage
 from hmvnet.config import Settings
 from hmvnet.exits import one_line
 from hmvnet.experiments.challenge_score import (
@@ -25,8 +24,9 @@ from hmvnet.experiments.challenge_score import (
     by_centre,
     challenge_figures,
 )
+from hmvnet.experiments.evaluate import masks_of, predicted
 from hmvnet.pipeline import Pipeline
-from hmvnet.progress import REMARKS, print_lines, print_notes, track
+from hmvnet.progress import print_lines, print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
@@ -94,14 +94,10 @@ def evaluate_challenge(
 
 def scored_patient(pipeline: Pipeline, patient: Patient) -> Scored:
     """A patient's prediction beside what is known of them."""
-    case = patient.read()
-    prediction = pipeline(case)
-    doubts = [] if prediction.verdict.status == "ok" else [f"verdict {prediction.verdict}"]
-    REMARKS.tell(patient.patient_id, [*case.notes, *doubts])
+    case, prediction = predicted(pipeline, patient)
     score = None
     if case.truth is not None:
-        mask, truth = (sitk.GetArrayFromImage(image) for image in (prediction.mask, case.truth))
-        score = metrics.score_case(mask, truth, Grid.of(case.ct).spacing[::-1], patient.patient_id)
+        score = metrics.score_case(*masks_of(case, prediction), patient.patient_id)
     given = Stage()
     if prediction.staging:
         given = Stage(prediction.staging.t.stage, prediction.staging.n.stage)
@@ -116,7 +112,7 @@ def scored_patient(pipeline: Pipeline, patient: Patient) -> Scored:
     )
 
 
-def _seen(bundle, patient_ids: Sequence[str]) -> Iterator[str]:
+def _seen(bundle: Bundle, patient_ids: Sequence[str]) -> Iterator[str]:
     """What the bundle's parts learnt of these patients."""
     for what, known in (
         ("the networks were trained on", bundle.seen_among(patient_ids)),

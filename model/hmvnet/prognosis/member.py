@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmvnet.bundle import below
 from hmvnet.case import ClinicalRecord
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
@@ -166,7 +167,7 @@ class PrognosisMember:
         columns = sizes.pop("direct_columns", ())
         weights = {name: float(sizes.pop(f"{name}_weight", 0.0)) for name in NAMED_MODELS}
         network = FusionNetwork(FusionConfig(**sizes)).eval()
-        network.load_state_dict(_below(NETWORK_PREFIX, state))
+        network.load_state_dict(below(NETWORK_PREFIX, state))
         head = _arrays(HEAD, state)
         if not head:
             raise ValueError("the survival model's file holds no ICARE head")
@@ -183,7 +184,7 @@ class PrognosisMember:
         return cls(
             encoder,
             network,
-            _below(MEAN_PREFIX, state),
+            below(MEAN_PREFIX, state),
             Weighted(rest_of(named), BaggedIcare.from_state(head)),
             named,
             NamedVariables.of(network.config.branches, columns),
@@ -283,10 +284,5 @@ def rest_of(named: Mapping[str, Weighted]) -> float:
     return 1.0 - sum(part.weight for part in named.values())
 
 
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names start with the prefix, without it."""
-    return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-
-
 def _arrays(name: str, state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {k: v.numpy() for k, v in _below(f"{name}.", state).items()}
+    return {k: v.numpy() for k, v in below(f"{name}.", state).items()}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from hmvnet.ajcc import N_STAGES, T_STAGES
-from hmvnet.bundle import Bundle, WeightsError
+from hmvnet.bundle import Bundle, WeightsError, below
 from hmvnet.case import GTVN, GTVP, ClinicalRecord
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.lesions.midline import find_midplane
@@ -43,8 +44,8 @@ class Stager:
         tensors = bundle.tensors(part.file)
         try:
             return cls(
-                StageModel.from_arrays(T_STAGES, part.t_features, _below("t.", tensors)),
-                StageModel.from_arrays(N_STAGES, part.n_features, _below("n.", tensors)),
+                StageModel.from_arrays(T_STAGES, part.t_features, _arrays("t.", tensors)),
+                StageModel.from_arrays(N_STAGES, part.n_features, _arrays("n.", tensors)),
             )
         except ValueError as error:
             raise WeightsError(f"{part.file}: {error}") from error
@@ -97,9 +98,5 @@ def _estimate(model: StageModel, features: LesionFeatures) -> StageEstimate:
     return StageEstimate(stage, named, tuple(told[:STRONGEST]))
 
 
-def _below(prefix: str, tensors: Mapping) -> dict[str, np.ndarray]:
-    return {
-        key[len(prefix) :]: tensor.double().numpy()
-        for key, tensor in tensors.items()
-        if key.startswith(prefix)
-    }
+def _arrays(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.double().numpy() for name, tensor in below(prefix, tensors).items()}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from hmvnet.bundle import Bundle, fingerprint
+from hmvnet.bundle import Bundle, Manifest, fingerprint
 from hmvnet.case import ClinicalRecord, Outcome, Outcomes
 from hmvnet.config import InferenceSettings, Settings
 from hmvnet.files import digest
@@ -54,6 +55,13 @@ def unseen_members(bundle: Bundle, patient_id: str) -> list[int]:
     return members
 
 
+def networks_of(manifest: Manifest) -> tuple[dict[str, str], list[Any]]:
+    """What masks hang on of a bundle's networks: their files' hashes, and their own inputs."""
+    part = manifest.segmentation
+    hashes = {file: manifest.files[file] for file in part.all_files}
+    return hashes, [p.input and p.input.model_dump(mode="json") for p in part.parts]
+
+
 @dataclass(frozen=True)
 class Described:
     """A patient as the survival model sees them."""
@@ -89,11 +97,7 @@ class LesionDescriber:
         key = digest(
             DESCRIPTION_VERSION,
             manifest.region,
-            {file: manifest.files[file] for file in manifest.segmentation.all_files},
-            [
-                part.input and part.input.model_dump(mode="json")
-                for part in manifest.segmentation.parts
-            ],
+            *networks_of(manifest),
             image_spacing_mm,
             *(s.model_dump(mode="json") for s in settings),
         )

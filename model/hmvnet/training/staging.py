@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import torch
 from sklearn.model_selection import StratifiedKFold
 
-from hmvnet.ajcc import N_STAGES, T_STAGES
+from hmvnet.ajcc import AXES
 from hmvnet.bundle import Bundle
 from hmvnet.case import Grid, Stage
 from hmvnet.config import DataSettings, InferenceSettings, Settings
@@ -27,12 +27,11 @@ from hmvnet.staging.features import n_names, staging_features, t_names, with_rec
 from hmvnet.staging.model import StageModel
 from hmvnet.state import made_once, read_arrays, write_arrays
 from hmvnet.training.cache import files_hash
-from hmvnet.training.descriptions import unseen_members
+from hmvnet.training.descriptions import networks_of, unseen_members
 from hmvnet.training.stage_fit import fit_stage_model
 
 LABELS_VERSION, FEATURES_VERSION = 1, 1  # count changes that no setting shows
 Masks = Literal["predicted", "true"]
-AXES = {"t": T_STAGES, "n": N_STAGES}
 # What a model may see, a choice each: the rule's stage; sizes and sides; signs of invasion; record.
 STARTS: dict[str, list[tuple[str, ...]]] = {
     "T": [("t_",), ("t_", "invasion_"), ("t_", "invasion_", "record_")],
@@ -77,11 +76,7 @@ class StagingDescriber:
         ]
         if masks == "predicted":
             made_by += [
-                {file: manifest.files[file] for file in manifest.segmentation.all_files},
-                [
-                    part.input and part.input.model_dump(mode="json")
-                    for part in manifest.segmentation.parts
-                ],
+                *networks_of(manifest),
                 manifest.postprocessing.model_dump(mode="json"),
                 inference.model_dump(mode="json"),
             ]

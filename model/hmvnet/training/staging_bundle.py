@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from hmvnet.ajcc import AXES
 from hmvnet.bundle import Bundle, StagingPart, check_other, fingerprint, load_bundle, write_bundle
 from hmvnet.config import Settings
 from hmvnet.progress import print_notes
@@ -16,7 +17,6 @@ from hmvnet.staging.metrics import balanced_accuracy
 from hmvnet.state import claiming_run
 from hmvnet.training.segmentation_bundle import BUNDLE
 from hmvnet.training.staging import (
-    AXES,
     StageData,
     StagedPatient,
     cross_fit,
