@@ -8,8 +8,8 @@ import SimpleITK as sitk
 
 from hmvnet.case import CaseError, Grid
 from hmvnet.exits import RefusedError
-from hmvnet.files import lies_inside, name_for_libraries, visible
-from hmvnet.reading.challenge import Sockets, read_sockets
+from hmvnet.files import lies_inside, name_for_libraries
+from hmvnet.reading.challenge import Sockets, read_sockets, socket_files
 from hmvnet.reading.headers import checked_grid
 from hmvnet.reading.images import has_image_suffix, read_geometry
 
@@ -30,10 +30,10 @@ def image_files(input_dir: Path, place: Path, usual: Path) -> list[Path]:
     found: list[Path] = []
     for folder in dict.fromkeys((input_dir / place, input_dir / usual)):
         try:
-            files = [folder] if folder.is_file() else visible(folder.iterdir())
+            files = socket_files(folder)
         except OSError:
             continue
-        found += [p for p in files if p.is_file() and has_image_suffix(p) and p not in found]
+        found += [p for p in files if has_image_suffix(p) and p not in found]
     return [p for p in found if lies_inside(input_dir, p.relative_to(input_dir))]
 
 

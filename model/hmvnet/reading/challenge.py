@@ -142,11 +142,17 @@ def _socket_of(entry: object) -> Mapping[str, object]:
     return {}
 
 
+def socket_files(place: Path) -> list[Path]:
+    """The file that a socket names itself, or the images in its folder, by name."""
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        return []
+    return [p for p in visible(place.iterdir()) if p.is_file() and has_image_suffix(p)]
+
+
 def _read_socket_image(root: Path, relative: Path) -> tuple[sitk.Image, tuple[str, ...]]:
-    folder = root / relative
-    files = [folder] if folder.is_file() else []
-    if folder.is_dir():
-        files = [p for p in visible(folder.iterdir()) if p.is_file() and has_image_suffix(p)]
+    files = socket_files(root / relative)
     if not files:
         raise CaseError(f"no image in {relative}: expected one file ({', '.join(SUFFIXES)})")
     if len(files) > 1:
