@@ -6,8 +6,9 @@ import SimpleITK as sitk
 from conftest import tiny_ct, tiny_label, tiny_pet
 from rich.console import Console
 
+from hmvnet.bundle import Bundle, StagingPart, fingerprint, load_bundle
 from hmvnet.config import Settings
-from hmvnet.experiments.evaluate_challenge import evaluate_challenge
+from hmvnet.experiments.evaluate_challenge import _seen, evaluate_challenge
 
 
 @pytest.fixture
@@ -51,6 +52,17 @@ def test_all_figures_of_both_years(folder, tiny_bundle, tmp_path):
     patients = pd.read_csv(tmp_path / "run" / "patients.csv")
     assert list(patients["N true"]) == ["N0", "N2", "N2", "N2"] and patients["risk"].notna().all()
     assert (tmp_path / "run" / "figures.md").is_file()
+
+
+def test_patients_that_a_part_was_fitted_to_are_said(tiny_bundle, tmp_path):
+    """Of the staging models too: their figures on those say nothing about new patients."""
+    bundle = load_bundle(tiny_bundle)
+    part = StagingPart(
+        t_features=["t"], n_features=["n"], seen=[fingerprint("P-001")], file="s.safetensors"
+    )
+    known = bundle.manifest.model_copy(update={"staging": part})
+    (said,) = _seen(Bundle(bundle.folder, known), ["P-000", "P-001"])
+    assert said.startswith("the staging models were fitted to 1 of these 2 patients")
 
 
 def test_nothing_to_compare_with(folder, tiny_bundle, tmp_path):

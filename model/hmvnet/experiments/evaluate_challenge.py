@@ -117,6 +117,7 @@ def _seen(bundle: Bundle, patient_ids: Sequence[str]) -> Iterator[str]:
     for what, known in (
         ("the networks were trained on", bundle.seen_among(patient_ids)),
         ("the survival model was fitted to", bundle.fitted_among(patient_ids)),
+        ("the staging models were fitted to", bundle.staged_among(patient_ids)),
     ):
         if known:
             yield (
