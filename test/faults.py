@@ -431,7 +431,10 @@ def completed(command: Command, folder: Path, reference: Path) -> Iterator[str]:
     code, said = command.start(folder).end()
     if code:
         yield f"then ends with {code}: {said[-300:]!r}"
-    yield from damaged(folder, reference, finished=True)
+    problems = [*damaged(folder, reference, finished=True)]
+    yield from problems
+    if problems and not code:
+        yield f"though it ended well: {said[-300:]!r}"
     yield from leftovers(folder)
 
 
@@ -450,6 +453,7 @@ def killed(shop: Workshop, name: str, by: int, count: int, rng: np.random.Genera
             problems += leftovers(folder)
             problems += ["a traceback"] if "Traceback" in said else []
         problems += damaged(folder, reference, finished=code == 0)
+        problems += [f"said {said[-300:]!r}"] if problems else []
         if name == "predict --force":  # the last good state is there, if only moved away
             clear_leftovers(folder)
             lost = [f"A-{i} is lost" for i in range(PATIENTS) if not (folder / f"A-{i}").is_dir()]

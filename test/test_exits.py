@@ -2,13 +2,16 @@
 
 import getpass
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from hmvnet.case import CaseError
 from hmvnet.exits import Exit, RefusedError, UnfinishedError, ending, shown
+from hmvnet.writing.folder import write_optional
 
 
 def raising(error: BaseException):
@@ -52,6 +55,20 @@ def test_a_name_cannot_break_a_line_or_command_a_terminal(capfd):
     ending(raising(RefusedError("a\nb\r\x1b[2J\u202ec\udcff\0: κ is no image")))
     said = capfd.readouterr().err
     assert said == "error: a b \\x1b[2J\\u202ec\\udcff\\x00: κ is no image\n"
+
+
+def test_a_sigterm_that_a_library_drops_still_ends_the_command(tmp_path):
+    def writer():  # as FreeType's does, whose calls back into Python drop what they raise
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except SystemExit:
+            raise RuntimeError("cannot open the font") from None
+
+    with pytest.raises(SystemExit) as ended:
+        ending(lambda: write_optional({tmp_path / "curves.png": writer}) and None)
+    assert ended.value.code == Exit.TERMINATED
+    assert ending(lambda: len(write_optional({tmp_path / "a.png": raising(OSError())})) + 1) == 2
 
 
 @pytest.mark.parametrize(("given", "code"), [(None, 0), (Exit.INCOMPLETE, 3), (0, 0)])

@@ -1,7 +1,7 @@
 import errno
 import time
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +14,8 @@ from lightning_fabric.plugins import MixedPrecision
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from hmvnet import files
+from hmvnet.training import engine
 from hmvnet.training.engine import CHECKPOINT, LoopSettings, learning_rate, make_fabric, train
 
 STEPS = 8
@@ -138,6 +140,34 @@ def test_tables_of_the_history_go_on_over_a_resume(tmp_path):
     fit(tmp_path, validate=validate)
     assert (tmp_path / "validations.csv").read_text() == "step,figure\n4,0.4\n8,0.8\n"
     assert len((tmp_path / "losses.csv").read_text().splitlines()) == 1 + STEPS
+
+
+def test_a_kill_in_any_save_leaves_tables_that_the_same_training_completes(tmp_path, monkeypatch):
+    def validate(network, step):
+        return {"figure": step / 10}
+
+    fit(tmp_path / "whole", validate=validate)
+    whole, written = files.replacing, 0
+    for fatal in range(1, 8):  # the files of two saves, and one more
+        run, written = tmp_path / str(fatal), 0
+
+        @contextmanager
+        def killed(path, fatal=fatal):
+            nonlocal written
+            written += 1
+            if written == fatal:
+                raise SystemExit(143)
+            with whole(path) as temporary:
+                yield temporary
+
+        monkeypatch.setattr(files, "replacing", killed)
+        monkeypatch.setattr(engine, "replacing", killed)
+        with suppress(SystemExit):
+            fit(run, validate=validate)
+        monkeypatch.undo()
+        fit(run, validate=validate)
+        for name in ("losses.csv", "validations.csv"):
+            assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), fatal
 
 
 def test_checkpoint_of_other_data_is_refused(tmp_path):

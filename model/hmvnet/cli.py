@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hmvnet import __version__
-from hmvnet.exits import Exit, RefusedError, ending, fault
+from hmvnet.exits import Exit, RefusedError, ending, fault, leave_where_asked
 from hmvnet.progress import REMARKS, print_lines
 
 if TYPE_CHECKING:
@@ -273,6 +273,7 @@ def predict(
         try:
             write_index(output)
         except Exception as error:  # the patients' folders are whole
+            leave_where_asked()
             narrator.problem(f"{INDEX} not written: {fault(error)}")
             code = code or Exit.INCOMPLETE
     if not alone or result.skipped:

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 from hmvnet.bundle import Manifest
 from hmvnet.case import Case, Grid, Verdict
-from hmvnet.exits import Exit, RefusedError, fault
+from hmvnet.exits import Exit, RefusedError, fault, leave_where_asked
 from hmvnet.files import clear_leftovers, is_name, make_folder
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.contours import read_mask
@@ -267,6 +267,7 @@ def predict_patient(
     except RefusedError as error:
         return Outcome(name, "refused", str(error).removeprefix(f"patient {name}: "), notes)
     except Exception as error:  # the others are not to be lost
+        leave_where_asked()
         return Outcome(name, "failed", fault(error), notes)
     verdict, lesions = prediction.verdict, len(prediction.lesions)
     return Outcome(name, "done", "", notes, verdict, lesions, tuple(problems), prediction)

@@ -74,6 +74,7 @@ def ending(
     """
     with _listened():
         if threading.current_thread() is threading.main_thread():
+            _asked_to_leave.clear()
             signal.signal(signal.SIGTERM, _terminate)
         try:
             _ready_environment()
@@ -197,9 +198,25 @@ def _ready_environment() -> None:
             del os.environ[name]
 
 
+_asked_to_leave = threading.Event()
+
+
 def _terminate(signum: int, frame: object) -> None:
     # The platform's SIGKILL comes 5 s later; leaving by an exception removes half-written files.
+    _asked_to_leave.set()
     raise SystemExit(Exit.TERMINATED)
+
+
+def leave_where_asked() -> None:
+    """End now where SIGTERM came and its exception was lost.
+
+    Libraries in C that call back into Python drop it, and fail with an error of their own then.
+
+    Raises:
+        SystemExit: SIGTERM came.
+    """
+    if _asked_to_leave.is_set():
+        raise SystemExit(Exit.TERMINATED)
 
 
 def _say(message: str, code: Exit) -> Exit:

@@ -28,6 +28,7 @@ from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hmvnet.exits import leave_where_asked
 from hmvnet.files import replacing
 from hmvnet.progress import show_progress
 from hmvnet.table_files import write_table
@@ -90,7 +91,7 @@ class State:
         return isinstance(self.precision, MixedPrecision) and self.precision.scaler is not None
 
     def save(self, run: Path) -> None:
-        """Write the checkpoint under ``run``, and the history's tables beside it."""
+        """Write the history's tables under ``run``, then the checkpoint, which stands for both."""
         state: dict[str, Any] = {
             "key": self.key,
             "step": self.step,
@@ -102,13 +103,14 @@ class State:
             "validations": self.history.validations,
             "seconds": self.history.seconds,
         }
-        with replacing(run / CHECKPOINT) as temporary:
-            torch.save(state, temporary)
-        # From the history rather than a logger, which would forget the steps before a resume.
+        # From the history rather than a logger, which would forget the steps before a resume; and
+        # first, since nothing comes after the checkpoint of the last step.
         tables = {"losses": self.history.losses, "validations": self.history.validations}
         for name, rows in tables.items():
             if rows:
                 write_table(pd.DataFrame(rows), run / f"{name}.csv")
+        with replacing(run / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
 
     def resume(self, run: Path) -> None:
         """Become what the checkpoint under ``run`` holds; nothing happens where there is none.
@@ -215,6 +217,7 @@ class Log:
         try:
             write()
         except Exception as error:  # the training goes on, whatever it is
+            leave_where_asked()
             self.broken = True
             why = error.__cause__ or error  # the logger takes all for values that it does not know
             text = " ".join(f"{type(why).__name__}: {why}".split())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hmvnet.bundle import Manifest
-from hmvnet.exits import RefusedError
+from hmvnet.exits import RefusedError, leave_where_asked
 from hmvnet.files import is_leftover, replacing
 from hmvnet.pipeline import Prediction
 from hmvnet.reading.images import write_image
@@ -77,6 +77,7 @@ def write_folder(
         try:
             writers.update(dicom_writers(prediction, manifest, ct, folder))
         except Exception as error:  # of the CT's files, say, that are gone: the rest is whole
+            leave_where_asked()
             problems.append(f"DICOM objects not written: {type(error).__name__}: {error}")
     return [*write_optional(writers).values(), *problems]
 
@@ -109,5 +110,6 @@ def write_optional(writers: Mapping[Path, Callable[[], object]]) -> dict[Path, s
             path.unlink(missing_ok=True)
             write()
         except Exception as error:  # whatever it is, what is required is whole
+            leave_where_asked()
             failed[path] = f"{path.name} not written: {type(error).__name__}: {error}"
     return failed
