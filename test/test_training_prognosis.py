@@ -7,6 +7,7 @@ from conftest import FAST_PROGNOSIS, described_patients
 
 from hmvnet.case import ClinicalRecord, harrell_c
 from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
+from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.member import PrognosisMember, Weighted
 from hmvnet.reading.records import HECKTOR
@@ -206,3 +207,38 @@ def test_a_member_whose_named_part_was_left_out_survives_its_tensors(tmp_path):
     parts = member.part_risks(inputs_of(patients, member.encoder))
     whole = 0.3 * parts["icare"] + 0.7 * parts["linear"]
     np.testing.assert_allclose(predict([member], patients), whole)
+
+
+def with_crops(patients, effect: float = 0.0):
+    """The patients, with features of crops of which one group holds the outcome's residual."""
+    rng = np.random.default_rng(5)
+    names = tuple(f"crop_primary_{part}0_{i}" for part in ("mean", "upper") for i in range(6))
+    described = []
+    for p in patients:
+        values = rng.normal(size=len(names)).astype(np.float32)
+        values[6:] -= effect * np.log(p.outcome.days / 1000)
+        crops = LesionFeatures(names, values)
+        described.append(replace(p, description=replace(p.description, crops=crops)))
+    return described
+
+
+def test_crops_are_a_part_of_the_risk_where_they_are_wanted(tmp_path):
+    patients = with_crops(described_patients(40), 1.0)
+    images = {"branches": ("image", "table", "lesions"), "images": "lesions"}
+    member = fit(tmp_path, patients, steps=2, **images)
+    assert member.crops is not None and member.weights["crops"] == 0.5
+    assert sum(member.weights.values()) == pytest.approx(1)
+    assert member.network.config.branches == ("table", "lesions")
+    again = PrognosisMember.from_tensors(member.encoder, member.settings(), member.tensors())
+    np.testing.assert_allclose(predict([member], patients), predict([again], patients), atol=1e-5)
+    one = inputs_of(patients[:1], member.encoder)
+    reasons = member.contributions(one, patients[0].description.features.names)
+    assert reasons[-1].name == "image of the lesions"
+    parts = member.part_risks(one)
+    beside = sum(member.weights[k] * parts[k][0] for k in parts if k != "icare")
+    assert sum(c.value for c in reasons) == pytest.approx(beside, rel=1e-4)
+    without = member.weighted({"icare": 0.2, "direct": 0.4, "linear": 0.4, "crops": 0.0})
+    assert without.crops is None and "crops_weight" not in without.settings()
+    others = ({"images": "none"}, {"images": "lesions", "branches": ("image", "table")})
+    for i, other in enumerate(others):
+        assert fit(tmp_path / str(i), patients, **images | {"steps": 2} | other).crops is None

@@ -29,24 +29,24 @@ LESIONS = ("primary", "node")
 # of its lower one, and of the front half less the back one.
 PARTS = ("mean", "spread", "shell", "upper", "front")
 SHELL_MM = 6.0
-HALVES_UP_TO = 8  # voxels: the stride of the coarsest map on which halves of a lesion differ
+FINEST = 2  # maps, at a quarter and an eighth of the resolution; the others' voxels span a lesion
 
 
 def crop_features(
     feature_maps: Sequence[np.ndarray | Tensor], mask: np.ndarray, spacing_zyx: Sequence[float]
 ) -> LesionFeatures:
-    """``crop_<lesion>_<part><stage>_<channel>`` for each of ``LESIONS``, ``PARTS`` and stages.
+    """``crop_<lesion>_<part><stage>_<channel>`` for each of ``LESIONS``, ``PARTS`` and fine stages.
 
     The primary is all GTVp voxels, the node the largest piece of GTVn. Of a lesion that is not
     there all values are NaN. Without maps there are no features.
 
     Args:
-        feature_maps: ``[c, z, y, x]`` of each stage over the mask's grid, as for
+        feature_maps: ``[c, z, y, x]`` of each stage over the mask's grid, the finest first, as for
             ``pool_encoder_features``.
         mask: label map ``[z, y, x]``, axes along x, y, z of the patient (LPS).
         spacing_zyx: voxel size in mm.
     """
-    maps = [torch.as_tensor(m).float() for m in feature_maps]
+    maps = [torch.as_tensor(m).float() for m in feature_maps[:FINEST]]
     names: list[str] = []
     values: list[np.ndarray] = []
     pieces = {"primary": mask == GTVP, "node": _largest(mask == GTVN)}
@@ -61,6 +61,11 @@ def crop_features(
     return LesionFeatures(
         tuple(names), np.concatenate(values) if values else np.zeros(0, np.float32)
     )
+
+
+def groups_of(names: Sequence[str]) -> np.ndarray:
+    """Which features are of one part of one lesion as one stage sees it, ``[n]``, from 0."""
+    return np.unique([name.rpartition("_")[0] for name in names], return_inverse=True)[1]
 
 
 def _largest(region: np.ndarray) -> np.ndarray:
@@ -102,12 +107,9 @@ def _pooled(
     features: Tensor, shape: Sequence[int], weights: tuple[Box, dict[str, np.ndarray]] | None
 ) -> dict[str, np.ndarray]:
     """The parts of one stage's map, ``[c]`` each."""
-    strides = [stride_of(full, small) for full, small in zip(shape, features.shape[1:])]
-    halves = max(strides) <= HALVES_UP_TO
-    nothing = np.full(len(features), np.nan, np.float32)
-    names = PARTS if halves else PARTS[:3]
     if weights is None:
-        return dict.fromkeys(names, nothing)
+        return dict.fromkeys(PARTS, np.full(len(features), np.nan, np.float32))
+    strides = [stride_of(full, small) for full, small in zip(shape, features.shape[1:])]
     box, parts = weights
     # To whole voxels of the map.
     first = [s.start // n for s, n in zip(box, strides)]
@@ -130,8 +132,7 @@ def _pooled(
         "mean": middle,
         "spread": ((crop - middle[:, None]) ** 2 @ weight).clamp(min=0).sqrt(),
         "shell": mean("shell")[1],
+        "upper": mean("upper")[1] - mean("lower")[1],
+        "front": mean("front")[1] - mean("back")[1],
     }
-    if halves:
-        found["upper"] = mean("upper")[1] - mean("lower")[1]
-        found["front"] = mean("front")[1] - mean("back")[1]
-    return {name: found[name].numpy().astype(np.float32) for name in names}
+    return {name: found[name].numpy().astype(np.float32) for name in PARTS}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hmvnet.case import Outcomes, harrell_c
 from hmvnet.config import DataSettings, PrognosisSettings
 from hmvnet.files import digest
+from hmvnet.lesions.crops import groups_of
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import FusionConfig, FusionNetwork, PatientInputs
 from hmvnet.prognosis.icare import BaggedIcare
@@ -90,7 +91,7 @@ class Cohort:
         variables = NamedVariables.of(settings.branches, _named_columns(patients, settings))
         x = variables.values(inputs)
         named = _fit_named(x, outcomes, settings)
-        crops = _fit_crops(x, inputs, outcomes, settings)
+        crops = _fit_crops(x, patients, outcomes, settings)
         if crops is not None:
             rest = 1.0 - crops.weight
             named = {k: Weighted(rest * one.weight, one.model) for k, one in named.items()}
@@ -222,16 +223,16 @@ def _fit_named(
 
 
 def _fit_crops(
-    x: np.ndarray, inputs: PatientInputs, outcomes: Outcomes, settings: PrognosisSettings
+    x: np.ndarray, patients: Sequence[Described], outcomes: Outcomes, settings: PrognosisSettings
 ) -> Weighted | None:
     """The model on the named variables ``x`` ``[n, p]`` and the crops, where there are some."""
-    if not settings.wants_crops or not settings.crops_weight or inputs.crops is None:
+    names = patients[0].description.crops.names
+    if not (settings.wants_crops and settings.crops_weight and names):
         return None
-    crops = inputs.crops.double().numpy()
-    if not crops.shape[1]:
-        return None
+    crops = np.stack([p.description.crops.values for p in patients]).astype(np.float64)
     rng = np.random.default_rng(settings.seed)
-    return Weighted(settings.crops_weight, fit_beside(x, crops, outcomes, rng, settings.bags))
+    risk = fit_beside(x, crops, groups_of(names), outcomes, rng, settings.bags)
+    return Weighted(settings.crops_weight, risk)
 
 
 @torch.inference_mode()
