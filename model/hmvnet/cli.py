@@ -98,6 +98,13 @@ MinutesOption = Annotated[
 TrainMinutesOption = Annotated[
     float | None, typer.Option(help="equal training time a fold, rather than equal steps")
 ]
+BudgetsOption = Annotated[
+    str,
+    typer.Option(
+        help="train along one schedule cut at these: minutes of CPU time a fold, 3,10,30, or "
+        "steps, 100steps,300steps"
+    ),
+]
 ModelOption = Annotated[
     list[str] | None, typer.Option(help="a survival model; repeatable; default: all")
 ]
@@ -399,12 +406,41 @@ def segmentation_compare(
     test: TestOption = None,
     minutes: MinutesOption = None,
     train_minutes: TrainMinutesOption = None,
+    budgets: BudgetsOption = "",
+    jobs: Annotated[int, typer.Option(min=0, help="of --budgets: trainings at a time")] = 1,
+    scheduler: Annotated[
+        str, typer.Option(help="of --budgets: a Dask scheduler, as tcp://host:8786")
+    ] = "",
+    windows: Annotated[
+        bool, typer.Option(help="of --budgets: score one-pass networks in sliding windows, too")
+    ] = True,
 ) -> None:
     """Train and score networks alike; one table, pictures."""
     from hmvnet.experiments.compare_networks import Contender, compare_networks
 
     contenders = [Contender.parse(text) for text in network or COMPARED_NETWORKS]
     settings = _settings(config, overrides)
+    if budgets:
+        from hmvnet.experiments.budgets import parse_budgets
+        from hmvnet.experiments.compare_budgets import compare_budgets
+
+        if test or train_minutes:
+            raise RefusedError("--budgets goes neither with --test nor with --train-minutes")
+        compare_budgets(
+            settings,
+            contenders,
+            run.absolute() if scheduler else run,
+            parse_budgets(budgets),
+            fold,
+            _console(),
+            jobs=jobs,
+            scheduler=scheduler,
+            minutes=minutes,
+            windows=windows,
+        )
+        return
+    if jobs != 1 or scheduler or not windows:
+        raise RefusedError("--jobs, --scheduler and --no-windows go with --budgets only")
     compare_networks(settings, contenders, run, fold, _console(), test, minutes, train_minutes)
 
 

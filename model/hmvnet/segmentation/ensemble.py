@@ -233,7 +233,6 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
             except (ImportError, RuntimeError, WeightsError) as error:
                 notes.append(f"{file}: torch instead of ONNX Runtime ({error})")
         network, alone = load_network(bundle, file), len(files) == 1
-        members.append(
-            TorchForward(network, device, part.patch_size, settings.precision, own, alone)
-        )
+        size, precision, windows = part.patch_size, settings.precision, settings.windows
+        members.append(TorchForward(network, device, size, precision, own, alone, windows))
     return Ensemble(members, settings.flips, settings.time_budget_s, tuple(notes))

@@ -70,6 +70,7 @@ class TorchForward:
 
     Args:
         wants_maps: whether the encoder maps are asked for, which windows make costly.
+        windows: sliding windows also where the network may see the whole region.
     """
 
     def __init__(
@@ -80,12 +81,14 @@ class TorchForward:
         precision: Precision = "auto",
         own: NetworkInput | None = None,
         wants_maps: bool = True,
+        windows: bool = False,
     ) -> None:
         self.device = device
         self.precision = precision
         self.patch = patch
         self.own = own
         self.wants_maps = wants_maps
+        self.windows = windows
         # channels_last_3d halves HM-VNet's time: its attention wants it.
         self.network = channels_last(network).eval()
         self.notes: tuple[str, ...] = ()
@@ -119,7 +122,8 @@ class TorchForward:
     def _ways(self) -> list[_Way]:
         """In the order in which they are tried."""
         devices = dict.fromkeys([self.device, torch.device("cpu")])
-        windows = (False, True) if self.network.whole_region else (True,)
+        at_once = self.network.whole_region and not self.windows
+        windows = (False, True) if at_once else (True,)
         return [_Way(device, cut) for device in devices for cut in windows]
 
     def _run(
