@@ -59,6 +59,12 @@ def _event_codes(value: Any) -> Any:
     return codes
 
 
+def _mirroring(value: Any) -> Any:
+    """``true`` and ``false``, as the setting was once said."""
+    known = {True: "left-right", "true": "left-right", False: "none", "false": "none"}
+    return known.get(value, value) if isinstance(value, (bool, str)) else value
+
+
 def _rising(window: tuple[float, float]) -> tuple[float, float]:
     if window[0] >= window[1]:
         raise ValueError(f"{window[0]:g} is not below {window[1]:g}")
@@ -75,6 +81,7 @@ Branches = Annotated[tuple[Literal["image", "table", "lesions"], ...], BeforeVal
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 EventCodes = Annotated[dict[str, str], BeforeValidator(_event_codes)]
 Presence = Annotated[tuple[float, float, float, float], BeforeValidator(_split)]
+Mirroring = Annotated[Literal["none", "left-right", "all"], BeforeValidator(_mirroring)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 RegionName = Literal["head-neck", "centre"]
 InterfaceName = Literal["auto", "2025", "2026"]
@@ -513,10 +520,11 @@ class PrognosisSettings(_Section):
 class InferenceSettings(_Section):
     """Running a bundle's networks; process.py has options of its own for these."""
 
-    flips: bool = Field(
-        False,
-        description="Average with the prediction of the mirrored volume; networks of nnU-Net along "
-        "all axes that they allow.",
+    flips: Mirroring = Field(
+        "none",
+        description="Average with the predictions of mirrored volumes: none; left-right, also said "
+        "true; all, along every set of the three axes, for networks that were trained so. Networks "
+        "of nnU-Net are mirrored along all axes that they allow.",
     )
     time_budget_s: float = Field(
         240.0,

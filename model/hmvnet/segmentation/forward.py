@@ -42,14 +42,16 @@ class Forward(Protocol):
     ) -> tuple[Tensor, Sequence[Tensor]]: ...
 
 
-def mirrored_axes(own: NetworkInput | None) -> list[tuple[int, ...]]:
-    """Along which axes a network may be shown ``[1, 2, *]`` mirrored: each list is a pass.
+def mirrored_axes(own: NetworkInput | None, flips: str) -> list[tuple[int, ...]]:
+    """Along which axes a network is shown ``[1, 2, *]`` mirrored: each tuple is a pass.
 
-    HM-VNet from left to right; nnU-Net's networks along all axes together that they allow.
+    Args:
+        own: of nnU-Net's networks, which are mirrored along every set of the axes that they allow.
+        flips: ``none``, ``left-right`` or ``all``, every set of the three axes.
     """
-    if own is None:
-        return [(-1,)]
-    axes = [axis + 2 for axis in own.mirror_axes]
+    if flips == "none" or (own is None and flips == "left-right"):
+        return [] if flips == "none" else [(-1,)]
+    axes = [axis + 2 for axis in own.mirror_axes] if own else [2, 3, 4]
     return list(chain.from_iterable(combinations(axes, n + 1) for n in range(len(axes))))
 
 
@@ -212,6 +214,27 @@ def _cut(array: Tensor, ends: Sequence[tuple[int, int]]) -> Tensor:
     """Part of ``[b, c, z, y, x]``, from and to on each axis."""
     z, y, x = (slice(first, last) for first, last in ends)
     return array[:, :, z, y, x]
+
+
+class LoadedForEachPass:
+    """A network that is in memory only while it works, of an ensemble too large to be there whole.
+
+    Args:
+        load: gives the network, ready to run.
+    """
+
+    def __init__(self, load: Callable[[], Forward], own: NetworkInput | None) -> None:
+        self.load = load
+        self.own = own
+        self.notes: tuple[str, ...] = ()
+
+    def __call__(
+        self, volume: Tensor, axes: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        member = self.load()
+        found = member(volume, axes)
+        self.notes = member.notes
+        return found
 
 
 class OnnxForward:
