@@ -110,7 +110,11 @@ ModelOption = Annotated[
 ]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="cross-validations")]
 RecordOption = Annotated[
-    Path | None, typer.Option(help="ehr.json of a CT and a PET, or a CSV of many patients")
+    Path | None,
+    typer.Option(help="ehr.json of a CT and a PET, or a table (CSV, Excel) of many patients"),
+]
+SheetOption = Annotated[
+    str, typer.Option(help="sheet of Excel tables; default: the only one that holds something")
 ]
 SuvFactorOption = Annotated[float | None, typer.Option(min=0, help="PET values times this are SUV")]
 SeriesOption = Annotated[
@@ -164,6 +168,7 @@ def predict(
     ] = None,
     weights: WeightsOption = "",
     record: RecordOption = None,
+    sheet: SheetOption = "",
     list_: Annotated[
         bool, typer.Option("--list", help="say what is recognised, and do no more")
     ] = False,
@@ -226,7 +231,7 @@ def predict(
     if scheduler:  # other machines have other working directories
         inputs, output = [p.absolute() for p in inputs], output and output.absolute()
     given = [*(set_ or []), *([f"data.region={region}"] if region else [])]
-    asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor)
+    asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor, sheet)
     sources = find_sources(inputs, asked)  # refuses before the weights are loaded
     if list_:
         for line in sources.listing():
@@ -304,6 +309,7 @@ def convert(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="the data folder to write")],
     record: RecordOption = None,
+    sheet: SheetOption = "",
     contour: Annotated[
         list[str] | None,
         typer.Option(help="name=gtvp or name=gtvn, of contours; repeatable; default: usual names"),
@@ -323,7 +329,7 @@ def convert(
     from hmvnet.writing.summary import Narrator
 
     names = parse_names(contour) if contour else None
-    asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor)
+    asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor, sheet)
     sources, narrator = find_sources(inputs, asked), Narrator()
     print_lines(sources.told)
     records, failed = {}, 0

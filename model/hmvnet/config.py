@@ -15,8 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from hmvnet.reading.outcomes import EVENT_COLUMN, ID_COLUMN, TIME_COLUMN, TableNames
 from hmvnet.reading.records import SCHEMAS, ClinicalSchema
-from hmvnet.reading.tables import EVENT_COLUMN, ID_COLUMN, TIME_COLUMN, TableNames
 
 
 def _split(value: Any) -> Any:
@@ -48,6 +48,8 @@ def _parse_option(text: str) -> Any:
 
 def _event_codes(value: Any) -> Any:
     """``"1=0, 2=1"`` to what each code of an event stands for, "0" or "1"."""
+    if isinstance(value, dict):
+        return {str(code): str(stands_for) for code, stands_for in value.items()}
     if not isinstance(value, str):
         return value
     codes: dict[str, str] = {}
@@ -345,8 +347,8 @@ class ClinicalSettings(_Section):
 
     tables: Words = Field(
         (),
-        description="CSV files under data.root, the outcome among them, joined by patient; empty: "
-        "a cohort with images, and all tables beside them.",
+        description="CSV or Excel files under data.root, the outcome among them, joined by "
+        "patient; empty: a cohort with images, and all tables beside them.",
     )
     patient: str = Field(
         ID_COLUMN,
@@ -375,6 +377,21 @@ class ClinicalSettings(_Section):
         {},
         description="What other codes of the event stand for, 0 (none) or 1 (an event), e.g. 1=0, "
         "2=1; then no other code is known; empty: those above.",
+    )
+    start_date: str = Field(
+        "",
+        description="Column of the tables with the day from which follow-up counts; time and "
+        "follow_up are then columns of dates too; empty: they are durations.",
+    )
+    date_format: str = Field(
+        "",
+        description="Of those dates, as strptime has it (%d/%m/%Y), or excel for a count of days; "
+        "empty: ISO (2020-04-23) and what can only be read in one way.",
+    )
+    sheet: str = Field(
+        "",
+        description="Sheet of Excel tables; empty: the only one that is not hidden and holds "
+        "something.",
     )
     edition: Literal["2025", "2026"] = Field(
         "2025",
@@ -413,7 +430,15 @@ class ClinicalSettings(_Section):
             self.follow_up,
             dict(self.event_codes),
             self.time_unit,
+            self.start_date,
+            self.date_format,
+            self.sheet,
         )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClinicalSettings:
+        self.table_names  # noqa: B018  refuses what cannot be meant
+        return self
 
     @property
     def record_schema(self) -> ClinicalSchema:

@@ -101,15 +101,8 @@ def load_cohort(
 
 def _load_tables(settings: Settings, lenient: bool) -> Cohort:
     clinical = settings.clinical
-    found = read_outcome_table(
-        [Path(settings.data.root) / name for name in clinical.tables],
-        patient=clinical.patient,
-        time=clinical.time,
-        event=clinical.event,
-        follow_up=clinical.follow_up,
-        event_codes=clinical.event_codes,
-        time_unit=clinical.time_unit,
-    )
+    root = Path(settings.data.root)
+    found = read_outcome_table([root / name for name in clinical.tables], clinical.table_names)
     if not lenient and (
         absent := [c.name for c in clinical.record_schema.columns if c.name not in found.columns]
     ):
