@@ -126,13 +126,15 @@ class PrognosisPart(_Part):
     """The survival model: tensors of the fusion network and of the ICARE head, a file a fold.
 
     ``curve`` is the state of a ``hmvnet.prognosis.curve.SurvivalCurve``; bundles of before know
-    ``expected_days`` for a few risks in its place. ``seen`` are fingerprints of the patients it was
+    ``expected_days`` for a few risks in its place. ``crop_features`` are the encoder features of
+    the lesions' crops that it looks at, if any. ``seen`` are fingerprints of the patients it was
     fitted to.
     """
 
     settings: dict[str, Any]
     clinical: list[dict[str, Any]]
     lesion_features: list[str]
+    crop_features: list[str] = []
     risk_quantiles: Annotated[list[FiniteFloat], Field(min_length=1)]
     expected_days: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]] = []
     curve: dict[str, Any] | None = None

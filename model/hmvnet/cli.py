@@ -687,6 +687,16 @@ def phantom(
     stages: Annotated[
         bool, typer.Option("--stages", help="of all T and N stages, some of which invade")
     ] = False,
+    hidden_pattern: Annotated[
+        bool,
+        typer.Option(
+            "--hidden-pattern", help="outcomes hang on how the primary's uptake lies, too"
+        ),
+    ] = False,
+    centre_effects: Annotated[
+        bool,
+        typer.Option("--centre-effects", help="centres differ in images, records and hazard"),
+    ] = False,
     layout: Annotated[str, typer.Option(help="of HECKTOR's training data: 2025 or 2026")] = "2025",
 ) -> None:
     """Write SYNTHETIC patients with known truth, in HECKTOR's layout."""
@@ -694,7 +704,12 @@ def phantom(
     from hmvnet.progress import show_progress
 
     with show_progress("phantoms", count) as progress:
-        settings = PhantomSettings(whole_body=whole_body, stages=stages)
+        settings = PhantomSettings(
+            whole_body=whole_body,
+            stages=stages,
+            hidden_pattern=hidden_pattern,
+            centre_effects=centre_effects,
+        )
         summary = write_cohort(
             root,
             count,

@@ -500,8 +500,19 @@ class PrognosisSettings(_Section):
     ranking_weight: float = Field(
         0.5, ge=0, description="Weight of the ranking loss beside Cox's; 0: none."
     )
+    images: Literal["region", "lesions", "none"] = Field(
+        "region",
+        description="What the image branch is: region, a network on CT, PET and masks of the whole "
+        "region; lesions, what the segmentation encoder saw in and around primary and largest "
+        "node, in a Cox model beside the named variables; none.",
+    )
+    crops_weight: Probability = Field(
+        0.5,
+        description="Share in the risk of the Cox model with the lesions' images, before it is "
+        "judged; the other parts keep their proportions. Of prognosis.images=lesions alone.",
+    )
     image_spacing_mm: float = Field(
-        4.0, gt=0, description="Edge in mm of a voxel that the image branch sees."
+        4.0, gt=0, description="Edge in mm of a voxel of the region that the image branch sees."
     )
     image_width: int = Field(
         16, ge=1, description="Channels of the image branch's first stage; 64: a full ResNet-18."
@@ -531,6 +542,17 @@ class PrognosisSettings(_Section):
     seed: Seed = Field(
         0, description="Seed of the networks, of ICARE, and of the folds of a comparison."
     )
+
+    @property
+    def network_branches(self) -> tuple[str, ...]:
+        """The branches that are parts of the fusion network."""
+        whole = self.images == "region" or self.branches == ("image",)
+        return tuple(b for b in self.branches if whole or b != "image")
+
+    @property
+    def wants_crops(self) -> bool:
+        """Whether encoder features of the lesions' crops are wanted; they tell of the lesions."""
+        return self.images == "lesions" and {"image", "lesions"} <= set(self.branches)
 
     @model_validator(mode="after")
     def _shares(self) -> PrognosisSettings:

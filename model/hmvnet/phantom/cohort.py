@@ -21,9 +21,9 @@ from hmvnet.reading.images import write_image
 from hmvnet.reading.tables import TRUTH_TABLE
 from hmvnet.table_files import write_table
 
-from . import stages
+from . import centres, pattern, stages
 from .dicom import write_dicom
-from .outcome import LESION_TERMS, TABLE_TERMS, WeibullCox, best_c_index
+from .outcome import LESION_TERMS, TABLE_TERMS, best_c_index
 from .patient import PatientPlan, PhantomSettings, draw_patient
 from .render import Phantom, plan_truth, render
 
@@ -56,12 +56,15 @@ class CohortSummary:
     best_c_index: float
     lesion_c_index: float
     table_c_index: float
+    named_c_index: float
 
     def __str__(self) -> str:
+        named = f", without what has no name {self.named_c_index:.3f}"
         return (
             f"{self.patients} SYNTHETIC patients in {self.root}\n"
             f"relapses {self.relapse_rate:.0%}; best reachable C-index {self.best_c_index:.3f} "
-            f"(lesions alone {self.lesion_c_index:.3f}, table alone {self.table_c_index:.3f})"
+            f"(lesions alone {self.lesion_c_index:.3f}, table alone {self.table_c_index:.3f}"
+            f"{named if self.named_c_index != self.best_c_index else ''})"
         )
 
 
@@ -120,12 +123,12 @@ def write_cohort(
 
 
 def summarise(root: Path, plans: list[PatientPlan]) -> CohortSummary:
-    """Relapse rate and the concordances of the true linear predictor and of its two parts."""
-    model = WeibullCox()
+    """Relapse rate and the concordances of the true linear predictor and of parts of it."""
+    model = plans[0].settings.outcome_model
     days = [plan.rfs_days for plan in plans]
     relapse = [plan.relapse for plan in plans]
     parts: list[float] = []
-    for names in (None, LESION_TERMS, TABLE_TERMS):
+    for names in (None, LESION_TERMS, TABLE_TERMS, (*LESION_TERMS, *TABLE_TERMS)):
         risk = [model.linear_predictor(plan.covariates, names) for plan in plans]
         try:
             parts.append(best_c_index(risk, days, relapse))
@@ -216,7 +219,11 @@ def _write_tables(root: Path, plans: list[PatientPlan], layout: Layout) -> None:
     rows = [{"PatientID": plan.patient_id, **plan.record} for plan in plans]
     table = pd.DataFrame(rows, columns=["PatientID", *columns])
     whole = [name for name in columns if name != "M-stage"]
-    table[whole] = table[whole].astype("Int64")
+    for name in whole:
+        if table[name].map(lambda value: isinstance(value, str)).any():  # some centres' codes
+            table[name] = [int(v) if isinstance(v, float) else v for v in table[name]]
+        else:
+            table[name] = table[name].astype("Int64")
     if known := [plan.stages for plan in plans if plan.stages is not None]:
         observed = [(stage.observed_t, stage.observed_n) for stage in known]
         table[list(STAGE_COLUMNS)] = pd.DataFrame(observed, dtype=object)
@@ -243,13 +250,18 @@ def _write_tables(root: Path, plans: list[PatientPlan], layout: Layout) -> None:
     write_table(pd.DataFrame(flat), root / TRUTH_TABLE)
 
 
-def _stage_rules(settings: PhantomSettings) -> str:
-    """What drew the stages, for ``SYNTHETIC.md``."""
-    return f"## Stages\n\n{stages.RULES}\n" if settings.stages else ""
+def _rules(settings: PhantomSettings) -> str:
+    """What drew what is off by default, for ``SYNTHETIC.md``."""
+    parts = (
+        (settings.stages, "Stages", stages.RULES),
+        (settings.hidden_pattern, "Hidden pattern", pattern.RULES),
+        (settings.centre_effects, "Centre effects", centres.rules()),
+    )
+    return "".join(f"## {title}\n\n{rules}\n" for there, title, rules in parts if there)
 
 
 def _readme(summary: CohortSummary, seed: int, settings: PhantomSettings) -> str:
-    model = WeibullCox()
+    model = settings.outcome_model
     terms = "\n".join(
         f"| {name} | {t.beta:+.2f} | {t.center:g} | {t.scale:g} |"
         for name, t in model.terms.items()
@@ -274,11 +286,12 @@ eta = sum beta (x - centre) / scale. Censored at the end of follow-up, uniform i
 |---|---|---|---|
 {terms}
 
-{_stage_rules(settings)}## Best reachable C-index (Harrell), on this very cohort
+{_rules(settings)}## Best reachable C-index (Harrell), on this very cohort
 
 | risk | C-index |
 |---|---|
 | true linear predictor | {summary.best_c_index:.4f} |
 | its lesion terms alone | {summary.lesion_c_index:.4f} |
 | its table terms alone | {summary.table_c_index:.4f} |
+| lesion and table terms | {summary.named_c_index:.4f} |
 """
