@@ -697,7 +697,9 @@ def phantom(
         bool,
         typer.Option("--centre-effects", help="centres differ in images, records and hazard"),
     ] = False,
-    layout: Annotated[str, typer.Option(help="of HECKTOR's training data: 2025 or 2026")] = "2025",
+    layout: Annotated[
+        str, typer.Option(help="of HECKTOR: 2025 or 2026; records: no images")
+    ] = "2025",
 ) -> None:
     """Write SYNTHETIC patients with known truth, in HECKTOR's layout."""
     from hmvnet.phantom import PhantomSettings, write_cohort
