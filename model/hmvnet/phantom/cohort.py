@@ -99,7 +99,8 @@ def write_cohort(
 
     2025 has the folders ``Task 1`` and ``Task 2`` with a table each; 2026 has the patients' folders
     and one table, without M-stage; ``records`` is a table of records and outcomes without any
-    image, which takes a hundredth of the time. With ``settings.stages`` tables have T-stage and N-stage.
+    image, which takes a hundredth of the time. With ``settings.stages`` tables have T-stage and
+    N-stage.
 
     Patient folders come first, then the tables, then ``SYNTHETIC.md``. A patient's folder appears
     whole or not at all; one that is already there is kept, so an interrupted cohort can be
