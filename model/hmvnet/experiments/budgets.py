@@ -270,7 +270,7 @@ def _said(unit: Unit, decay: Decay, network: nn.Module, history: History) -> dic
         "minutes_charged": round(history.spent[-1] / 60, 4),
         "minutes_on_the_wall": round(history.seconds / 60, 4),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "patients": len(unit.fold.seen),
+        "patients_trained_on": len(unit.fold.seen),
         "device": "GPU" if torch.cuda.is_available() else "CPU",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
