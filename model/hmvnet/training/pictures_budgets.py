@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def budgets_figure(points: Sequence[Point]) -> Figure:
         mine = [p for p in points if (p.network, p.way) == (network, way)]
         number = networks.index(network)
         hollow = way == "windows"
-        style = {
+        style: dict[str, Any] = {
             "color": COLOURS[number % len(COLOURS)],
             "marker": MARKERS[number % len(MARKERS)],
             "linestyle": "--" if hollow else "-",
@@ -59,7 +59,7 @@ def budgets_figure(points: Sequence[Point]) -> Figure:
             [max(p.figures[DICE].high - p.figures[DICE].estimate, 0) for p in mine],
         ]
         shift = SPREAD ** (place - (len(curves) - 1) / 2)
-        bar = {"elinewidth": 1.1, "capsize": 3, "zorder": 3 + place}
+        bar: dict[str, Any] = {"elinewidth": 1.1, "capsize": 3, "zorder": 3 + place}
         left.errorbar([p.minutes * shift for p in mine], dice, bars, **bar, **style)
         right.plot([p.seconds for p in mine], dice, zorder=3 + place, **{**style, "linewidth": 0.8})
         _name_ends(right, mine, dice, str(style["color"]))
