@@ -273,9 +273,10 @@ def compare_survival(
         there = bootstrap_concordance(outcomes, risk_there, rng, left_out)
         table.insert(2, CENTRES_LEFT_OUT, [str(there.interval(str(name))) for name in table.index])
     ids = [p.patient_id for p in cohort.patients]
-    write_tables(table, risks, ids, fold, run)
-    draw(predictions, scores, boot, outcomes, fold, run, title_of(outcomes, fold))
-    print_table(table, title_of(outcomes, fold), console)
+    title = title_of(outcomes, fold)
+    write_tables(table, risks, ids, fold, run, title)
+    draw(predictions, scores, boot, outcomes, fold, run, title)
+    print_table(table, title, console)
     console.print(f"wrote survival.md, survival.csv, risks.csv and pictures to {run}", markup=False)
     return table
 
