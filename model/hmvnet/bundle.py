@@ -126,13 +126,15 @@ class PrognosisPart(_Part):
     """The survival model: tensors of the fusion network and of the ICARE head, a file a fold.
 
     ``curve`` is the state of a ``hmvnet.prognosis.curve.SurvivalCurve``; bundles of before know
-    ``expected_days`` for a few risks in its place. ``seen`` are fingerprints of the patients it was
+    ``expected_days`` for a few risks in its place. ``crop_features`` are the encoder features of
+    the lesions' crops that it looks at, if any. ``seen`` are fingerprints of the patients it was
     fitted to.
     """
 
     settings: dict[str, Any]
     clinical: list[dict[str, Any]]
     lesion_features: list[str]
+    crop_features: list[str] = []
     risk_quantiles: Annotated[list[FiniteFloat], Field(min_length=1)]
     expected_days: list[Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]] = []
     curve: dict[str, Any] | None = None
@@ -271,6 +273,11 @@ class Bundle:
         except (SafetensorError, KeyError) as error:  # KeyError: a type that torch has not
             raise WeightsError(f"{name}: not a safetensors file") from error
         return {k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()}
+
+    def size(self, name: str) -> int:
+        """Bytes of one file; 0 where it is missing."""
+        path = self.folder / name
+        return path.stat().st_size if path.is_file() else 0
 
     def read(self, name: str) -> bytes:
         """The bytes of one file, hash checked."""

@@ -98,6 +98,13 @@ MinutesOption = Annotated[
 TrainMinutesOption = Annotated[
     float | None, typer.Option(help="equal training time a fold, rather than equal steps")
 ]
+BudgetsOption = Annotated[
+    str,
+    typer.Option(
+        help="train along one schedule cut at these: minutes of CPU time a fold, 3,10,30, or "
+        "steps, 100steps,300steps"
+    ),
+]
 ModelOption = Annotated[
     list[str] | None, typer.Option(help="a survival model; repeatable; default: all")
 ]
@@ -405,12 +412,41 @@ def segmentation_compare(
     test: TestOption = None,
     minutes: MinutesOption = None,
     train_minutes: TrainMinutesOption = None,
+    budgets: BudgetsOption = "",
+    jobs: Annotated[int, typer.Option(min=0, help="of --budgets: trainings at a time")] = 1,
+    scheduler: Annotated[
+        str, typer.Option(help="of --budgets: a Dask scheduler, as tcp://host:8786")
+    ] = "",
+    windows: Annotated[
+        bool, typer.Option(help="of --budgets: score one-pass networks in sliding windows, too")
+    ] = True,
 ) -> None:
     """Train and score networks alike; one table, pictures."""
     from hmvnet.experiments.compare_networks import Contender, compare_networks
 
     contenders = [Contender.parse(text) for text in network or COMPARED_NETWORKS]
     settings = _settings(config, overrides)
+    if budgets:
+        from hmvnet.experiments.budgets import parse_budgets
+        from hmvnet.experiments.compare_budgets import compare_budgets
+
+        if test or train_minutes:
+            raise RefusedError("--budgets goes neither with --test nor with --train-minutes")
+        compare_budgets(
+            settings,
+            contenders,
+            run.absolute() if scheduler else run,
+            parse_budgets(budgets),
+            fold,
+            _console(),
+            jobs=jobs,
+            scheduler=scheduler,
+            minutes=minutes,
+            windows=windows,
+        )
+        return
+    if jobs != 1 or scheduler or not windows:
+        raise RefusedError("--jobs, --scheduler and --no-windows go with --budgets only")
     compare_networks(settings, contenders, run, fold, _console(), test, minutes, train_minutes)
 
 
@@ -651,14 +687,31 @@ def phantom(
     stages: Annotated[
         bool, typer.Option("--stages", help="of all T and N stages, some of which invade")
     ] = False,
-    layout: Annotated[str, typer.Option(help="of HECKTOR's training data: 2025 or 2026")] = "2025",
+    hidden_pattern: Annotated[
+        bool,
+        typer.Option(
+            "--hidden-pattern", help="outcomes hang on how the primary's uptake lies, too"
+        ),
+    ] = False,
+    centre_effects: Annotated[
+        bool,
+        typer.Option("--centre-effects", help="centres differ in images, records and hazard"),
+    ] = False,
+    layout: Annotated[
+        str, typer.Option(help="of HECKTOR: 2025 or 2026; records: no images")
+    ] = "2025",
 ) -> None:
     """Write SYNTHETIC patients with known truth, in HECKTOR's layout."""
     from hmvnet.phantom import PhantomSettings, write_cohort
     from hmvnet.progress import show_progress
 
     with show_progress("phantoms", count) as progress:
-        settings = PhantomSettings(whole_body=whole_body, stages=stages)
+        settings = PhantomSettings(
+            whole_body=whole_body,
+            stages=stages,
+            hidden_pattern=hidden_pattern,
+            centre_effects=centre_effects,
+        )
         summary = write_cohort(
             root,
             count,

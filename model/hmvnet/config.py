@@ -61,6 +61,12 @@ def _event_codes(value: Any) -> Any:
     return codes
 
 
+def _mirroring(value: Any) -> Any:
+    """``true`` and ``false``, as the setting was once said."""
+    known = {True: "left-right", "true": "left-right", False: "none", "false": "none"}
+    return known.get(value, value) if isinstance(value, (bool, str)) else value
+
+
 def _rising(window: tuple[float, float]) -> tuple[float, float]:
     if window[0] >= window[1]:
         raise ValueError(f"{window[0]:g} is not below {window[1]:g}")
@@ -77,6 +83,7 @@ Branches = Annotated[tuple[Literal["image", "table", "lesions"], ...], BeforeVal
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 EventCodes = Annotated[dict[str, str], BeforeValidator(_event_codes)]
 Presence = Annotated[tuple[float, float, float, float], BeforeValidator(_split)]
+Mirroring = Annotated[Literal["none", "left-right", "all"], BeforeValidator(_mirroring)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 RegionName = Literal["head-neck", "centre"]
 InterfaceName = Literal["auto", "2025", "2026"]
@@ -493,8 +500,19 @@ class PrognosisSettings(_Section):
     ranking_weight: float = Field(
         0.5, ge=0, description="Weight of the ranking loss beside Cox's; 0: none."
     )
+    images: Literal["region", "lesions", "none"] = Field(
+        "region",
+        description="What the image branch is: region, a network on CT, PET and masks of the whole "
+        "region; lesions, what the segmentation encoder saw in and around primary and largest "
+        "node, in a Cox model beside the named variables; none.",
+    )
+    crops_weight: Probability = Field(
+        0.5,
+        description="Share in the risk of the Cox model with the lesions' images, before it is "
+        "judged; the other parts keep their proportions. Of prognosis.images=lesions alone.",
+    )
     image_spacing_mm: float = Field(
-        4.0, gt=0, description="Edge in mm of a voxel that the image branch sees."
+        4.0, gt=0, description="Edge in mm of a voxel of the region that the image branch sees."
     )
     image_width: int = Field(
         16, ge=1, description="Channels of the image branch's first stage; 64: a full ResNet-18."
@@ -525,6 +543,17 @@ class PrognosisSettings(_Section):
         0, description="Seed of the networks, of ICARE, and of the folds of a comparison."
     )
 
+    @property
+    def network_branches(self) -> tuple[str, ...]:
+        """The branches that are parts of the fusion network."""
+        whole = self.images == "region" or self.branches == ("image",)
+        return tuple(b for b in self.branches if whole or b != "image")
+
+    @property
+    def wants_crops(self) -> bool:
+        """Whether encoder features of the lesions' crops are wanted; they tell of the lesions."""
+        return self.images == "lesions" and {"image", "lesions"} <= set(self.branches)
+
     @model_validator(mode="after")
     def _shares(self) -> PrognosisSettings:
         if (named := self.direct_weight + self.linear_weight) > 1:
@@ -538,10 +567,11 @@ class PrognosisSettings(_Section):
 class InferenceSettings(_Section):
     """Running a bundle's networks; process.py has options of its own for these."""
 
-    flips: bool = Field(
-        False,
-        description="Average with the prediction of the mirrored volume; networks of nnU-Net along "
-        "all axes that they allow.",
+    flips: Mirroring = Field(
+        "none",
+        description="Average with the predictions of mirrored volumes: none; left-right, also said "
+        "true; all, along every set of the three axes, for networks that were trained so. Networks "
+        "of nnU-Net are mirrored along all axes that they allow.",
     )
     time_budget_s: float = Field(
         240.0,
@@ -552,6 +582,11 @@ class InferenceSettings(_Section):
     )
     precision: Literal["auto", "32", "bf16"] = Field(
         "auto", description="Arithmetic; auto: fp16 on a GPU, full on CPUs."
+    )
+    windows: bool = Field(
+        False,
+        description="Sliding windows of the training patch also where the network may see the "
+        "whole region in one pass.",
     )
     backend: Literal["torch", "onnx"] = Field(
         "torch", description="What runs the networks; onnx needs the files of hmvnet export."

@@ -134,7 +134,8 @@ class Pipeline:
                 staging = stager(segmentation, case.record, lesions)
         if (model := self.prognosis) is not None:
             with stages("risk"), _noted("risk", tolerant, failed):
-                risk = model(describe(segmentation, model.image_spacing_mm), case.record)
+                seen = describe(segmentation, model.image_spacing_mm, model.wants_crops)
+                risk = model(seen, case.record)
         doubts = _doubtful(lesions, self.manifest, segmentation.disagreement)
         findings = (*segmentation.volume.findings, *doubts)
         return Prediction(

@@ -135,8 +135,11 @@ def risk_of_record(model: Prognosis, record: ClinicalRecord) -> Risk:
     x, y, z = (round(mm) // step for mm in PreprocessingSettings().size_mm)
     image = np.zeros((4, z, y, x), np.float32)
     image[1] = -1.0  # no uptake
-    features = LesionFeatures(names, np.full(len(names), np.nan, np.float32))
-    return model(LesionDescription(image, features), record)
+    features, crops = (
+        LesionFeatures(some, np.full(len(some), np.nan, np.float32))
+        for some in (names, tuple(model.part.crop_features))
+    )
+    return model(LesionDescription(image, features, crops), record)
 
 
 def _tried(what: str, work: Callable[[], T]) -> T | None:

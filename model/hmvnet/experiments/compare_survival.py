@@ -91,7 +91,7 @@ def load_cohort(
     assert weights is not None
     bundle, notes = load_bundle(weights).adjusted(settings)
     spacing = settings.prognosis.image_spacing_mm
-    patients = load_described(bundle, settings, spacing, run)
+    patients = load_described(bundle, settings, spacing, run, settings.prognosis.wants_crops)
     truth_file, truth = Path(settings.data.root) / TRUTH_TABLE, None
     if truth_file.is_file():
         known = pd.read_csv(truth_file, index_col="PatientID")["linear_predictor"]
@@ -326,6 +326,7 @@ def _key(name: str, settings: Settings, data: str) -> str:
 
 def _data_key(cohort: Cohort, fold: np.ndarray) -> str:
     """Patients, records, outcomes, lesions, images and folds: the same for every model."""
+    crops = np.stack([p.description.crops.values for p in cohort.patients])
     return digest(
         [p.patient_id for p in cohort.patients],
         [dict(p.record.values) for p in cohort.patients],
@@ -333,6 +334,7 @@ def _data_key(cohort: Cohort, fold: np.ndarray) -> str:
         cohort.outcomes.event,
         np.stack([p.description.features.values for p in cohort.patients]),
         np.stack([p.description.image for p in cohort.patients]),
+        *([crops] if crops.size else []),
         fold,
     )
 

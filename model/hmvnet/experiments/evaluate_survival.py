@@ -127,6 +127,6 @@ def _unseen(
         )
     print_notes(console, notes)
     spacing = prognosis.image_spacing_mm  # as the model was fitted, whatever the settings say
-    found = load_described(bundle, settings, spacing, run)
+    found = load_described(bundle, settings, spacing, run, prognosis.wants_crops)
     own = [replace(p, description=prognosis.own_features(p.description)) for p in found]
     return bundle, prognosis, own

@@ -258,10 +258,7 @@ def pool_encoder_features(feature_maps: Sequence[torch.Tensor], mask: np.ndarray
 def _pool_stage(features: torch.Tensor, lesion: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and maximum ``[c]`` of a stage's ``[c, z, y, x]`` in the lesion, or the overall mean."""
     size = features.shape[1:]
-    strides = [
-        2 ** math.ceil(math.log2(max(1, full / small)))
-        for full, small in zip(lesion.shape, size, strict=True)
-    ]
+    strides = [stride_of(full, small) for full, small in zip(lesion.shape, size, strict=True)]
     padding = [
         edge
         for full, small, stride in zip(lesion.shape, size, strides, strict=True)
@@ -274,3 +271,11 @@ def _pool_stage(features: torch.Tensor, lesion: torch.Tensor) -> tuple[torch.Ten
         overall = features.mean(dim=(1, 2, 3))
         return overall, overall
     return chosen.mean(dim=1), chosen.amax(dim=1)
+
+
+def stride_of(full: int, small: int) -> int:
+    """Of a map of ``small`` voxels over ``full`` ones: the smallest power of two that covers them.
+
+    So a network has it that pads its input at the end.
+    """
+    return 2 ** math.ceil(math.log2(max(1, full / small)))

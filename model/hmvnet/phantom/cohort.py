@@ -21,16 +21,17 @@ from hmvnet.reading.images import write_image
 from hmvnet.reading.tables import TRUTH_TABLE
 from hmvnet.table_files import write_table
 
-from . import stages
+from . import centres, pattern, stages
 from .dicom import write_dicom
-from .outcome import LESION_TERMS, TABLE_TERMS, WeibullCox, best_c_index
+from .outcome import LESION_TERMS, TABLE_TERMS, best_c_index
 from .patient import PatientPlan, PhantomSettings, draw_patient
 from .render import Phantom, plan_truth, render
 
 VERSION = 2
-Layout = Literal["2025", "2026"]
+Layout = Literal["2025", "2026", "records"]
 TABLE = "HECKTOR_2025_Training_{}.csv"
 TABLE_2026 = "HECKTOR_2026_Training.csv"
+TABLE_ALONE = "records.csv"
 COLUMNS = (
     "CenterID",
     "Age",
@@ -43,7 +44,11 @@ COLUMNS = (
     "HPV Status",
 )
 STAGE_COLUMNS = ("T-stage", "N-stage")
-PLACES: Mapping[Layout, tuple[str, ...]] = {"2025": ("Task 1", "Task 2"), "2026": ("",)}
+PLACES: Mapping[Layout, tuple[str, ...]] = {
+    "2025": ("Task 1", "Task 2"),
+    "2026": ("",),
+    "records": (),
+}
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,15 @@ class CohortSummary:
     best_c_index: float
     lesion_c_index: float
     table_c_index: float
+    named_c_index: float
 
     def __str__(self) -> str:
+        named = f", without what has no name {self.named_c_index:.3f}"
         return (
             f"{self.patients} SYNTHETIC patients in {self.root}\n"
             f"relapses {self.relapse_rate:.0%}; best reachable C-index {self.best_c_index:.3f} "
-            f"(lesions alone {self.lesion_c_index:.3f}, table alone {self.table_c_index:.3f})"
+            f"(lesions alone {self.lesion_c_index:.3f}, table alone {self.table_c_index:.3f}"
+            f"{named if self.named_c_index != self.best_c_index else ''})"
         )
 
 
@@ -90,23 +98,28 @@ def write_cohort(
     """Write ``count`` phantoms under ``root`` in the layout of HECKTOR 2025 or 2026.
 
     2025 has the folders ``Task 1`` and ``Task 2`` with a table each; 2026 has the patients' folders
-    and one table, without M-stage. With ``settings.stages`` tables have T-stage and N-stage.
+    and one table, without M-stage; ``records`` is a table of records and outcomes without any
+    image, which takes a hundredth of the time. With ``settings.stages`` tables have T-stage and
+    N-stage.
 
     Patient folders come first, then the tables, then ``SYNTHETIC.md``. A patient's folder appears
     whole or not at all; one that is already there is kept, so an interrupted cohort can be
     continued. ``on_progress(done, count)`` is called after each patient. With ``dicom`` the images
     are under ``dicom/<patient>`` as well, the PET in Bq/mL.
 
-    Raises ValueError for a count or jobs below 1, or when ``root`` holds another cohort.
+    Raises ValueError for a count or jobs below 1, an unknown layout or one without images where
+    DICOM is wanted, or when ``root`` holds another cohort.
     """
     root, settings = Path(root), settings or PhantomSettings()
     if count < 1 or jobs < 1:
         raise ValueError(f"count and jobs: found {count} and {jobs}, expected 1 or more")
     if layout not in PLACES:
         raise ValueError(f"layout: found {layout!r}, expected one of {list(PLACES)}")
+    if dicom and not PLACES[layout]:
+        raise ValueError(f"layout {layout!r} has no images, and DICOM is wanted")
     _claim(root, seed, settings, layout)
     plans = list(draw_cohort(count, seed, settings))
-    last = (PLACES[layout][-1], *(["dicom"] if dicom else []))
+    last = (*PLACES[layout][-1:], *(["dicom"] if dicom else []))
     todo = [p for p in plans if not all((root / f / p.patient_id).is_dir() for f in last)]
     done = count - len(todo)
     for _ in _write_all(root, todo, jobs, compress_level, dicom, layout):
@@ -120,12 +133,12 @@ def write_cohort(
 
 
 def summarise(root: Path, plans: list[PatientPlan]) -> CohortSummary:
-    """Relapse rate and the concordances of the true linear predictor and of its two parts."""
-    model = WeibullCox()
+    """Relapse rate and the concordances of the true linear predictor and of parts of it."""
+    model = plans[0].settings.outcome_model
     days = [plan.rfs_days for plan in plans]
     relapse = [plan.relapse for plan in plans]
     parts: list[float] = []
-    for names in (None, LESION_TERMS, TABLE_TERMS):
+    for names in (None, LESION_TERMS, TABLE_TERMS, (*LESION_TERMS, *TABLE_TERMS)):
         risk = [model.linear_predictor(plan.covariates, names) for plan in plans]
         try:
             parts.append(best_c_index(risk, days, relapse))
@@ -212,11 +225,15 @@ def _claim(root: Path, seed: int, settings: PhantomSettings, layout: Layout) -> 
 
 
 def _write_tables(root: Path, plans: list[PatientPlan], layout: Layout) -> None:
-    columns = [name for name in COLUMNS if layout == "2025" or name != "M-stage"]
+    columns = [name for name in COLUMNS if layout != "2026" or name != "M-stage"]
     rows = [{"PatientID": plan.patient_id, **plan.record} for plan in plans]
     table = pd.DataFrame(rows, columns=["PatientID", *columns])
     whole = [name for name in columns if name != "M-stage"]
-    table[whole] = table[whole].astype("Int64")
+    for name in whole:
+        if table[name].map(lambda value: isinstance(value, str)).any():  # some centres' codes
+            table[name] = [int(v) if isinstance(v, float) else v for v in table[name]]
+        else:
+            table[name] = table[name].astype("Int64")
     if known := [plan.stages for plan in plans if plan.stages is not None]:
         observed = [(stage.observed_t, stage.observed_n) for stage in known]
         table[list(STAGE_COLUMNS)] = pd.DataFrame(observed, dtype=object)
@@ -224,9 +241,8 @@ def _write_tables(root: Path, plans: list[PatientPlan], layout: Layout) -> None:
         write_table(table, root / "Task 1" / TABLE.format("Task_1"))
     table["Relapse"] = [plan.relapse for plan in plans]
     table["RFS"] = [int(plan.rfs_days) for plan in plans]
-    write_table(
-        table, root / ("Task 2/" + TABLE.format("Task_2") if layout == "2025" else TABLE_2026)
-    )
+    outcomes = {"2025": f"Task 2/{TABLE.format('Task_2')}", "2026": TABLE_2026}
+    write_table(table, root / outcomes.get(layout, TABLE_ALONE))
     truth = {plan.patient_id: plan_truth(plan) for plan in plans}
     write_text(json.dumps(truth, indent=1) + "\n", root / "truth.json")
     flat = [
@@ -243,13 +259,18 @@ def _write_tables(root: Path, plans: list[PatientPlan], layout: Layout) -> None:
     write_table(pd.DataFrame(flat), root / TRUTH_TABLE)
 
 
-def _stage_rules(settings: PhantomSettings) -> str:
-    """What drew the stages, for ``SYNTHETIC.md``."""
-    return f"## Stages\n\n{stages.RULES}\n" if settings.stages else ""
+def _rules(settings: PhantomSettings) -> str:
+    """What drew what is off by default, for ``SYNTHETIC.md``."""
+    parts = (
+        (settings.stages, "Stages", stages.RULES),
+        (settings.hidden_pattern, "Hidden pattern", pattern.RULES),
+        (settings.centre_effects, "Centre effects", centres.rules()),
+    )
+    return "".join(f"## {title}\n\n{rules}\n" for there, title, rules in parts if there)
 
 
 def _readme(summary: CohortSummary, seed: int, settings: PhantomSettings) -> str:
-    model = WeibullCox()
+    model = settings.outcome_model
     terms = "\n".join(
         f"| {name} | {t.beta:+.2f} | {t.center:g} | {t.scale:g} |"
         for name, t in model.terms.items()
@@ -274,11 +295,12 @@ eta = sum beta (x - centre) / scale. Censored at the end of follow-up, uniform i
 |---|---|---|---|
 {terms}
 
-{_stage_rules(settings)}## Best reachable C-index (Harrell), on this very cohort
+{_rules(settings)}## Best reachable C-index (Harrell), on this very cohort
 
 | risk | C-index |
 |---|---|
 | true linear predictor | {summary.best_c_index:.4f} |
 | its lesion terms alone | {summary.lesion_c_index:.4f} |
 | its table terms alone | {summary.table_c_index:.4f} |
+| lesion and table terms | {summary.named_c_index:.4f} |
 """

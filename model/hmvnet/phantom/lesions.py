@@ -44,6 +44,7 @@ class PlannedLesion:
     ``spared`` is the share of hard tissue (bone, cartilage, carotid, pterygoid muscle) that is left
     where the blob overlaps it: 0 none, 1 all, and then it is not part of the lesion either.
     ``invades`` names the structure that a primary was made to grow into; empty: none.
+    ``hot_towards`` is the direction in which the uptake grows, of mean ``suv``; None: it is even.
     """
 
     label: int
@@ -56,6 +57,7 @@ class PlannedLesion:
     suv: float
     spared: float = 0.0
     invades: str = ""
+    hot_towards: Point | None = None
 
     @property
     def viable_ml(self) -> float:

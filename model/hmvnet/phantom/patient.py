@@ -9,8 +9,10 @@ import numpy as np
 
 from hmvnet.case import GTVN, GTVP
 
+from .centres import EFFECTS, CentreEffect
 from .lesions import PlannedLesion, draw_lesions
-from .outcome import WeibullCox
+from .outcome import CENTRE_HAZARD, HIDDEN_PATTERN, WeibullCox
+from .pattern import draw_direction
 from .scanner import CENTERS, Scan, draw_scan
 from .stages import StageTruth, draw_staged_lesions, draw_stages
 
@@ -36,17 +38,33 @@ class PhantomSettings:
     compact: HU in steps of 4, SUV in steps of 1/256 and plain -1000 HU outside the body, so that a
         compressed case is small.
     stages: lesions of all T and N stages, primaries that invade, and the stages as truth; see
-        ``hmvnet.phantom.stages``. Off, patients are those of versions without it, bit by bit.
+        ``hmvnet.phantom.stages``.
+    hidden_pattern: the outcome hangs on how the uptake lies within the primary too; see
+        ``hmvnet.phantom.pattern``.
+    centre_effects: centres differ in images, records and baseline hazard; see
+        ``hmvnet.phantom.centres``.
+
+    With the last three off, patients are those of versions without them, bit by bit.
     """
 
     whole_body: bool = False
     center: str | None = None
     compact: bool = False
     stages: bool = False
+    hidden_pattern: bool = False
+    centre_effects: bool = False
 
     def __post_init__(self) -> None:
         if self.center is not None and self.center not in CENTERS:
             raise ValueError(f"center: found {self.center!r}, expected one of {list(CENTERS)}")
+
+    @property
+    def outcome_model(self) -> WeibullCox:
+        """What draws the outcomes: the usual model with a term for each of the last two."""
+        usual = WeibullCox()
+        more = HIDDEN_PATTERN if self.hidden_pattern else {}
+        more |= CENTRE_HAZARD if self.centre_effects else {}
+        return replace(usual, terms={**usual.terms, **more}) if more else usual
 
 
 @dataclass(frozen=True)
@@ -76,10 +94,12 @@ def draw_patient(
 
     The same seed and settings give the same plan, and ``render(plan)`` the same images.
     """
-    settings, model = settings or PhantomSettings(), model or WeibullCox()
+    settings = settings or PhantomSettings()
+    model = model or settings.outcome_model
     rng = np.random.default_rng([seed, 1])
     center = settings.center or str(rng.choice(list(CENTERS)))
-    scan = draw_scan(rng, center, settings.whole_body)
+    effect = EFFECTS[center] if settings.centre_effects else CentreEffect()
+    scan = draw_scan(rng, center, settings.whole_body, effect.style(CENTERS[center]))
     health = _draw_health(rng)
     truth = None
     if settings.stages:
@@ -89,6 +109,10 @@ def draw_patient(
     else:
         lesions = draw_lesions(rng, scan, bool(health["hpv"]))
     covariates = {**lesion_covariates(lesions, scan), **_clinical_covariates(health)}
+    if settings.hidden_pattern:
+        lesions, covariates["uptake_pole"] = _with_pattern(lesions, seed)
+    if settings.centre_effects:
+        covariates["centre_log_hazard"] = effect.log_hazard
     eta = model.linear_predictor(covariates)
     days, relapse = model.draw(eta, rng)
     return PatientPlan(
@@ -97,7 +121,7 @@ def draw_patient(
         settings=settings,
         scan=scan,
         lesions=lesions,
-        record=_record(rng, health, center),
+        record=effect.written(_record(rng, health, center, effect)),
         covariates=covariates,
         linear_predictor=eta,
         rfs_days=days,
@@ -126,6 +150,17 @@ def lesion_covariates(lesions: tuple[PlannedLesion, ...], scan: Scan) -> dict[st
     }
 
 
+def _with_pattern(
+    lesions: tuple[PlannedLesion, ...], seed: int
+) -> tuple[tuple[PlannedLesion, ...], float]:
+    """Lesions whose primary's uptake grows along a line, and how far that points to the head."""
+    direction = draw_direction(np.random.default_rng([seed, 6]))
+    grown = tuple(
+        replace(one, hot_towards=direction) if one.label == GTVP else one for one in lesions
+    )
+    return grown, direction[2] if grown != lesions else 0.0
+
+
 def _draw_health(rng: np.random.Generator) -> dict[str, float]:
     hpv = rng.random() < 0.6
     age = float(np.clip(round(rng.normal(60 if hpv else 63, 9.5)), 28, 90))
@@ -147,7 +182,7 @@ def _clinical_covariates(health: Mapping[str, float]) -> dict[str, float]:
 
 
 def _record(
-    rng: np.random.Generator, health: Mapping[str, float], center: str
+    rng: np.random.Generator, health: Mapping[str, float], center: str, effect: CentreEffect
 ) -> dict[str, float | str | None]:
     """The record as a hospital would hand it over: HECKTOR's names, with fields missing."""
     stage = "Mx" if health["m_unknown"] else ("M1" if health["m1"] else "M0")
@@ -162,4 +197,5 @@ def _record(
         "M-stage": stage,
         "HPV Status": health["hpv"],
     }
-    return {name: None if rng.random() < MISSING_SHARE[name] else v for name, v in full.items()}
+    share = {**MISSING_SHARE, **effect.missing}
+    return {name: None if rng.random() < share[name] else v for name, v in full.items()}

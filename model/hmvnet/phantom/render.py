@@ -12,8 +12,11 @@ from hmvnet.case import SYNTHETIC
 from hmvnet.reading.images import FILE_NOTES
 
 from .anatomy import Build, build_anatomy
+from .lesions import PlannedLesion
 from .patient import PatientPlan, PhantomSettings, draw_patient
+from .pattern import Ramp
 from .scanner import PaintedLesion, acquire_ct, acquire_pet, draw_mask
+from .shapes import Field
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def render(plan: PatientPlan) -> Phantom:
     on_ct = [PaintedLesion(one.blob, one.core, one.hu, one.spared) for one in plan.lesions]
     # what is left of an invaded bone is full of tumour, and takes up as it does
     on_pet = [
-        PaintedLesion(one.blob, one.core, one.suv, float(one.spared >= 1)) for one in plan.lesions
+        PaintedLesion(one.blob, one.core, _uptake(one), float(one.spared >= 1))
+        for one in plan.lesions
     ]
     ct = acquire_ct(scan, anatomy, on_ct, ct_noise, compact)
     pet = acquire_pet(scan, anatomy, on_pet, pet_noise, compact)
@@ -70,6 +74,12 @@ def render(plan: PatientPlan) -> Phantom:
     )
 
 
+def _uptake(lesion: PlannedLesion) -> float | Field:
+    if lesion.hot_towards is None:
+        return lesion.suv
+    return Ramp.through(lesion.blob, lesion.hot_towards, lesion.suv)
+
+
 def plan_truth(plan: PatientPlan) -> dict[str, Any]:
     """What is known about a patient because we made it, as plain JSON values."""
     truth = {
@@ -86,6 +96,7 @@ def plan_truth(plan: PatientPlan) -> dict[str, Any]:
                 "necrosis_ml": lesion.necrosis_ml,
                 "suv": lesion.suv,
                 "hu": lesion.hu,
+                **({} if lesion.hot_towards is None else {"hot_towards": lesion.hot_towards}),
             }
             for lesion in plan.lesions
         ],

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from .anatomy import AIR, FAT, MUSCLE, Anatomy
-from .shapes import Array, Blob, Ellipsoid, Lattice, Point, Shape, label, paint
+from .shapes import Array, Blob, Ellipsoid, Field, Lattice, Point, Shape, label, paint
 
 ACTIVITY_MM = 2.8
 SKIN_SUV = 0.4
@@ -30,6 +30,7 @@ class Style:
     pet_matrix: int
     pet_fwhm: float
     pet_noise: float
+    suv_scale: float = 1.0
 
 
 # Styles only: named after the centres of HECKTOR, in the order of their CenterID, but invented.
@@ -47,14 +48,14 @@ CENTERS: Mapping[str, Style] = {
 
 @dataclass(frozen=True)
 class PaintedLesion:
-    """A lesion in one modality: its value, that of its necrotic core apart.
+    """A lesion in one modality: its value (or field of values), that of its necrotic core apart.
 
     ``spared`` is the share of the anatomy's barriers that is left where it overlaps them.
     """
 
     blob: Blob
     core: Blob | None
-    value: float
+    value: float | Field
     spared: float = 0.0
 
 
@@ -81,6 +82,7 @@ class Scan:
     pet: Frame
     contrast: bool
     arms_up: bool
+    style: Style
 
     def lattice(self, frame: Frame, moved: bool = False) -> Lattice:
         """Voxel centres of a frame in the canonical frame; ``moved`` adds the PET misalignment."""
@@ -96,9 +98,11 @@ class Scan:
         )
 
 
-def draw_scan(rng: np.random.Generator, center: str, whole_body: bool) -> Scan:
-    """Draw body size, pose, misalignment and both fields of view."""
-    style = CENTERS[center]
+def draw_scan(
+    rng: np.random.Generator, center: str, whole_body: bool, style: Style | None = None
+) -> Scan:
+    """Draw body size, pose, misalignment and both fields of view; of another style than usual."""
+    style = style or CENTERS[center]
     scale = tuple(np.clip(rng.normal(1.0, 0.03, 3) * rng.normal(1.0, 0.03), 0.88, 1.12))
     tilted = rng.random() < 0.2
     # the whole body turns about the throat, so a large angle would take the legs out of the picture
@@ -132,6 +136,7 @@ def draw_scan(rng: np.random.Generator, center: str, whole_body: bool) -> Scan:
         pet=pet,
         contrast=bool(rng.random() < style.contrast),
         arms_up=bool(whole_body and rng.random() < 0.5),
+        style=style,
     )
 
 
@@ -154,7 +159,7 @@ def acquire_ct(
     outside = hu == AIR if compact else None
     if anatomy.metal is not None:
         _streaks(hu, lattice, anatomy.metal, rng)
-    _add_ct_noise(hu, CENTERS[scan.center].ct_noise_hu, rng)
+    _add_ct_noise(hu, scan.style.ct_noise_hu, rng)
     if outside is not None:
         hu *= 0.25
         np.rint(hu, out=hu)
@@ -203,7 +208,7 @@ def acquire_pet(
     compact: bool,
 ) -> sitk.Image:
     """PET in SUV, float32, on ``scan.pet``; the lesions' values are SUV."""
-    style = CENTERS[scan.center]
+    style = scan.style
     frame = _activity_frame(scan)
     lattice = scan.lattice(frame, moved=True)
     suv = np.zeros(lattice.shape, dtype=np.float32)
@@ -220,6 +225,8 @@ def acquire_pet(
     image = sitk.Resample(_image(suv, frame), reference, sitk.Transform(), sitk.sitkLinear, 0.0)
     pet = sitk.GetArrayFromImage(image)
     _add_pet_noise(pet, style.pet_noise, rng)
+    if style.suv_scale != 1.0:
+        pet *= np.float32(style.suv_scale)
     if compact:
         pet = np.rint(pet * 256.0) / np.float32(256.0)
     return _image(pet.astype(np.float32), scan.pet)

@@ -7,7 +7,7 @@ mm, negative inside and zero exactly on the surface.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Point = tuple[float, float, float]
 Wave = tuple[float, float, float, float, float]
+# A value that varies from place to place, of canonical x, y, z.
+Field = Callable[[Array, Array, Array], Array]
 
 
 class Shape(Protocol):
@@ -80,11 +82,20 @@ class Blob:
 
     def unit_volume(self, points: int = 40) -> float:
         """Volume in units of rx * ry * rz, by counting a regular lattice of points."""
+        inside, _, step = self._inside(points)
+        return float(np.count_nonzero(inside)) * step**3
+
+    def unit_points(self, points: int = 40) -> Array:
+        """The same lattice's points inside, (u, v, w) in units of the radii, ``[n, 3]``."""
+        inside, axis, _ = self._inside(points)
+        return axis[np.argwhere(inside)[:, ::-1]]
+
+    def _inside(self, points: int) -> tuple[NDArray[np.bool_], Array, float]:
         reach = 1.0 + sum(abs(wave[4]) for wave in self.waves)
         step = 2.0 * reach / points
         axis = (np.arange(points, dtype=np.float32) + 0.5) * step - reach
         inside = self.level(axis[None, None, :], axis[None, :, None], axis[:, None, None]) < 0
-        return float(np.count_nonzero(inside)) * step**3
+        return inside, axis, step
 
 
 @dataclass(frozen=True)
@@ -189,18 +200,20 @@ class Lattice:
         return out[0], out[1], out[2]
 
 
-def paint(volume: Array, lattice: Lattice, shape: Shape, value: float) -> None:
+def paint(volume: Array, lattice: Lattice, shape: Shape, value: float | Field) -> None:
     """Fill a shape in place; voxels cut by its surface get the mixture (partial volume)."""
     width = lattice.voxel
     window = lattice.window(shape, width)
     if window is None:
         return
     part = volume[window]
-    cover = shape.distance(*lattice.coordinates(window))
+    place = lattice.coordinates(window)
+    cover = shape.distance(*place)
     cover *= np.float32(-1.0 / width)
     cover += np.float32(0.5)
     np.clip(cover, 0.0, 1.0, out=cover)
-    part += cover * (np.float32(value) - part)
+    inside = value(*place) if callable(value) else np.float32(value)
+    part += cover * (inside - part)
 
 
 def label(mask: NDArray[np.uint8], lattice: Lattice, shape: Shape, value: int) -> None:

@@ -7,7 +7,7 @@ layer on the 256 gives the risk that the losses see.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -57,19 +57,26 @@ class PatientInputs:
         image: ``[b, 4, z, y, x]`` CT [0, 1], PET [-1, 1], GTVp and GTVn (shares of a voxel).
         table: ``[b, t]`` encoded health record.
         lesions: ``[b, l]`` lesion features as measured; NaN where there is nothing to describe.
+        crops: ``[b, c]`` what the segmentation encoder saw in parts of the lesions, NaN alike; no
+            network sees it, a model beside it does. None: not wanted.
     """
 
     image: Tensor
     table: Tensor
     lesions: Tensor
+    crops: Tensor | None = None
 
     def rows(self, rows: Tensor | Sequence[int]) -> PatientInputs:
         """The patients of these rows."""
-        return PatientInputs(self.image[rows], self.table[rows], self.lesions[rows])
+        return self._each(lambda values: values[rows])
 
     def to(self, device: torch.device) -> PatientInputs:
         """On another device."""
-        return PatientInputs(*(t.to(device) for t in (self.image, self.table, self.lesions)))
+        return self._each(lambda values: values.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> PatientInputs:
+        crops = None if self.crops is None else change(self.crops)
+        return PatientInputs(change(self.image), change(self.table), change(self.lesions), crops)
 
 
 class LesionStandardiser(nn.Module):

@@ -25,7 +25,9 @@ from hmvnet.prognosis.linear import LinearRisk
 
 # What the names of tensors in a bundle start with.
 NETWORK_PREFIX, MEAN_PREFIX = "fusion.", "mean."
-HEAD = "icare"
+HEAD, CROPS = "icare", "crops"
+CROPS_NAME = "image of the lesions"  # as a reason of a risk
+NO_FEATURES = LesionFeatures((), np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,12 @@ class LesionDescription:
     Attributes:
         image: float32 ``[4, z, y, x]`` CT, PET, GTVp, GTVn at the fusion network's spacing.
         features: hand-crafted lesion features, then pooled encoder features.
+        crops: encoder features of parts of the lesions (``hmvnet.lesions.crops``), where wanted.
     """
 
     image: np.ndarray
     features: LesionFeatures
+    crops: LesionFeatures = NO_FEATURES
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,8 @@ class PrognosisMember:
     """One fusion network with its ICARE head, and models on the named variables beside it.
 
     The risk is ``sum of weight * model.predict_risk(variables)``: of the head on the network's 256
-    fused variables, and of each of the others on the named ones.
+    fused variables, of each of the named models on the named ones, and of ``crops`` on the named
+    ones and encoder features of the lesions.
 
     Attributes:
         encoder: of the health record.
@@ -124,6 +129,7 @@ class PrognosisMember:
         head: ICARE on the fused variables.
         named: models on the named variables, by the names of ``NAMED_MODELS``.
         variables: the named variables.
+        crops: a model on the named variables, then encoder features of parts of the lesions.
     """
 
     encoder: ClinicalEncoder
@@ -132,11 +138,13 @@ class PrognosisMember:
     head: Weighted
     named: Mapping[str, Weighted]
     variables: NamedVariables
+    crops: Weighted | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that was learnt, but the encoder (JSON), for a safetensors file."""
         state = {NETWORK_PREFIX + k: v for k, v in self.network.state_dict().items()}
-        for name, part in {HEAD: self.head, **self.named}.items():
+        beside = self.named if self.crops is None else {**self.named, CROPS: self.crops}
+        for name, part in {HEAD: self.head, **beside}.items():
             arrays = part.model.state()
             state |= {f"{name}.{k}": torch.from_numpy(v) for k, v in arrays.items()}
         return state | {MEAN_PREFIX + k: v for k, v in self.branch_means.items()}
@@ -150,6 +158,7 @@ class PrognosisMember:
             self.network.settings()
             | {f"{name}_weight": weight for name, weight in weights.items()}
             | {"direct_columns": list(self.variables.lesion_columns)}
+            | ({} if self.crops is None else {f"{CROPS}_weight": self.crops.weight})
         )
 
     @classmethod
@@ -165,14 +174,15 @@ class PrognosisMember:
             k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
         }
         columns = sizes.pop("direct_columns", ())
-        weights = {name: float(sizes.pop(f"{name}_weight", 0.0)) for name in NAMED_MODELS}
+        models = {**NAMED_MODELS, CROPS: LinearRisk}
+        weights = {name: float(sizes.pop(f"{name}_weight", 0.0)) for name in models}
         network = FusionNetwork(FusionConfig(**sizes)).eval()
         network.load_state_dict(below(NETWORK_PREFIX, state))
         head = _arrays(HEAD, state)
         if not head:
             raise ValueError("the survival model's file holds no ICARE head")
         named = {}
-        for name, kind in NAMED_MODELS.items():
+        for name, kind in models.items():
             found = _arrays(name, state)
             if bool(weights[name]) != bool(found):
                 raise ValueError(
@@ -181,13 +191,15 @@ class PrognosisMember:
                 )
             if found:
                 named[name] = Weighted(weights[name], kind.from_state(found))
+        share, crops = rest_of(named), named.pop(CROPS, None)
         return cls(
             encoder,
             network,
             below(MEAN_PREFIX, state),
-            Weighted(rest_of(named), BaggedIcare.from_state(head)),
+            Weighted(share, BaggedIcare.from_state(head)),
             named,
             NamedVariables.of(network.config.branches, columns),
+            crops,
         )
 
     def inputs(
@@ -195,7 +207,12 @@ class PrognosisMember:
     ) -> tuple[PatientInputs, tuple[str, ...]]:
         """One patient as a batch of one, and notes on the health record."""
         table, notes = self.encoder.transform_record(record)
-        tensors = (description.image, table, description.features.values)
+        tensors = (
+            description.image,
+            table,
+            description.features.values,
+            description.crops.values,
+        )
         return PatientInputs(*(torch.from_numpy(t).float()[None] for t in tensors)), notes
 
     @torch.inference_mode()
@@ -212,21 +229,39 @@ class PrognosisMember:
         if self.named:
             variables = self.variables.values(inputs)
             risks |= {k: part.model.predict_risk(variables) for k, part in self.named.items()}
+        if self.crops is not None:
+            risks[CROPS] = self.crops.model.predict_risk(self._with_crops(inputs))
         return risks
+
+    def _with_crops(self, inputs: PatientInputs) -> np.ndarray:
+        """The named variables and the crops' features, ``[b, p + c]``.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if inputs.crops is None:
+            raise ValueError("the survival model wants encoder features of the lesions' crops")
+        return np.concatenate([self.variables.values(inputs), inputs.crops.double().numpy()], 1)
 
     @property
     def weights(self) -> dict[str, float]:
         """Of the parts, by their names, the head first; their sum is 1."""
-        return {HEAD: self.head.weight} | {k: part.weight for k, part in self.named.items()}
+        crops = {} if self.crops is None else {CROPS: self.crops.weight}
+        named = {k: part.weight for k, part in self.named.items()}
+        return {HEAD: self.head.weight} | named | crops
 
     def weighted(self, weights: Mapping[str, float]) -> PrognosisMember:
-        """With other weights of its parts, of sum 1; a named one of weight 0 is left out."""
+        """With other weights of its parts, of sum 1; one of weight 0 is left out, but the head."""
         named = {
             name: Weighted(weights[name], part.model)
             for name, part in self.named.items()
             if weights[name]
         }
-        return replace(self, named=named, head=Weighted(rest_of(named), self.head.model))
+        crops = None
+        if self.crops is not None and weights[CROPS]:
+            crops = Weighted(weights[CROPS], self.crops.model)
+        head = Weighted(rest_of(named, crops), self.head.model)
+        return replace(self, named=named, head=head, crops=crops)
 
     @torch.inference_mode()
     def draws(self, inputs: PatientInputs) -> np.ndarray:
@@ -240,6 +275,8 @@ class PrognosisMember:
         if self.named:
             x = self.variables.values(inputs)
             parts += [part.weight * part.model.draws(x) for part in self.named.values()]
+        if self.crops is not None:
+            parts.append(self.crops.weight * self.crops.model.draws(self._with_crops(inputs)))
         several = [len(part) for part in parts if len(part) > 1]
         count = min(several, default=1)
         return np.sum([part[:count] + np.zeros((count, 1)) for part in parts], axis=0)
@@ -263,15 +300,20 @@ class PrognosisMember:
     ) -> list[Contribution]:
         """For one patient: what each named variable adds to the risk, none left out.
 
-        They sum to the part of the risk that is not the network's.
+        They sum to the part of the risk that is not the network's; what the crops add is one of
+        them, the last.
         """
-        if not self.named:
+        if not self.named and self.crops is None:
             return []
         x = self.variables.values(inputs)
         parts = [part.weight * part.model.contributions(x)[0] for part in self.named.values()]
         names = self.variables.names(self.encoder, lesion_names)
-        values = np.sum(parts, axis=0).tolist()
-        return [Contribution(name, value) for name, value in zip(names, values, strict=True)]
+        values = np.sum([np.zeros(len(names)), *parts], axis=0)
+        if self.crops is not None:
+            added = self.crops.model.contributions(self._with_crops(inputs))[0]
+            own = np.append(added[: len(names)], added[len(names) :].sum())
+            names, values = [*names, CROPS_NAME], np.append(values, 0.0) + self.crops.weight * own
+        return [Contribution(name, value) for name, value in zip(names, values.tolist())]
 
     def _head_risk(self, outputs: dict[str, Tensor]) -> np.ndarray:
         """The head's part of the risk, ``[b]``."""
@@ -279,9 +321,10 @@ class PrognosisMember:
         return self.head.weight * self.head.model.predict_risk(fused)
 
 
-def rest_of(named: Mapping[str, Weighted]) -> float:
+def rest_of(named: Mapping[str, Weighted], crops: Weighted | None = None) -> float:
     """The share of the risk that is left for the fusion network."""
-    return 1.0 - sum(part.weight for part in named.values())
+    rest = 1.0 - sum(part.weight for part in named.values())
+    return rest if crops is None else rest - crops.weight
 
 
 def _arrays(name: str, state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

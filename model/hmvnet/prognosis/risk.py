@@ -13,11 +13,17 @@ from torch.nn import functional as F
 from hmvnet.bundle import Bundle
 from hmvnet.case import GTVN, GTVP, ClinicalRecord
 from hmvnet.exits import RefusedError
+from hmvnet.lesions.crops import crop_features
 from hmvnet.lesions.features import LesionFeatures, lesion_features, pool_encoder_features
 from hmvnet.prognosis.curve import SurvivalCurve, days_of_knots
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import BRANCHES
-from hmvnet.prognosis.member import Contribution, LesionDescription, PrognosisMember
+from hmvnet.prognosis.member import (
+    NO_FEATURES,
+    Contribution,
+    LesionDescription,
+    PrognosisMember,
+)
 from hmvnet.segmentation.segmenter import Segmentation
 
 INTERVAL = (2.5, 97.5)  # percentiles
@@ -82,8 +88,15 @@ class Risk:
     curve: PatientCurve | None = None
 
 
-def describe(segmentation: Segmentation, image_spacing_mm: float) -> LesionDescription:
-    """The fusion network's image and lesion vector of one segmented patient."""
+def describe(
+    segmentation: Segmentation, image_spacing_mm: float, crops: bool = False
+) -> LesionDescription:
+    """The fusion network's image and lesion vector of one segmented patient.
+
+    Args:
+        crops: whether encoder features of the lesions' crops are wanted too; there are none where
+            the segmentation has no encoder maps.
+    """
     volume, mask = segmentation.volume, segmentation.labels
     spacing = volume.grid.spacing[::-1]
     step = max(1, round(image_spacing_mm / spacing[0]))
@@ -97,7 +110,8 @@ def describe(segmentation: Segmentation, image_spacing_mm: float) -> LesionDescr
         features = LesionFeatures(
             features.names + pooled.names, np.concatenate([features.values, pooled.values])
         )
-    return LesionDescription(image, features)
+    seen = crop_features(segmentation.encoder_maps, mask, spacing) if crops else NO_FEATURES
+    return LesionDescription(image, features, seen)
 
 
 class Prognosis:
@@ -130,7 +144,16 @@ class Prognosis:
         Raises:
             ValueError: one of them is not there.
         """
-        return replace(description, features=description.features.select(self.part.lesion_features))
+        return replace(
+            description,
+            features=description.features.select(self.part.lesion_features),
+            crops=description.crops.select(self.part.crop_features),
+        )
+
+    @property
+    def wants_crops(self) -> bool:
+        """Whether it looks at encoder features of the lesions' crops."""
+        return bool(self.part.crop_features)
 
     def expected_days(self, risk: float) -> float | None:
         """Recurrence-free days expected at a risk; None where the bundle does not know."""
@@ -168,7 +191,7 @@ class Prognosis:
             effects.append({b: scale * e for b, e in member.branch_effects(inputs).items()})
             reasons = member.contributions(inputs, description.features.names)
             if no_record:  # a value that is not there is no reason
-                reasons = reasons[len(reasons) - len(member.variables.lesion_columns) :]
+                reasons = reasons[len(member.encoder.feature_names_) * member.variables.table :]
             named.append([Contribution(c.name, scale * c.value) for c in reasons])
         if no_record:
             unusable = notes if any(v is not None for v in record.values.values()) else ()

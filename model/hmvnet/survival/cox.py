@@ -35,8 +35,8 @@ WIDEST = 500.0  # of linear predictors: e to its power, and one over it, are sti
 class PartialLikelihood:
     """Cox's log partial likelihood of one cohort, ties after Efron, and its derivatives."""
 
-    def __init__(self, x: np.ndarray, outcomes: Outcomes) -> None:
-        """Of variables ``x`` ``[n, p]``, finite.
+    def __init__(self, x: np.ndarray, outcomes: Outcomes, offset: np.ndarray | None = None) -> None:
+        """Of variables ``x`` ``[n, p]``, finite, beside a fixed part ``[n]`` of the predictors.
 
         Raises:
             ValueError: no event.
@@ -45,6 +45,7 @@ class PartialLikelihood:
             raise ValueError("no event among the training patients")
         order = np.argsort(-outcomes.days, kind="stable")
         self.x = np.asarray(x, np.float64)[order]
+        self.offset = np.zeros(len(order)) if offset is None else offset[order]
         self.event = outcomes.event[order]
         _, first, group, size = np.unique(
             -outcomes.days[order], return_index=True, return_inverse=True, return_counts=True
@@ -93,17 +94,19 @@ def ridge_path(
     outcomes: Outcomes,
     penalties: Sequence[float],
     start: np.ndarray | None = None,
+    offset: np.ndarray | None = None,
 ) -> np.ndarray:
     """Coefficients ``[k, p]`` of ``x`` ``[n, p]`` for each of ``penalties``, each above 0.
 
     Each fit begins where that of the next stronger penalty ended, the first at ``start`` ``[p]``.
+    ``offset`` ``[n]`` is added to the linear predictors and not fitted.
 
     Raises:
         ValueError: a penalty of 0 or below, or no event.
     """
     if min(penalties) <= 0:
         raise ValueError(f"ridge penalties must be above 0, found {min(penalties):g}")
-    likelihood = PartialLikelihood(x, outcomes)
+    likelihood = PartialLikelihood(x, outcomes, offset)
     found = np.zeros((len(penalties), x.shape[1]))
     coefficient = found[0] if start is None else start
     for i in np.argsort(penalties)[::-1]:
@@ -117,7 +120,7 @@ def _climb(likelihood: PartialLikelihood, coefficient: np.ndarray, ridge: float)
     def value(b: np.ndarray, eta: np.ndarray) -> float:
         return likelihood.value(eta) - 0.5 * ridge * float(b @ b)
 
-    eta = likelihood.x @ coefficient
+    eta = likelihood.x @ coefficient + likelihood.offset
     height = value(coefficient, eta)
     for _ in range(MOST_STEPS):
         gradient, information = likelihood.derivatives(eta)

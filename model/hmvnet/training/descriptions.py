@@ -16,7 +16,7 @@ from hmvnet.config import InferenceSettings, Settings
 from hmvnet.files import digest
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.fusion import signed_log
-from hmvnet.prognosis.member import LesionDescription
+from hmvnet.prognosis.member import NO_FEATURES, LesionDescription
 from hmvnet.prognosis.risk import describe
 from hmvnet.progress import REMARKS, print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
@@ -25,6 +25,7 @@ from hmvnet.segmentation.segmenter import Segmenter
 from hmvnet.state import made_once, read_arrays, write_arrays
 from hmvnet.training.cache import files_hash
 
+CROPS_VERSION = 1  # alike, to features of crops
 DESCRIPTION_VERSION = 3  # counts changes to masks and features that no setting shows
 ENCODER_PREFIX = "encoder"  # names of pooled encoder features, see pool_encoder_features
 
@@ -87,9 +88,11 @@ class LesionDescriber:
         image_spacing_mm: float,
         cache: Path,
         inference: InferenceSettings | None = None,
+        crops: bool = False,
     ) -> None:
         self.bundle = bundle
         self.image_spacing_mm = image_spacing_mm
+        self.crops = crops
         inference = (inference or InferenceSettings()).without_budget()
         self.segmenter = Segmenter(bundle, device, inference)
         manifest = bundle.manifest
@@ -100,6 +103,7 @@ class LesionDescriber:
             *networks_of(manifest),
             image_spacing_mm,
             *(s.model_dump(mode="json") for s in settings),
+            *(["crops", CROPS_VERSION] if crops else []),
         )
         self.folder = cache / f"lesions-{key}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +128,10 @@ class LesionDescriber:
 
         stored = made_once(path, lambda: read_arrays(path), make)
         features = LesionFeatures(tuple(stored["names"].tolist()), stored["values"])
-        description = LesionDescription(stored["image"].astype(np.float32), features)
+        crops = NO_FEATURES
+        if self.crops:
+            crops = LesionFeatures(tuple(stored["crop_names"].tolist()), stored["crop_values"])
+        description = LesionDescription(stored["image"].astype(np.float32), features, crops)
         return Described(
             patient.patient_id, patient.centre, description, patient.record, patient.outcome
         )
@@ -132,15 +139,17 @@ class LesionDescriber:
     def _describe(self, patient: Patient, members: Sequence[int]) -> LesionDescription:
         case = patient.read()
         REMARKS.tell(patient.patient_id, case.notes)
-        return describe(self.segmenter.only(members)(case), self.image_spacing_mm)
+        return describe(self.segmenter.only(members)(case), self.image_spacing_mm, self.crops)
 
 
 def _arrays(description: LesionDescription) -> dict[str, np.ndarray]:
     """What is kept on disk."""
     return {
         "image": description.image.astype(np.float16),
-        "names": np.array(description.features.names),
+        "names": np.array(description.features.names, dtype=str),
         "values": description.features.values,
+        "crop_names": np.array(description.crops.names, dtype=str),
+        "crop_values": description.crops.values,
     }
 
 
@@ -178,6 +187,7 @@ def load_described(
     settings: Settings,
     image_spacing_mm: float,
     run: Path,
+    crops: bool = False,
 ) -> list[Described]:
     """Every patient with an outcome, described by networks that did not see them.
 
@@ -185,6 +195,7 @@ def load_described(
         settings: where the data is, what its tables are called, how networks run.
         image_spacing_mm: of the images that the fusion network sees.
         run: where the descriptions are kept, unless ``data.cache`` says another place.
+        crops: whether encoder features of the lesions' crops are wanted.
 
     Raises:
         ValueError: no data, no outcomes, or (LeakError) a patient that every network saw.
@@ -193,7 +204,9 @@ def load_described(
     patients = find_patients(data.root, names, need_labels=False)
     print_lines(patients.summary())
     cache = Path(data.cache or run / "cache")
-    describer = LesionDescriber(bundle, pick_device(), image_spacing_mm, cache, settings.inference)
+    describer = LesionDescriber(
+        bundle, pick_device(), image_spacing_mm, cache, settings.inference, crops
+    )
     described = describe_all(describer, patients, lambda some: track(some, "segment and describe"))
     if not described:
         wanted = ", ".join(names.outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from hmvnet.prognosis.member import (
     rest_of,
 )
 from hmvnet.reading.records import HECKTOR, ClinicalSchema
+from hmvnet.survival.beside import fit_beside
 from hmvnet.survival.cox import fit_linear_risk
 from hmvnet.survival.losses import cox_loss, ranking_loss
 from hmvnet.training.descriptions import Described, handcrafted_count, outcomes_of
@@ -44,7 +45,8 @@ def inputs_of(patients: Sequence[Described], encoder: ClinicalEncoder) -> Patien
     table = encoder.transform([p.record for p in patients])
     image = np.stack([p.description.image for p in patients])
     lesions = np.stack([p.description.features.values for p in patients])
-    return PatientInputs(*(torch.from_numpy(a).float() for a in (image, table, lesions)))
+    crops = np.stack([p.description.crops.values for p in patients])
+    return PatientInputs(*(torch.from_numpy(a).float() for a in (image, table, lesions, crops)))
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Cohort:
         inputs: the fusion network's.
         variables: the named ones.
         named: models on these.
+        crops: a model on these and encoder features of the lesions' crops, where wanted.
     """
 
     patients: Sequence[Described]
@@ -65,6 +68,7 @@ class Cohort:
     inputs: PatientInputs
     variables: NamedVariables
     named: Mapping[str, Weighted]
+    crops: Weighted | None = None
 
     @classmethod
     def of(
@@ -84,8 +88,13 @@ class Cohort:
         encoder = ClinicalEncoder(schema).fit([p.record for p in patients])
         inputs = inputs_of(patients, encoder)
         variables = NamedVariables.of(settings.branches, _named_columns(patients, settings))
-        named = _fit_named(variables.values(inputs), outcomes, settings)
-        return cls(patients, outcomes, encoder, inputs, variables, named)
+        x = variables.values(inputs)
+        named = _fit_named(x, outcomes, settings)
+        crops = _fit_crops(x, inputs, outcomes, settings)
+        if crops is not None:
+            rest = 1.0 - crops.weight
+            named = {k: Weighted(rest * one.weight, one.model) for k, one in named.items()}
+        return cls(patients, outcomes, encoder, inputs, variables, named, crops)
 
 
 def fit_member(
@@ -116,7 +125,7 @@ def fit_member(
         rows = torch.from_numpy(drawn).to(fabric.device)
         batch = inputs.rows(rows)
         if rng.random() < 0.5:
-            batch = PatientInputs(batch.image.flip(-1), batch.table, batch.lesions)
+            batch = replace(batch, image=batch.image.flip(-1))
         risk = model(batch)
         cox = cox_loss(risk, days[rows], event[rows])
         ranking = ranking_loss(risk, days[rows], event[rows])
@@ -181,7 +190,7 @@ def _config(inputs: PatientInputs, settings: PrognosisSettings) -> FusionConfig:
     return FusionConfig(
         table_features=inputs.table.shape[1],
         lesion_features=inputs.lesions.shape[1],
-        branches=settings.branches,
+        branches=settings.network_branches,
         image_width=settings.image_width,
     )
 
@@ -212,6 +221,19 @@ def _fit_named(
     return named
 
 
+def _fit_crops(
+    x: np.ndarray, inputs: PatientInputs, outcomes: Outcomes, settings: PrognosisSettings
+) -> Weighted | None:
+    """The model on the named variables ``x`` ``[n, p]`` and the crops, where there are some."""
+    if not settings.wants_crops or not settings.crops_weight or inputs.crops is None:
+        return None
+    crops = inputs.crops.double().numpy()
+    if not crops.shape[1]:
+        return None
+    rng = np.random.default_rng(settings.seed)
+    return Weighted(settings.crops_weight, fit_beside(x, crops, outcomes, rng, settings.bags))
+
+
 @torch.inference_mode()
 def _with_head(
     network: FusionNetwork, cohort: Cohort, settings: PrognosisSettings
@@ -221,8 +243,9 @@ def _with_head(
     # The seed is that of ICARE on the named variables: a bag has the same patients in all parts.
     head = _icare(settings).fit(fused, cohort.outcomes, np.random.default_rng(settings.seed))
     means = {name: values.mean(0) for name, values in outputs.items()}
-    share = Weighted(rest_of(cohort.named), head)
-    return PrognosisMember(cohort.encoder, network, means, share, cohort.named, cohort.variables)
+    named, crops = cohort.named, cohort.crops
+    share = Weighted(rest_of(named, crops), head)
+    return PrognosisMember(cohort.encoder, network, means, share, named, cohort.variables, crops)
 
 
 def _named_columns(patients: Sequence[Described], settings: PrognosisSettings) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     print_notes(Console(stderr=True), notes)
     options = settings.prognosis
     spacing, schema = options.image_spacing_mm, settings.clinical.record_schema
-    described = load_described(bundle, settings, spacing, run)
+    described = load_described(bundle, settings, spacing, run, options.wants_crops)
     refuse_hidden_outcome(described, schema)
     outcomes = outcomes_of(described)
     data = settings.data
@@ -61,7 +61,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
         "relapses": int(outcomes.event.sum()),
         "data": Path(data.root).resolve().name,
     }
-    without_record = None
+    without_record, others = None, []
     if "table" in options.branches and len(options.branches) > 1:
         rest = tuple(branch for branch in options.branches if branch != "table")
         options = options.model_copy(update={"branches": rest})
@@ -75,10 +75,12 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
             settings=others[0].settings(), files=list(named), shift=shift, scale=scale
         )
         tensors |= named
+    looks = any(member.crops for member in (*members, *others))
     part = PrognosisPart(
         settings=members[0].settings() | {"image_spacing_mm": spacing},
         clinical=[m.encoder.state() for m in members],
         lesion_features=list(described[0].description.features.names),
+        crop_features=list(described[0].description.crops.names) if looks else [],
         risk_quantiles=np.quantile(validated.risk, np.linspace(0, 1, RISK_QUANTILES)).tolist(),
         curve=curve.state(),
         without_record=without_record,
