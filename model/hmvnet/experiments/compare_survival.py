@@ -48,8 +48,9 @@ from hmvnet.survival.validation import (
 )
 from hmvnet.training.descriptions import Described, handcrafted, load_described, outcomes_of
 from hmvnet.training.folds import repeated_folds
+from hmvnet.training.judged import fit_judged
 from hmvnet.training.leaks import refuse_hidden_outcome
-from hmvnet.training.prognosis import fit_judged, predict
+from hmvnet.training.prognosis import predict
 
 CURVE_YEARS = 5
 TIMES = np.linspace(30.0, CURVE_YEARS * DAYS_PER_YEAR, 60)  # days at which curves are compared
