@@ -12,7 +12,7 @@ from hmvnet.case import Case, ClinicalRecord
 from hmvnet.exits import RefusedError
 from hmvnet.reading.challenge import is_challenge_folder, read_case
 from hmvnet.reading.checks import checked_case
-from hmvnet.reading.dicom import NO_RECORD, DicomFolder, Unpaired, find_dicom
+from hmvnet.reading.dicom import DicomFolder, Unpaired, find_dicom
 from hmvnet.reading.folder import NoPatientsError, Patient, find_scans, image_stem
 from hmvnet.reading.frames import OLD_EXCEL, is_workbook, read_frame
 from hmvnet.reading.images import SUFFIXES, read_image
@@ -87,8 +87,7 @@ class Pair:
     def read(self) -> Case:
         ct, ct_notes = read_image(self.ct)
         pet, pet_notes = read_image(self.pet)
-        record = ClinicalRecord()
-        notes: tuple[str, ...] = (NO_RECORD,)
+        record, notes = ClinicalRecord(), tuple[str, ...]()  # without one the risk says so
         if self.known:
             record, notes = self.known.record, self.known.notes
         elif self.record:
