@@ -105,7 +105,9 @@ def test_a_scheduler_that_is_there_going_on_and_what_it_must_share(
         assert again.skipped == ["a", "c"]
         result = predict_cohort(sources, crew, Order(tmp_path / "new", picture=False))
         assert result.done == ["a", "c"] and not list(tmp_path.rglob(".*"))
-        monkeypatch.setattr("hmvnet.cluster._token", lambda folder: nullcontext(folder / "unseen"))
+        monkeypatch.setattr(
+            "hmvnet.cluster.shared_token", lambda folder: nullcontext(folder / "unseen")
+        )
         with pytest.raises(RefusedError, match=r"does not see .* on storage that all machines"):
             predict_cohort(sources, crew, Order(tmp_path / "other", picture=False))
         monkeypatch.undo()

@@ -14,7 +14,11 @@ def test_the_regret_is_to_the_best_on_average() -> None:
     """Not to the best of each draw, which nobody can be."""
     words = [*room.PARTS.values(), *room.OTHERS.values()]
     rows = [
-        {"size": 100, "events": 40, "fusion": fusion, **dict.fromkeys(words, 0.5), **better}
+        {
+            **{"size": 100, "events": 40, "fusion": fusion, "fusion with MTLR": 0.7},
+            **dict.fromkeys(words, 0.5),
+            **better,
+        }
         for fusion, better in (
             (0.70, {"Cox": 0.72, "ICARE": 0.60}),
             (0.68, {"Cox": 0.68, "ICARE": 0.75}),
@@ -23,6 +27,7 @@ def test_the_regret_is_to_the_best_on_average() -> None:
     (row,) = room.regrets(pd.DataFrame(rows)).to_dict("records")
     assert row["best"] == "Cox" and row["draws"] == 2
     assert row["regret"] == pytest.approx(0.01) and row["standard error"] == pytest.approx(0.01)
+    assert row["MTLR: gain as a part"] == pytest.approx(0.01) == row["MTLR: its error"]
 
 
 def test_draws_are_kept(tmp_path, monkeypatch) -> None:
@@ -31,6 +36,7 @@ def test_draws_are_kept(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(room, "OTHERS", {"rsf": "random survival forest"})
     table = room.bench_parts(settings, "whas500", tmp_path, [100], 2, 0, QUIET)
     assert (table[["fusion", "Cox", "ICARE"]] > 0.65).all().all()
+    assert 0 < abs(table["random survival forest: gain as a part"][0]) < 0.05
     draws = pd.read_csv(tmp_path / "draws.csv")
     assert list(draws["draw"]) == [0, 1] and draws["Cox"].nunique() == 2
     monkeypatch.setattr(room, "_score", lambda *_: pytest.fail("it is there"))

@@ -6,7 +6,12 @@ import pytest
 from rich.console import Console
 
 from hmvnet.case import Outcomes
-from hmvnet.experiments.survival_report import print_table, title_of
+from hmvnet.experiments.survival_report import (
+    print_table,
+    readable_names,
+    title_of,
+    write_tables,
+)
 
 TABLE = pd.DataFrame(
     {
@@ -27,10 +32,11 @@ def test_the_table_fits_and_says_what_it_left_out(width: int) -> None:
     print_table(TABLE, "763 patients", Console(file=file, width=width))
     text = file.getvalue()
     assert max(map(len, text.splitlines())) <= width
-    assert "763 patients" in text and "Cox (table)" in " ".join(text.split())
-    hidden = " ".join(text.split()).partition("not shown here: ")[2].split(", ")
-    assert len(set(hidden) & set(TABLE.columns)) == {40: 5, 60: 5, 80: 4, 120: 1, 200: 0}[width]
-    assert ("0.011 (0.001 to 0.020)" in text) == (width >= 80) == ("C - coxph" not in hidden)
+    assert "763 patients" in text and "fusion (table)" in text and "coxph" not in text
+    hidden = " ".join(text.split()).partition("not shown here: ")[2].split("; ")
+    headings = {name.replace("C - coxph", "C less Cox") for name in TABLE.columns}
+    assert len(set(hidden) & headings) == {40: 5, 60: 5, 80: 4, 120: 0, 200: 0}[width]
+    assert ("0.011 (0.001 to 0.020)" in text) == (width >= 80) == ("C less Cox" not in hidden)
     assert "nan" not in text
 
 
@@ -39,3 +45,21 @@ def test_the_title_counts_patients_events_and_folds() -> None:
     fold = np.array([[0, 1, 2, 0, 1, 2]])
     assert title_of(outcomes, fold) == "6 patients, 3 relapses, 3 folds"
     assert title_of(outcomes, np.tile(fold, (2, 1))) == "6 patients, 3 relapses, 2 x 3 folds"
+
+
+def test_what_a_model_sees_is_said_where_they_see_different_things() -> None:
+    assert readable_names(["coxph", "rsf", "fusion-table"]) == {
+        "coxph": "Cox",
+        "rsf": "random survival forest",
+        "fusion-table": "fusion (table)",
+    }
+    for other in ("coxph+lesions", "fusion", "fusion-no-image"):
+        assert readable_names(["coxph", other])["coxph"] == "Cox (table)"
+
+
+def test_markdown_is_for_readers_and_csv_for_programs(tmp_path) -> None:
+    fold = np.zeros((1, 2), int)
+    write_tables(TABLE, {"coxph": np.zeros((1, 2))}, ["a", "b"], fold, tmp_path, "2 patients")
+    told = (tmp_path / "survival.md").read_text()
+    assert told.startswith("2 patients\n\n| model") and "C less Cox" in told
+    assert list(pd.read_csv(tmp_path / "survival.csv")["model"]) == list(TABLE.index)

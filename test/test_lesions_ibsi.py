@@ -17,6 +17,7 @@ from hmvnet.lesions.ibsi import (
     discretise,
     glcm,
     glcm_features,
+    greatest_dimension,
     histogram_features,
     intensity_peak,
     intensity_statistics,
@@ -193,3 +194,28 @@ def test_peak_is_the_mean_over_the_sphere_also_at_the_border() -> None:
         for v in np.argwhere(mask)
     )
     assert intensity_peak(image, mask, spacing) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("box", "longest"),
+    [
+        (np.s_[3:13, 4:9, 5:7], math.sqrt(9**2 + 4**2 + 1)),
+        (np.s_[3:13, 4:5, 0:30], math.sqrt(9**2 + 29**2)),  # flat
+        (np.s_[3:13, 4:5, 5:6], 9.0),
+        (np.s_[3:4, 4:5, 5:6], 0.0),
+        (np.s_[0:0, 0:0, 0:0], 0.0),
+        (np.s_[:, :, :], math.sqrt(29**2 + 19**2 + 29**2)),  # the whole array
+    ],
+)
+def test_greatest_dimension_is_that_between_the_farthest_voxels(box, longest):
+    mask = np.zeros((30, 20, 30), bool)
+    mask[box] = True
+    assert greatest_dimension(mask, MM) == pytest.approx(longest, abs=1e-3)
+    assert greatest_dimension(mask, (2, 2, 2)) == pytest.approx(2 * longest, abs=1e-3)
+
+
+def test_greatest_dimension_of_a_ball_is_close_to_the_meshs():
+    grid = Grid((41, 41, 41), MM, (0.0, 0.0, 0.0))
+    mask = ball(grid, (20, 20, 20), 15)
+    mesh = morphology(mask, MM).diameter_mm
+    assert mesh - 1.5 < greatest_dimension(mask, MM) < mesh

@@ -10,6 +10,7 @@ from hmvnet.networks.hmvnet import (
     unpartition,
     window_runs,
 )
+from hmvnet.networks.norms import make_norm
 
 SMALL = {"channels": 8, "head_channels": 8, "depths": (2, 2, 2, 2), "window": 4}
 
@@ -154,16 +155,27 @@ def test_padding_at_the_end_is_air():
 
 
 def test_far_air_does_not_change_what_is_seen():
-    """BatchNorm in evaluation: one pass over the region equals a patch."""
+    """Without statistics of what is seen, one pass over the region equals a patch."""
     x = torch.rand(1, 2, 32, 32, 64)
     apart = {}
-    for norm in ("batch", "group"):
+    for norm in ("batch", "group", "voxel"):
         network = small_network(depths=(0, 0), convs=(0, 0), mlp_ratios=(2, 2), norm=norm)
         with torch.inference_mode():
             alone, wide = network(x[..., :32]).logits, network(x).logits
         # Convolutions reach some voxels past the cut; away from it the two agree.
         apart[norm] = float((alone[..., :8] - wide[..., :8]).abs().max())
-    assert apart["batch"] < 1e-5 < apart["group"]
+    assert max(apart["batch"], apart["voxel"]) < 1e-5 < apart["group"]
+
+
+def test_a_voxels_norm_is_its_channels_root_mean_square():
+    x = torch.randn(2, 5, 3, 4, 6).contiguous(memory_format=torch.channels_last_3d)
+    norm = make_norm(5, "voxel")
+    torch.nn.init.constant_(norm.weight, 2.0)
+    torch.nn.init.constant_(norm.bias, -1.0)
+    found = norm(x)
+    mean_square = x.square().mean(1, keepdim=True)
+    torch.testing.assert_close(found, 2 * x / (mean_square + 1e-5).sqrt() - 1)
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @pytest.mark.parametrize("stages", [2, 3, 5])

@@ -31,6 +31,7 @@ from hmvnet.phantom import (
 from hmvnet.phantom.patient import MISSING_SHARE
 from hmvnet.phantom.shapes import Blob, Capsule, Ellipsoid, Lattice, label, paint
 from hmvnet.reading.challenge import read_case
+from hmvnet.reading.tables import read_outcome_table
 
 COMPACT = PhantomSettings(compact=True)
 
@@ -268,6 +269,20 @@ def test_cohort_has_the_hecktor_layout(tmp_path: Path) -> None:
     note = (tmp_path / "SYNTHETIC.md").read_text()
     assert "not patients" in note and "seed 7" in note and "C-index" in note
     assert "SYNTHETIC" in str(summary)
+
+
+def test_records_alone_are_those_of_the_cohort_with_images(tmp_path: Path) -> None:
+    summary = write_cohort(tmp_path, 30, 7, layout="records")
+    table = pd.read_csv(tmp_path / "records.csv", dtype={"PatientID": str})
+    plans = list(draw_cohort(30, 7))
+    assert list(table["PatientID"]) == [plan.patient_id for plan in plans]
+    assert list(table["RFS"]) == [int(plan.rfs_days) for plan in plans]
+    assert [one for one in tmp_path.iterdir() if one.is_dir()] == []
+    read = read_outcome_table([tmp_path / "records.csv"])
+    assert [o.event for o in read.outcomes] == [bool(plan.relapse) for plan in plans]
+    assert summary.patients == 30
+    with pytest.raises(ValueError, match="no images, and DICOM"):
+        write_cohort(tmp_path / "x", 1, 7, layout="records", dicom=True)
 
 
 @pytest.mark.usefixtures("quick")

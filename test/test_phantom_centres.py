@@ -142,7 +142,7 @@ def test_tables_hold_the_centres_own_words(tmp_path: Path, monkeypatch: pytest.M
     write_cohort(tmp_path, 40, 17, APART)
     path = tmp_path / "Task 2" / "HECKTOR_2025_Training_Task_2.csv"
     assert {"0", "1", "M"} <= set(pd.read_csv(path, dtype=str)["Gender"].dropna())
-    read = read_outcome_table([path], patient="PatientID", time="RFS", event="Relapse")
+    read = read_outcome_table([path])
     assert len(read.ids) == 40
     assert list(pd.read_csv(tmp_path / "truth.csv")["centre_log_hazard"]) == [
         EFFECTS[p.scan.center].log_hazard for p in draw_cohort(40, 17, APART)

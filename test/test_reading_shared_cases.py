@@ -22,7 +22,7 @@ from hmvnet.case import CaseError, Outcome
 from hmvnet.reading.challenge import read_case
 from hmvnet.reading.folder import find_patients, find_scans
 from hmvnet.reading.images import read_image
-from hmvnet.reading.tables import TableNames
+from hmvnet.reading.outcomes import TableNames
 
 JUNK = b"\0\x05\x16\x07\0\x02\0\0Mac OS X        \xff\xfe" + b"\0" * 200  # AppleDouble
 
@@ -182,7 +182,7 @@ def test_case_10_an_empty_table_is_an_error_that_names_it(tmp_path):
     ("name", "text"),
     [
         ("centres.csv", "centre,scanner\n1,a\n"),
-        ("table.xlsx", "PK"),
+        ("table.xls", "PK"),
         ("table.tsv", "PatientID\tAge\nA-1\t61\n"),
     ],
 )

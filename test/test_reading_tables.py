@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 
 from hmvnet.case import Outcome
-from hmvnet.reading import tables
+from hmvnet.reading import frames
 from hmvnet.reading.names import LeftOut
+from hmvnet.reading.outcomes import TableNames
 from hmvnet.reading.records import clean_scalar
 from hmvnet.reading.tables import (
-    TableNames,
+    OutcomeTable,
     match_names,
     read_outcome_table,
     read_records,
@@ -21,12 +22,16 @@ from hmvnet.table_files import write_table
 NAMES = {"patient": "id", "time": "RFS", "event": "Relapse"}
 
 
+def outcomes_in(*paths: Path, **names) -> OutcomeTable:
+    return read_outcome_table(paths, TableNames(**names))
+
+
 def test_outcome_table(tmp_path: Path) -> None:
     first, second = tmp_path / "clinical.csv", tmp_path / "targets.csv"
     first.write_text("id,age\n001,60\n002,61\n003,62\n004,63\n")
     second.write_text("id,relapse,days,last\n002,yes,100,400\n001,no,,500\n003,,,300\n")
-    outcomes = read_outcome_table(
-        [first, second], patient="id", time="days", event="relapse", follow_up="last"
+    outcomes = outcomes_in(
+        first, second, patient="id", time="days", event="relapse", follow_up="last"
     )
     assert outcomes.ids == ("001", "002")
     assert outcomes.columns == ("age",)
@@ -45,13 +50,13 @@ def test_times_in_another_unit_are_days(unit, days, tmp_path):
     path = tmp_path / "all.csv"
     path.write_text("id,time,event\na,2,1\nb,3.5,0\n")
     columns = {"patient": "id", "time": "time", "event": "event"}
-    found = read_outcome_table([path], **columns, time_unit=unit)
+    found = outcomes_in(path, **columns, time_unit=unit)
     assert [outcome.days for outcome in found.outcomes] == [2 * days, 3.5 * days]
     path.write_text("id,time,event\na,2020-01-01,1\n")
     with pytest.raises(ValueError, match=f"other than a number of {unit}"):
-        read_outcome_table([path], **columns, time_unit=unit)
+        outcomes_in(path, **columns, time_unit=unit)
     with pytest.raises(ValueError, match="time unit 'moons': expected one of days, weeks"):
-        read_outcome_table([path], **columns, time_unit="moons")
+        outcomes_in(path, **columns, time_unit="moons")
 
 
 def test_outcome_table_names_what_is_wrong(tmp_path: Path) -> None:
@@ -59,16 +64,16 @@ def test_outcome_table_names_what_is_wrong(tmp_path: Path) -> None:
     path.write_text("id,RFS,Relapse\n1,10,0\n")
     twice.write_text("id,x\n1,10\n1,11\n")
     with pytest.raises(ValueError, match=r"a.csv: no column \['Recurrence'\]"):
-        read_outcome_table([path], **(NAMES | {"event": "Recurrence"}))
-    with pytest.raises(ValueError, match=r"b.csv: a patient occurs more than once"):
-        read_outcome_table([path, twice], **NAMES)
+        outcomes_in(path, **(NAMES | {"event": "Recurrence"}))
+    with pytest.raises(ValueError, match=r"b.csv: patient '1' in rows 2 and 3, which differ"):
+        outcomes_in(path, twice, **NAMES)
     with pytest.raises(ValueError, match=r"a.csv: columns .* earlier table"):
-        read_outcome_table([path, path], **NAMES)
+        outcomes_in(path, path, **NAMES)
     with pytest.raises(ValueError, match=r"none.csv: not readable"):
-        read_outcome_table([tmp_path / "none.csv"], **NAMES)
+        outcomes_in(tmp_path / "none.csv", **NAMES)
     twice.write_text("id,x,x \n1,10,11\n")
     with pytest.raises(ValueError, match=r"b.csv: .*columns \['x'\] more than once"):
-        read_outcome_table([path, twice], **NAMES)
+        outcomes_in(path, twice, **NAMES)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,7 @@ def test_a_cell_is_cleaned_as_a_json_value(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.csv"
     # The second row makes it a column of texts.
     path.write_text(f"id,RFS,Relapse,x\n1,10,0,{text}\n2,10,1,word\n")
-    record = read_outcome_table([path], **NAMES).records[0]
+    record = outcomes_in(path, **NAMES).records[0]
     assert record.values["x"] == clean_scalar(text)[0]
 
 
@@ -86,7 +91,7 @@ def test_codes_of_a_table_are_the_categories_they_were(tmp_path: Path) -> None:
     """A column of digits is one of numbers, zeros or not; beside a word the texts stay."""
     path = tmp_path / "a.csv"
     path.write_text("id,RFS,Relapse,digits,mixed\n1,10,0,01,01\n2,10,1,02,2a\n3,5,1,,1\n")
-    records = read_outcome_table([path], **NAMES).records
+    records = outcomes_in(path, **NAMES).records
     assert [r.values["digits"] for r in records] == [1.0, 2.0, None]
     assert [r.values["mixed"] for r in records] == ["01", "2a", 1.0]
 
@@ -94,7 +99,7 @@ def test_codes_of_a_table_are_the_categories_they_were(tmp_path: Path) -> None:
 def test_notes_on_cells_are_counts(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("id,RFS,Relapse,x\n1,10,0,63\n2,10,1,old\n3,10,1,64\n4,10,1,\n5,9,0,?\n")
-    assert read_outcome_table([path], **NAMES).notes == (
+    assert outcomes_in(path, **NAMES).notes == (
         "a.csv: field 'x': text where a number was expected, converted (2 values)",
         "a.csv: field 'x': text read as missing (1 value)",
     )
@@ -156,7 +161,7 @@ def test_an_event_of_another_code_is_refused(tmp_path: Path, code: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_tables(tmp_path)
     with pytest.raises(ValueError, match=message):
-        read_outcome_table([path], **(NAMES | {"patient": "PatientID"}))
+        outcomes_in(path, **(NAMES | {"patient": "PatientID"}))
 
 
 def test_names_are_texts_without_outer_blanks(tmp_path: Path) -> None:
@@ -166,7 +171,7 @@ def test_names_are_texts_without_outer_blanks(tmp_path: Path) -> None:
         "002": {"Age": 61.0},
     }
     (tmp_path / "b.csv").write_text("PatientID,Age\n001,60\n001 ,61\n")
-    with pytest.raises(ValueError, match=r"b.csv: a patient occurs more than once"):
+    with pytest.raises(ValueError, match=r"b.csv: patient '001' in rows 2 and 3, which differ"):
         read_tables(tmp_path)
 
 
@@ -255,9 +260,9 @@ def test_a_table_that_cannot_be_trusted_is_refused(tmp_path: Path, text: str, me
 
 def test_a_table_beyond_all_measure_is_refused_unread(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "a.csv").write_text(HEAD + ROWS)
-    monkeypatch.setattr(tables, "MOST_BYTES", len(HEAD + ROWS))
+    monkeypatch.setattr(frames, "MOST_BYTES", len(HEAD + ROWS))
     assert len(read_tables(tmp_path)) == 2
-    monkeypatch.setattr(tables, "MOST_BYTES", len(HEAD + ROWS) - 1)
+    monkeypatch.setattr(frames, "MOST_BYTES", len(HEAD + ROWS) - 1)
     with pytest.raises(ValueError, match=r"a\.csv: .* bytes, expected at most"):
         read_tables(tmp_path)
 
@@ -291,8 +296,8 @@ def test_a_match_without_leading_zeros_is_said(tmp_path: Path) -> None:
     assert found["001"].record.values["Age"] == 61 and set(found) == {"001", "2"}
     assert found["001"].notes == ("a.csv: the row of '1' is used",) and found["2"].notes == ()
     (tmp_path / "b.csv").write_text("PatientID,HPV\n01,1\n")
-    outcomes = read_outcome_table(
-        [tmp_path / "a.csv", tmp_path / "b.csv"], **(NAMES | {"patient": "PatientID"})
+    outcomes = outcomes_in(
+        tmp_path / "a.csv", tmp_path / "b.csv", **(NAMES | {"patient": "PatientID"})
     )
     assert outcomes.records[0].values["HPV"] == 1
     assert outcomes.notes == (
@@ -310,12 +315,12 @@ def test_names_are_what_is_written(tmp_path: Path, name: str) -> None:
 def test_a_date_for_a_time_is_refused_and_a_negative_time_is_noted(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("id,RFS,Relapse,last\n1,-7,1,9\n2,5,0,9\n")
-    found = read_outcome_table([path], **NAMES)
+    found = outcomes_in(path, **NAMES)
     assert found.ids == ("2",) and found.notes == ("1 value without an outcome, left out",)
     for rows in ("1,2024-03-01,1,9\n", "1,12 months,1,9\n", "1,,0,01/02/2024\n"):
         path.write_text("id,RFS,Relapse,last\n" + rows)
         with pytest.raises(ValueError, match=r"a.csv: column '\w+' holds 1 value other than"):
-            read_outcome_table([path], **NAMES, follow_up="last")
+            outcomes_in(path, **NAMES, follow_up="last")
 
 
 def test_columns_by_other_names_beside_images(tmp_path: Path) -> None:
@@ -351,11 +356,11 @@ def test_a_column_named_in_the_settings_that_no_table_has_is_an_error(tmp_path: 
 def test_codes_of_an_event_in_tables_alone(tmp_path: Path, codes: dict[str, str]) -> None:
     path = tmp_path / "a.csv"
     path.write_text("id,RFS,Relapse\n1,10,1\n2,20,2\n3,30,\n")
-    found = read_outcome_table([path], **NAMES, event_codes=codes)
+    found = outcomes_in(path, **NAMES, event_codes=codes)
     assert found.outcomes == (Outcome(10.0, False), Outcome(20.0, True))
     path.write_text("id,RFS,Relapse\n1,10,1\n2,20,0\n")
     with pytest.raises(ValueError, match=r"column 'Relapse' holds 1 value other than 0?1, 0?2"):
-        read_outcome_table([path], **NAMES, event_codes=codes)
+        outcomes_in(path, **NAMES, event_codes=codes)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +382,7 @@ def test_no_message_holds_a_patients_value(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     messages = []
     names = NAMES | {"patient": "PatientID"}
-    for read in (lambda: read_tables(tmp_path), lambda: read_outcome_table([path], **names)):
+    for read in (lambda: read_tables(tmp_path), lambda: outcomes_in(path, **names)):
         try:
             read()
         except ValueError as error:

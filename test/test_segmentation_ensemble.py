@@ -1,14 +1,17 @@
+import weakref
+
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL_NETWORK, tiny_ct, tiny_pet
 
-from hmvnet.bundle import Bundle, WeightsError, load_bundle
+from hmvnet.bundle import Bundle, WeightsError, load_bundle, write_bundle
 from hmvnet.config import InferenceSettings
 from hmvnet.networks.output import Output
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.reading.checks import checked_case
+from hmvnet.segmentation import ensemble
 from hmvnet.segmentation.ensemble import (
     Ensemble,
     _Sum,
@@ -39,7 +42,7 @@ class Constant:
 def test_ensemble_averages_members_and_flips():
     clock = [0.0]
     members = [Constant(0.2, clock), Constant(0.4, clock)]
-    ensemble = Ensemble(members, True, 100.0, clock=lambda: clock[0])
+    ensemble = Ensemble(members, "left-right", 100.0, clock=lambda: clock[0])
     output = ensemble(np.zeros((2, 4, 4, 6), np.float32))
     assert output.probabilities[1, 0, 0, 2] == pytest.approx(0.3)
     # Mirrored passes are mirrored back: both edges get half of each pass.
@@ -51,7 +54,7 @@ def test_ensemble_averages_members_and_flips():
 def test_time_budget_leaves_passes_out_and_says_so():
     clock = [0.0]
     members = [Constant(0.1 * i, clock) for i in range(5)]
-    output = Ensemble(members, False, 2.5, clock=lambda: clock[0])(
+    output = Ensemble(members, "none", 2.5, clock=lambda: clock[0])(
         np.zeros((2, 4, 4, 4), np.float32)
     )
     assert [m.calls for m in members] == [1, 1, 0, 0, 0]
@@ -218,7 +221,7 @@ def test_after_the_gpu_comes_the_cpu(monkeypatch, error):
     monkeypatch.setattr(TorchForward, "_run", without_gpu)
     network = build_network("hmvnet", SMALL_NETWORK)
     forward = TorchForward(network, torch.device("cuda"), (32, 32, 32))
-    output = Ensemble([forward], flips=True)(np.zeros((2, 32, 32, 32), np.float32))
+    output = Ensemble([forward], flips="left-right")(np.zeros((2, 32, 32, 32), np.float32))
     ways = ["one pass on cuda", "sliding windows on cuda", "one pass on cpu"]
     assert tried == ways * 2  # both passes, in the same way
     assert len(output.notes) == 3 and ways[2] in output.notes[2]
@@ -244,3 +247,58 @@ def test_outputs_that_count_as_background_do_not_disagree():
         values[3], values[1, 0] = organ, 9.0
         total.add(values, Constant(0.0, [0.0]))
     assert total.disagreement == 0
+
+
+def test_all_axes_are_mirrored_and_mirrored_back():
+    clock = [0.0]
+    shown: list[tuple[int, ...]] = []
+
+    class Shown(Constant):
+        def __call__(self, volume, axes=()):
+            shown.append(axes)
+            return super().__call__(volume, axes)
+
+    output = Ensemble([Shown(0.2, clock)], "all")(np.zeros((2, 4, 4, 6), np.float32))
+    every = [(2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]
+    assert shown == [(), *every] and output.notes[0].startswith("8 of 8")
+    # Mirrored from left to right, which moves the edge, in half of the passes.
+    assert output.probabilities[1, 0, 0, [0, 5]] == pytest.approx([0.6, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("true", "left-right"), ("false", "none"), (True, "left-right"), ("all",) * 2],
+)
+def test_mirroring_is_said_in_the_old_way_too(said, meant):
+    assert InferenceSettings(flips=said).flips == meant
+
+
+def test_more_networks_than_memory_holds_are_loaded_one_at_a_time(
+    tiny_bundle, tmp_path, monkeypatch
+):
+    tiny = load_bundle(tiny_bundle)
+    files = [f"fold{i}.safetensors" for i in range(3)]
+    weights = {f: build_network("hmvnet", SMALL_NETWORK).state_dict() for f in files}
+    part = tiny.manifest.segmentation.model_copy(update={"files": files, "seen": [[]] * 3})
+    manifest = tiny.manifest.model_copy(update={"segmentation": part, "prognosis": None})
+    bundle = load_bundle(write_bundle(tmp_path / "three", manifest, weights))
+    volume = np.random.default_rng(0).random((2, 32, 32, 32), np.float32)
+    together = load_ensemble(bundle, torch.device("cpu"), InferenceSettings())(volume)
+
+    alive: list[weakref.ref] = []
+
+    def load(*args):
+        assert not any(one() for one in alive)
+        network = load_network(*args)
+        alive.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr(ensemble, "load_network", load)
+    monkeypatch.setattr(ensemble, "_free_bytes", lambda device: 1000)
+    one_by_one = load_ensemble(bundle, torch.device("cpu"), InferenceSettings())
+    found = one_by_one(volume)
+    np.testing.assert_array_equal(found.probabilities, together.probabilities)
+    assert len(alive) == 6 and any("one at a time" in note for note in found.notes)
+    (tmp_path / "three" / files[2]).write_bytes(b"")
+    with pytest.raises(WeightsError, match="fold2"):  # before the first patient
+        load_ensemble(bundle, torch.device("cpu"), InferenceSettings())

@@ -76,6 +76,13 @@ def test_who_has_no_node_is_n0_and_who_has_no_primary_is_told() -> None:
     assert found.n.stage == "N3" and MODELLED in found.notes
 
 
+def test_a_mass_beside_the_pharynx_that_is_called_a_primary_may_be_nodes() -> None:
+    """Who has one and no node is not N0 by necessity: the model says."""
+    stager = Stager(MODELS["t"], MODELS["n"])
+    mass = (1, (40, 30, 78), 7)
+    assert stager(predicted(mass, (1, (40, 30, 45), 7)).segmentation, NOBODY).n.stage == "N3"
+
+
 def test_known_lesions_are_not_measured_again() -> None:
     one = predicted(*TWO)
     assert Stager()(one.segmentation, NOBODY, one.lesions) == Stager()(one.segmentation, NOBODY)

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 from conftest import FAST_PROGNOSIS, described_patients
 
-from hmvnet.case import ClinicalRecord, harrell_c
+from hmvnet.case import harrell_c
 from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.member import PrognosisMember, Weighted
-from hmvnet.reading.records import HECKTOR
 from hmvnet.training import prognosis as training
 from hmvnet.training.descriptions import outcomes_of
 from hmvnet.training.engine import make_fabric
@@ -171,31 +170,6 @@ def test_one_relapse_is_enough_to_fit(tmp_path):
         for i, p in enumerate(patients)
     ]
     assert np.isfinite(predict([fit(tmp_path, quiet)], quiet)).all()
-
-
-def test_shares_are_judged_on_patients_that_no_part_was_fitted_to(tmp_path, monkeypatch):
-    """Risks out of the inner folds, of the weights that the members then have."""
-    patients = [
-        replace(p, record=ClinicalRecord({"Age": 20 + 90 * np.exp(-p.outcome.days / 1500)}))
-        for p in described_patients(66)
-    ]
-    settings = FAST_PROGNOSIS.model_copy(update={"branches": ("table",)})
-    fitted = []
-    of = training.Cohort.of
-    monkeypatch.setattr(
-        training.Cohort, "of", lambda some, *rest: fitted.append(len(some)) or of(some, *rest)
-    )
-    members, seen = training.fit_judged(patients, settings, HECKTOR, tmp_path, quiet=True)
-    assert sorted(fitted) == [44, 44, 44, 66]
-    assert harrell_c(outcomes_of(patients), seen) > 0.9
-    weights = [m.head.weight + sum(p.weight for p in m.named.values()) for m in members]
-    assert weights == pytest.approx([1.0, 1.0]) and members[0].head.weight != pytest.approx(0.34)
-    as_given, none = training.fit_judged(
-        patients, settings.model_copy(update={"inner_folds": 0}), HECKTOR, tmp_path / "0", True
-    )
-    assert none is None and as_given[0].head.weight == pytest.approx(0.34)
-    few, none = training.fit_judged(patients[:40], settings, HECKTOR, tmp_path / "few", quiet=True)
-    assert none is None and few[0].head.weight == pytest.approx(0.34)
 
 
 def test_a_member_whose_named_part_was_left_out_survives_its_tensors(tmp_path):

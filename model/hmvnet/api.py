@@ -15,7 +15,6 @@ from hmvnet.bundle import Manifest
 from hmvnet.case import ClinicalRecord, Grid
 from hmvnet.pipeline import Pipeline, Prediction, load_pipeline
 from hmvnet.reading.checks import checked_case
-from hmvnet.reading.dicom import NO_RECORD
 from hmvnet.reading.images import checked_image, image_of, read_image
 from hmvnet.reading.records import parse_record, read_health_record
 from hmvnet.writing.folder import write_folder
@@ -109,7 +108,7 @@ def _image(given: Image, name: str) -> tuple[sitk.Image, tuple[str, ...]]:
 
 def _record(given: Record | None) -> tuple[ClinicalRecord, tuple[str, ...]]:
     if given is None:
-        return ClinicalRecord(), (NO_RECORD,)
+        return ClinicalRecord(), ()
     if isinstance(given, ClinicalRecord):
         return given, ()
     if isinstance(given, Mapping):

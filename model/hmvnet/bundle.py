@@ -274,6 +274,11 @@ class Bundle:
             raise WeightsError(f"{name}: not a safetensors file") from error
         return {k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()}
 
+    def size(self, name: str) -> int:
+        """Bytes of one file; 0 where it is missing."""
+        path = self.folder / name
+        return path.stat().st_size if path.is_file() else 0
+
     def read(self, name: str) -> bytes:
         """The bytes of one file, hash checked."""
         expected = self.manifest.files.get(name)

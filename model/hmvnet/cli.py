@@ -98,12 +98,23 @@ MinutesOption = Annotated[
 TrainMinutesOption = Annotated[
     float | None, typer.Option(help="equal training time a fold, rather than equal steps")
 ]
+BudgetsOption = Annotated[
+    str,
+    typer.Option(
+        help="train along one schedule cut at these: minutes of CPU time a fold, 3,10,30, or "
+        "steps, 100steps,300steps"
+    ),
+]
 ModelOption = Annotated[
     list[str] | None, typer.Option(help="a survival model; repeatable; default: all")
 ]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="cross-validations")]
 RecordOption = Annotated[
-    Path | None, typer.Option(help="ehr.json of a CT and a PET, or a CSV of many patients")
+    Path | None,
+    typer.Option(help="ehr.json of a CT and a PET, or a table (CSV, Excel) of many patients"),
+]
+SheetOption = Annotated[
+    str, typer.Option(help="sheet of Excel tables; default: the only one that holds something")
 ]
 SuvFactorOption = Annotated[float | None, typer.Option(min=0, help="PET values times this are SUV")]
 SeriesOption = Annotated[
@@ -157,6 +168,7 @@ def predict(
     ] = None,
     weights: WeightsOption = "",
     record: RecordOption = None,
+    sheet: SheetOption = "",
     list_: Annotated[
         bool, typer.Option("--list", help="say what is recognised, and do no more")
     ] = False,
@@ -219,7 +231,7 @@ def predict(
     if scheduler:  # other machines have other working directories
         inputs, output = [p.absolute() for p in inputs], output and output.absolute()
     given = [*(set_ or []), *([f"data.region={region}"] if region else [])]
-    asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor)
+    asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor, sheet)
     sources = find_sources(inputs, asked)  # refuses before the weights are loaded
     if list_:
         for line in sources.listing():
@@ -297,6 +309,7 @@ def convert(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="the data folder to write")],
     record: RecordOption = None,
+    sheet: SheetOption = "",
     contour: Annotated[
         list[str] | None,
         typer.Option(help="name=gtvp or name=gtvn, of contours; repeatable; default: usual names"),
@@ -316,7 +329,7 @@ def convert(
     from hmvnet.writing.summary import Narrator
 
     names = parse_names(contour) if contour else None
-    asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor)
+    asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor, sheet)
     sources, narrator = find_sources(inputs, asked), Narrator()
     print_lines(sources.told)
     records, failed = {}, 0
@@ -399,12 +412,41 @@ def segmentation_compare(
     test: TestOption = None,
     minutes: MinutesOption = None,
     train_minutes: TrainMinutesOption = None,
+    budgets: BudgetsOption = "",
+    jobs: Annotated[int, typer.Option(min=0, help="of --budgets: trainings at a time")] = 1,
+    scheduler: Annotated[
+        str, typer.Option(help="of --budgets: a Dask scheduler, as tcp://host:8786")
+    ] = "",
+    windows: Annotated[
+        bool, typer.Option(help="of --budgets: score one-pass networks in sliding windows, too")
+    ] = True,
 ) -> None:
     """Train and score networks alike; one table, pictures."""
     from hmvnet.experiments.compare_networks import Contender, compare_networks
 
     contenders = [Contender.parse(text) for text in network or COMPARED_NETWORKS]
     settings = _settings(config, overrides)
+    if budgets:
+        from hmvnet.experiments.budgets import parse_budgets
+        from hmvnet.experiments.compare_budgets import compare_budgets
+
+        if test or train_minutes:
+            raise RefusedError("--budgets goes neither with --test nor with --train-minutes")
+        compare_budgets(
+            settings,
+            contenders,
+            run.absolute() if scheduler else run,
+            parse_budgets(budgets),
+            fold,
+            _console(),
+            jobs=jobs,
+            scheduler=scheduler,
+            minutes=minutes,
+            windows=windows,
+        )
+        return
+    if jobs != 1 or scheduler or not windows:
+        raise RefusedError("--jobs, --scheduler and --no-windows go with --budgets only")
     compare_networks(settings, contenders, run, fold, _console(), test, minutes, train_minutes)
 
 
@@ -655,7 +697,9 @@ def phantom(
         bool,
         typer.Option("--centre-effects", help="centres differ in images, records and hazard"),
     ] = False,
-    layout: Annotated[str, typer.Option(help="of HECKTOR's training data: 2025 or 2026")] = "2025",
+    layout: Annotated[
+        str, typer.Option(help="of HECKTOR: 2025 or 2026; records: no images")
+    ] = "2025",
 ) -> None:
     """Write SYNTHETIC patients with known truth, in HECKTOR's layout."""
     from hmvnet.phantom import PhantomSettings, write_cohort

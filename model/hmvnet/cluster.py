@@ -109,9 +109,9 @@ class Workers:
                     raise RefusedError(
                         "a zip is unpacked on this machine only: unpack it on the shared storage"
                     )
-                token = stack.enter_context(_token(order.output))
+                token = stack.enter_context(shared_token(order.output))
                 recipe = replace(self.recipe, token=token)
-                client = stack.enter_context(_connected(self.scheduler))
+                client = stack.enter_context(connected(self.scheduler))
             else:
                 count = min(self.count, len(sources))
                 threads = max(1, _cores() // count)
@@ -285,7 +285,7 @@ def _local(count: int, threads: int) -> Iterator[Client]:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Client]:
+def connected(address: str) -> Iterator[Client]:
     from distributed import Client
 
     try:
@@ -301,7 +301,7 @@ def _connected(address: str) -> Iterator[Client]:
 
 
 @contextmanager
-def _token(folder: Path) -> Iterator[Path]:
+def shared_token(folder: Path) -> Iterator[Path]:
     """A file in a folder, by which another machine's process knows that it sees the same one."""
     path = folder.absolute() / f".shared-{uuid.uuid4().hex}"
     path.touch()

@@ -15,8 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from hmvnet.reading.outcomes import EVENT_COLUMN, ID_COLUMN, TIME_COLUMN, TableNames
 from hmvnet.reading.records import SCHEMAS, ClinicalSchema
-from hmvnet.reading.tables import EVENT_COLUMN, ID_COLUMN, TIME_COLUMN, TableNames
 
 
 def _split(value: Any) -> Any:
@@ -48,6 +48,8 @@ def _parse_option(text: str) -> Any:
 
 def _event_codes(value: Any) -> Any:
     """``"1=0, 2=1"`` to what each code of an event stands for, "0" or "1"."""
+    if isinstance(value, dict):
+        return {str(code): str(stands_for) for code, stands_for in value.items()}
     if not isinstance(value, str):
         return value
     codes: dict[str, str] = {}
@@ -57,6 +59,12 @@ def _event_codes(value: Any) -> Any:
             raise ValueError(f"'{pair}': expected code=0 (none) or code=1 (an event), a code once")
         codes |= {code: stands_for} if equals else {}
     return codes
+
+
+def _mirroring(value: Any) -> Any:
+    """``true`` and ``false``, as the setting was once said."""
+    known = {True: "left-right", "true": "left-right", False: "none", "false": "none"}
+    return known.get(value, value) if isinstance(value, (bool, str)) else value
 
 
 def _rising(window: tuple[float, float]) -> tuple[float, float]:
@@ -75,6 +83,7 @@ Branches = Annotated[tuple[Literal["image", "table", "lesions"], ...], BeforeVal
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 EventCodes = Annotated[dict[str, str], BeforeValidator(_event_codes)]
 Presence = Annotated[tuple[float, float, float, float], BeforeValidator(_split)]
+Mirroring = Annotated[Literal["none", "left-right", "all"], BeforeValidator(_mirroring)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 RegionName = Literal["head-neck", "centre"]
 InterfaceName = Literal["auto", "2025", "2026"]
@@ -338,8 +347,8 @@ class ClinicalSettings(_Section):
 
     tables: Words = Field(
         (),
-        description="CSV files under data.root, the outcome among them, joined by patient; empty: "
-        "a cohort with images, and all tables beside them.",
+        description="CSV or Excel files under data.root, the outcome among them, joined by "
+        "patient; empty: a cohort with images, and all tables beside them.",
     )
     patient: str = Field(
         ID_COLUMN,
@@ -368,6 +377,21 @@ class ClinicalSettings(_Section):
         {},
         description="What other codes of the event stand for, 0 (none) or 1 (an event), e.g. 1=0, "
         "2=1; then no other code is known; empty: those above.",
+    )
+    start_date: str = Field(
+        "",
+        description="Column of the tables with the day from which follow-up counts; time and "
+        "follow_up are then columns of dates too; empty: they are durations.",
+    )
+    date_format: str = Field(
+        "",
+        description="Of those dates, as strptime has it (%d/%m/%Y), or excel for a count of days; "
+        "empty: ISO (2020-04-23) and what can only be read in one way.",
+    )
+    sheet: str = Field(
+        "",
+        description="Sheet of Excel tables; empty: the only one that is not hidden and holds "
+        "something.",
     )
     edition: Literal["2025", "2026"] = Field(
         "2025",
@@ -406,7 +430,15 @@ class ClinicalSettings(_Section):
             self.follow_up,
             dict(self.event_codes),
             self.time_unit,
+            self.start_date,
+            self.date_format,
+            self.sheet,
         )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ClinicalSettings:
+        self.table_names  # noqa: B018  refuses what cannot be meant
+        return self
 
     @property
     def record_schema(self) -> ClinicalSchema:
@@ -535,10 +567,11 @@ class PrognosisSettings(_Section):
 class InferenceSettings(_Section):
     """Running a bundle's networks; process.py has options of its own for these."""
 
-    flips: bool = Field(
-        False,
-        description="Average with the prediction of the mirrored volume; networks of nnU-Net along "
-        "all axes that they allow.",
+    flips: Mirroring = Field(
+        "none",
+        description="Average with the predictions of mirrored volumes: none; left-right, also said "
+        "true; all, along every set of the three axes, for networks that were trained so. Networks "
+        "of nnU-Net are mirrored along all axes that they allow.",
     )
     time_budget_s: float = Field(
         240.0,
@@ -549,6 +582,11 @@ class InferenceSettings(_Section):
     )
     precision: Literal["auto", "32", "bf16"] = Field(
         "auto", description="Arithmetic; auto: fp16 on a GPU, full on CPUs."
+    )
+    windows: bool = Field(
+        False,
+        description="Sliding windows of the training patch also where the network may see the "
+        "whole region in one pass.",
     )
     backend: Literal["torch", "onnx"] = Field(
         "torch", description="What runs the networks; onnx needs the files of hmvnet export."

@@ -25,10 +25,11 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     write_text(_with_texts(table, _no_formula).to_csv(index=False), path)
 
 
-def write_markdown(table: pd.DataFrame, path: Path, floatfmt: str = "g") -> None:
-    """A table without its index as Markdown, in which no text is markup."""
+def write_markdown(table: pd.DataFrame, path: Path, floatfmt: str = "g", title: str = "") -> None:
+    """A table without its index as Markdown, in which no text is markup, below its title."""
     shown = _with_texts(table, _no_markup)
-    write_text(shown.to_markdown(index=False, floatfmt=floatfmt) + "\n", path)
+    above = f"{_no_markup(title)}\n\n" if title else ""
+    write_text(f"{above}{shown.to_markdown(index=False, floatfmt=floatfmt)}\n", path)
 
 
 def text_of_cell(cell: str) -> str:

@@ -74,7 +74,7 @@ class Scan(Sample):
 def _clean(draw: Draw) -> Scan:
     return Scan(
         {"ct": scan("ct"), "pet": stored_pet()},
-        notes=2,  # SYNTHETIC, and no health record
+        notes=1,  # SYNTHETIC
         tolerance=1e-5,
         named=("series", "PET", "CT"),
         secrets=("DOE", "JOHN", "72 kg", "3.5e8"),

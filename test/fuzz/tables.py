@@ -226,6 +226,13 @@ def a_time_that_is_none(draw: Draw, table: Table) -> None:
 @CSV.mutation(Right.REFUSED)
 def a_patient_twice(draw: Draw, table: Table) -> None:
     table.columns["PatientID"][1] = draw(st.sampled_from(["A-000", " A-000", "A-000 "]))
+    table.columns["Town"][1] = "Oslo"
+
+
+@CSV.mutation(Right.REPAIRED)
+def a_row_twice(draw: Draw, table: Table) -> None:
+    for cells in table.columns.values():
+        cells.append(cells[0])
 
 
 @CSV.mutation(Right.REFUSED)

@@ -2,12 +2,14 @@
 
 So many patients are drawn for training, and all models scored on those left out; again and again.
 The regret is the best single model's mean concordance less the fusion model's: who knew beforehand
-which model would be the best here would gain that much.
+which model would be the best here would gain that much. Models that are no part of it are tried as
+further ones, with equal shares before they are judged: what each of them would gain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +17,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from hmvnet.case import ClinicalRecord, Outcome, harrell_c
+from hmvnet.case import ClinicalRecord, Outcome, Outcomes, harrell_c
 from hmvnet.config import PrognosisSettings, Settings
 from hmvnet.experiments.compare_survival import load_cohort, without_images
 from hmvnet.files import digest
@@ -25,13 +27,15 @@ from hmvnet.state import claiming_run
 from hmvnet.survival import baselines
 from hmvnet.table_files import write_markdown, write_table
 from hmvnet.training.descriptions import Described, outcomes_of
-from hmvnet.training.prognosis import fit_judged, inputs_of, predict
+from hmvnet.training.judged import fit_judged, inner_risks, predict_candidates
+from hmvnet.training.prognosis import predict_parts
+from hmvnet.training.shares import judged_shares
 
 # Data sets that come with scikit-survival, and columns of them that tell the outcome.
 BUILT_IN = {"flchain": ("chapter",), "gbsg2": (), "whas500": (), "aids": ()}
 PARTS = {"icare": "network + ICARE", "direct": "ICARE", "linear": "Cox"}
 OTHERS = {"mtlr": "MTLR", "rsf": "random survival forest", "gbm": "gradient boosting"}
-FUSION = "fusion"
+FUSION, WITH = "fusion", "fusion with "
 MOST_TESTED = 1500
 
 
@@ -60,7 +64,10 @@ def bench_parts(
     if max(sizes) > len(patients) - 50:
         raise ValueError(f"{len(patients)} patients: none are left to test with {max(sizes)}")
     options = settings.prognosis.model_copy(update={"branches": ("table",)})
-    key = digest(options.model_dump(mode="json"), data, seed, [p.patient_id for p in patients])
+    models = [*PARTS, *OTHERS]
+    key = digest(
+        options.model_dump(mode="json"), models, data, seed, [p.patient_id for p in patients]
+    )
     path = run / "draws.csv"
     known = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["key"])
     rows = known[known["key"] == key].to_dict("records")
@@ -97,9 +104,20 @@ def regrets(draws: pd.DataFrame) -> pd.DataFrame:
                 "best": best,
                 "regret": lost.mean(),
                 "standard error": lost.std() / np.sqrt(len(some)),
+                **_gains(some),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _gains(draws: pd.DataFrame) -> dict[str, float]:
+    """What each further part adds to the fusion model's concordance, and the standard error."""
+    gains = {}
+    for name in draws.columns[draws.columns.str.startswith(WITH)]:
+        gained = draws[name] - draws[FUSION]
+        gains[f"{name.removeprefix(WITH)}: gain as a part"] = gained.mean()
+        gains[f"{name.removeprefix(WITH)}: its error"] = gained.std() / np.sqrt(len(gained))
+    return gains
 
 
 def _score(
@@ -114,23 +132,33 @@ def _score(
     train = [patients[i] for i in order[:size]]
     test = [patients[i] for i in order[size : size + MOST_TESTED]]
     seeded = options.model_copy(update={"seed": seed[1]})
+    # Each part is there whatever its share.
+    candidates = {name: partial(_fitted, name) for name in OTHERS}
     with TemporaryDirectory() as folder:
-        members, _ = fit_judged(train, seeded, schema, Path(folder), quiet=True)
-        # Each part is there whatever its share.
+        place = Path(folder)
+        inner = inner_risks(train, seeded, schema, place, True, candidates)
         given = seeded.model_copy(update={"inner_folds": 0})
-        whole, _ = fit_judged(train, given, schema, Path(folder) / "given", quiet=True)
+        whole, _ = fit_judged(train, given, schema, place, quiet=True)
     seen, unseen = outcomes_of(train), outcomes_of(test)
-    inputs = inputs_of(test, whole[0].encoder)
-    parts = [member.part_risks(inputs) for member in whole]
-    risks = {word: np.mean([p[name] for p in parts], axis=0) for name, word in PARTS.items()}
-    variables = whole[0].variables
-    x, new = variables.values(inputs_of(train, whole[0].encoder)), variables.values(inputs)
-    for name, word in OTHERS.items():
-        model = baselines.create(name).fit(x, seen, np.random.default_rng(seed))
-        risks[word] = model.predict_risk(new)
-    risks[FUSION] = predict(members, test)
-    scores = {name: harrell_c(unseen, risk) for name, risk in risks.items()}
+    rng = np.random.default_rng(seed)
+    risks = predict_parts(whole, test)
+    risks |= predict_candidates(candidates, whole[0], train, test, rng)
+    scores = {word: harrell_c(unseen, risks[name]) for name, word in (PARTS | OTHERS).items()}
+    own = whole[0].weights
+    for word, names in {FUSION: (), **{WITH + OTHERS[name]: (name,) for name in OTHERS}}.items():
+        shares = dict(own) if not names else dict.fromkeys((*own, *names), 1 / (len(own) + 1))
+        if inner is not None:
+            oof, fold = inner
+            shares = judged_shares({name: oof[name] for name in shares}, seen, fold, shares)
+        risk = np.sum([share * risks[name] for name, share in shares.items()], axis=0)
+        scores[word] = harrell_c(unseen, risk)
     return {"events": float(seen.event.sum()), **scores}
+
+
+def _fitted(
+    name: str, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator
+) -> baselines.SurvivalModel:
+    return baselines.create(name).fit(x, outcomes, rng)
 
 
 def _patients(

@@ -28,7 +28,7 @@ from hmvnet.survival.baselines import IcareModel, SksurvModel, Tuned
 from hmvnet.survival.cox import PENALTIES, RidgeCox
 from hmvnet.table_files import write_markdown, write_table
 from hmvnet.training.descriptions import Described
-from hmvnet.training.prognosis import fit
+from hmvnet.training.judged import fit
 
 VARIABLES = 40
 SIZES = (500, 1000, 2000, 4000)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from rich.markup import escape
 
 from hmvnet.bundle import MANIFEST, Bundle, load_bundle
 from hmvnet.config import InferenceSettings, NetworkSettings, Settings
+from hmvnet.exits import RefusedError
 from hmvnet.experiments.bench import peak_memory, resident_mb
 from hmvnet.experiments.evaluate import score_patient
 from hmvnet.files import digest
@@ -34,6 +36,7 @@ from hmvnet.progress import print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
+from hmvnet.settings_file import load_settings
 from hmvnet.state import claiming_run, read_state, write_state
 from hmvnet.survival.bootstrap import bootstrap_segmentation
 from hmvnet.table_files import write_markdown, write_table
@@ -50,6 +53,7 @@ from hmvnet.training.segmentation_bundle import (
 )
 
 PACE_STEPS = 8
+OWN_SECTIONS = ("preprocessing", "training", "augmentation", "postprocessing")
 COMPARED = {
     "gtvp_mean_dice": "GTVp mean Dice",
     "gtvn_aggregated_dice": "GTVn agg. Dice",
@@ -59,22 +63,49 @@ COMPARED = {
 
 @dataclass(frozen=True)
 class Contender:
-    """A network with its options, e.g. from ``"hmvnet window=4 depths=2,2,2,2"``."""
+    """A network with its options, e.g. from ``"hmvnet window=4 training.learning_rate=2e-3"``.
+
+    Attributes:
+        overrides: settings of its own, ``section.name=value``, where the others have the shared
+            ones. Scores are on the CT's grid whatever they are, so all compare.
+    """
 
     label: str
     network: NetworkSettings
+    overrides: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Contender:
-        """From the network's name and, after it, options.
+        """From the network's name and, after it, options, and settings with a dot in their name.
 
         Raises:
-            ValueError: the network is unknown or does not take the options.
+            ValueError: the network is unknown or does not take the options, or a setting is
+                unknown or not a contender's own.
         """
-        name, _, options = text.strip().partition(" ")
+        name, *words = text.split()
+        own = [word for word in words if "." in word.partition("=")[0]]
+        for word in own:
+            setting = word.partition("=")[0]
+            if setting.partition(".")[0] not in OWN_SECTIONS or setting == "training.steps":
+                raise RefusedError(
+                    f"network '{text.strip()}': setting {setting} cannot be one network's own, "
+                    f"expected one of the sections {', '.join(OWN_SECTIONS)}, and not the steps"
+                )
+        load_settings(None, own)
+        options = " ".join(word for word in words if word not in own)
         network = NetworkSettings.model_validate({"name": name, "options": options})
         build_network(network.name, network.options)
-        return cls(text.strip(), network)
+        return cls(text.strip(), network, tuple(own))
+
+    def settings(self, shared: Settings) -> Settings:
+        """The shared settings with this network, and with what it has of its own."""
+        own = load_settings(None, self.overrides)
+        changed: dict[str, Any] = {"network": self.network}
+        for name in OWN_SECTIONS:
+            section = getattr(own, name)
+            values = {key: getattr(section, key) for key in section.model_fields_set}
+            changed[name] = getattr(shared, name).model_copy(update=values)
+        return shared.model_copy(update=changed)
 
     @property
     def folder(self) -> str:
@@ -141,7 +172,7 @@ def compare_networks(
     scored: dict[str, Scored] = {}
     for contender in contenders:
         console.rule(escape(contender.label))
-        own = settings.model_copy(update={"network": contender.network})
+        own = contender.settings(settings)
         folder = run / contender.folder
         if train_minutes:
             own = timed_budget(own, plan[0], folder, train_minutes, cache)
@@ -245,7 +276,7 @@ def _score(
         [p.state() for _, patients in jobs for p in patients],
     )
     for one, patients in jobs:
-        _refuse_seen(one, patients)
+        refuse_seen(one, patients)
     path = folder / "scores.json"
     if stored := read_state(path, key):
         scores = [metrics.CaseScore.from_dict(row) for row in stored["scores"]]
@@ -272,7 +303,7 @@ def _score(
     return Scored(scores, cost)
 
 
-def _refuse_seen(bundle: Bundle, patients: Sequence[Patient]) -> None:
+def refuse_seen(bundle: Bundle, patients: Sequence[Patient]) -> None:
     """Raises: ValueError: a patient to be scored was trained on."""
     if known := bundle.seen_among(p.patient_id for p in patients):
         names = ", ".join(known[:5])

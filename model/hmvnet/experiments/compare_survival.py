@@ -48,8 +48,9 @@ from hmvnet.survival.validation import (
 )
 from hmvnet.training.descriptions import Described, handcrafted, load_described, outcomes_of
 from hmvnet.training.folds import repeated_folds
+from hmvnet.training.judged import fit_judged
 from hmvnet.training.leaks import refuse_hidden_outcome
-from hmvnet.training.prognosis import fit_judged, predict
+from hmvnet.training.prognosis import predict
 
 CURVE_YEARS = 5
 TIMES = np.linspace(30.0, CURVE_YEARS * DAYS_PER_YEAR, 60)  # days at which curves are compared
@@ -101,15 +102,8 @@ def load_cohort(
 
 def _load_tables(settings: Settings, lenient: bool) -> Cohort:
     clinical = settings.clinical
-    found = read_outcome_table(
-        [Path(settings.data.root) / name for name in clinical.tables],
-        patient=clinical.patient,
-        time=clinical.time,
-        event=clinical.event,
-        follow_up=clinical.follow_up,
-        event_codes=clinical.event_codes,
-        time_unit=clinical.time_unit,
-    )
+    root = Path(settings.data.root)
+    found = read_outcome_table([root / name for name in clinical.tables], clinical.table_names)
     if not lenient and (
         absent := [c.name for c in clinical.record_schema.columns if c.name not in found.columns]
     ):
@@ -280,9 +274,10 @@ def compare_survival(
         there = bootstrap_concordance(outcomes, risk_there, rng, left_out)
         table.insert(2, CENTRES_LEFT_OUT, [str(there.interval(str(name))) for name in table.index])
     ids = [p.patient_id for p in cohort.patients]
-    write_tables(table, risks, ids, fold, run)
-    draw(predictions, scores, boot, outcomes, fold, run, title_of(outcomes, fold))
-    print_table(table, title_of(outcomes, fold), console)
+    title = title_of(outcomes, fold)
+    write_tables(table, risks, ids, fold, run, title)
+    draw(predictions, scores, boot, outcomes, fold, run, title)
+    print_table(table, title, console)
     console.print(f"wrote survival.md, survival.csv, risks.csv and pictures to {run}", markup=False)
     return table
 

@@ -23,7 +23,7 @@ from hmvnet.experiments.compare_survival import (
 from hmvnet.experiments.survival_report import (
     draw,
     print_table,
-    readable,
+    readable_names,
     write_tables,
 )
 from hmvnet.prognosis.encoder import ClinicalEncoder
@@ -97,7 +97,7 @@ def compare_elsewhere(
     boot = bootstrap_concordance(outcomes, risks, np.random.default_rng([seed, 2]), fold)
     table = comparison_table(scores, boot, reference)
     title = _title(known, outcomes)
-    write_tables(table, risks, [p.patient_id for p in other.patients], fold, run)
+    write_tables(table, risks, [p.patient_id for p in other.patients], fold, run, title)
     draw(predictions, scores, boot, outcomes, fold, run, title)
     _write_decisions(predictions, outcomes, run)
     print_table(table, title, console)
@@ -130,6 +130,7 @@ def _write_decisions(predictions: dict[str, OutOfFold], outcomes: Outcomes, run:
         pd.DataFrame({"threshold": first.thresholds, **columns, "everyone": first.everyone}),
         run / "decision.csv",
     )
-    named = {readable(name): curve for name, curve in curves.items()}
+    words = readable_names(curves)
+    named = {words[name]: curve for name, curve in curves.items()}
     figure = pictures.decision_figure(named, pictures.counted(outcomes), DECISION_YEARS)
     pictures.save(figure, run / "decision.png")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ READABLE: Mapping[str, str] = {
     "fusion-no-task1": "fusion without lesions",
     "fusion-no-table": "fusion without table",
     "fusion-no-image": "fusion without image",
-    "fusion-table": "fusion of the table alone",
+    "fusion-table": "fusion (table)",
     "coxph": "Cox",
     "icare": "ICARE",
     "deephit": "DeepHit",
@@ -41,8 +41,9 @@ READABLE: Mapping[str, str] = {
 }
 LESIONS_TOO = "+lesions"
 TRUTH = "(true model)"
+DIFFERENCE = "C - "  # and the model that others' differences are taken to
 # Columns that a terminal shows as far as they fit, by how soon one is missed.
-FIRST_TO_GO = ("AUC", "calibration error", "Uno", "Brier", "calibration slope", "C - ", "C, ")
+FIRST_TO_GO = ("AUC", "calibration error", "Uno", "Brier", "calibration slope", "C, ", DIFFERENCE)
 
 
 def readable(name: str) -> str:
@@ -54,6 +55,18 @@ def readable(name: str) -> str:
     if base in FUSIONS:
         return words
     return f"{words} (table, lesions)" if base != name else f"{words} (table)"
+
+
+def readable_names(names: Iterable[str]) -> dict[str, str]:
+    """Those of models that stand side by side; where all see the table alone, none says so."""
+    names = list(names)
+    seeing_more = [
+        n for n in names if n.endswith(LESIONS_TOO) or set(FUSIONS.get(n, ())) - {"table"}
+    ]
+    words = {name: readable(name) for name in names}
+    if seeing_more:
+        return words
+    return {name: READABLE.get(name, word) for name, word in words.items()}
 
 
 def title_of(outcomes: Outcomes, fold: np.ndarray) -> str:
@@ -73,18 +86,25 @@ def print_table(table: pd.DataFrame, title: str, console: Console) -> None:
             break
     console.print(shown)
     if gone := [name for name in table.columns if name not in columns]:
-        console.print(f"not shown here: {', '.join(gone)}", markup=False)
+        console.print(f"not shown here: {'; '.join(map(_heading, gone))}", markup=False)
 
 
 def _drawn(table: pd.DataFrame, title: str) -> Table:
     drawn = Table(title=title, title_justify="left")
     drawn.add_column("model", overflow="fold")
     for name in table.columns:
-        drawn.add_column(name, justify="right", overflow="fold")
+        drawn.add_column(_heading(name), justify="right", overflow="fold")
+    words = readable_names(map(str, table.index))
     for label, row in table.iterrows():
         cells = [cell if isinstance(cell, str) else _figure(cell) for cell in row]
-        drawn.add_row(readable(str(label)), *cells)
+        drawn.add_row(words[str(label)], *cells)
     return drawn
+
+
+def _heading(column: str) -> str:
+    """A column's name in words: ``C - coxph`` is ``C less Cox``."""
+    reference = column.removeprefix(DIFFERENCE)
+    return column if reference == column else f"C less {READABLE.get(reference, reference)}"
 
 
 def _figure(value: float) -> str:
@@ -97,11 +117,14 @@ def write_tables(
     ids: Sequence[str],
     fold: np.ndarray,
     run: Path,
+    title: str,
 ) -> None:
-    """``survival.md``, ``survival.csv`` and ``risks.csv``, a row a patient and repeat."""
+    """``survival.md`` in words, ``survival.csv`` and ``risks.csv``, a row a patient and repeat."""
     named = table.rename_axis("model").reset_index()
-    write_markdown(named, run / "survival.md", floatfmt=".3f")
     write_table(named, run / "survival.csv")
+    words = readable_names(map(str, table.index))
+    told = named.assign(model=[words[name] for name in named["model"]]).rename(columns=_heading)
+    write_markdown(told, run / "survival.md", floatfmt=".3f", title=title)
     repeats, patients = fold.shape
     long = pd.DataFrame(
         {
@@ -127,15 +150,16 @@ def draw(
     from hmvnet.training import pictures  # matplotlib only here
 
     order = sorted(boot.estimate, key=lambda name: -boot.estimate[name])
-    intervals = {readable(name): boot.interval(name) for name in order}
+    words = readable_names(order)
+    intervals = {words[name]: boot.interval(name) for name in order}
     figure = pictures.forest_figure(intervals, title=title)
     pictures.save(figure, run / "forest.png")
     first = next(iter(predictions))
     rank = predictions[first].mean_rank(fold)
     groups = pictures.risk_groups(rank, rank)
-    figure = pictures.kaplan_meier_figure(outcomes, groups, model=readable(first))
+    figure = pictures.kaplan_meier_figure(outcomes, groups, model=words[first])
     pictures.save(figure, run / "kaplan-meier.png")
-    curves = {readable(name): s.calibration for name, s in scores.items() if s.calibration}
+    curves = {words[name]: s.calibration for name, s in scores.items() if s.calibration}
     if curves:
         figure = pictures.calibration_figure(curves, pictures.counted(outcomes))
         pictures.save(figure, run / "calibration.png")

@@ -15,7 +15,7 @@ from itertools import product
 
 import numpy as np
 from scipy.signal import fftconvolve
-from scipy.spatial import ConvexHull
+from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 from skimage.measure import marching_cubes
 
@@ -23,6 +23,7 @@ from hmvnet.imaging.components import bounding_box
 
 Spacing = Sequence[float] | np.ndarray
 
+FEW = 100  # points, of which all distances are looked at
 PEAK_RADIUS_MM = 10 * (3 / (4 * math.pi)) ** (1 / 3)  # a sphere of 1 mL
 
 # Half of the 26 neighbours: a co-occurrence matrix is symmetric, so the other half adds nothing.
@@ -211,7 +212,6 @@ def morphology(mask: np.ndarray, spacing_zyx: Spacing) -> Morphology:
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     surface = float(np.linalg.norm(normals, axis=1).sum() / 2)
     volume = abs(float((normals * corners[:, 0]).sum() / 6))  # divergence theorem
-    hull = vertices[ConvexHull(vertices).vertices]
     centres = np.argwhere(region) * spacing
     lengths = 4 * np.sqrt(_principal_variances(centres))  # least, minor, major
     return Morphology(
@@ -219,11 +219,35 @@ def morphology(mask: np.ndarray, spacing_zyx: Spacing) -> Morphology:
         voxel_volume_mm3=float(len(centres) * spacing.prod()),
         surface_mm2=surface,
         sphericity=(36 * math.pi * volume**2) ** (1 / 3) / surface,
-        diameter_mm=float(pdist(hull).max()),
+        diameter_mm=_farthest_mm(vertices),
         major_axis_mm=float(lengths[2]),
         elongation=_ratio(lengths[1], lengths[2]),
         flatness=_ratio(lengths[0], lengths[2]),
     )
+
+
+def greatest_dimension(mask: np.ndarray, spacing_zyx: Spacing) -> float:
+    """Of a boolean volume ``[z, y, x]``, in mm, between voxels' centres; much faster than a mesh's.
+
+    0 where no voxel, or only one, is True.
+    """
+    inner = mask.copy()  # a voxel between two on every axis is no end
+    for axis in range(mask.ndim):
+        shifted = np.moveaxis(mask, axis, 0)
+        view = np.moveaxis(inner, axis, 0)
+        view[1:-1] &= shifted[:-2] & shifted[2:]
+        view[[0, -1]] = False
+    points = np.argwhere(mask & ~inner) * np.asarray(spacing_zyx, float)
+    return _farthest_mm(points) if len(points) > 1 else 0.0
+
+
+def _farthest_mm(points: np.ndarray) -> float:
+    """The greatest distance between two of the points ``[n, 3]``, in mm."""
+    try:
+        hull = ConvexHull(points)
+    except QhullError:  # few points, or all in one plane
+        hull = ConvexHull(points, qhull_options="QJ") if len(points) > FEW else None
+    return float(pdist(points[hull.vertices] if hull else points).max())
 
 
 def intensity_peak(image: np.ndarray, mask: np.ndarray, spacing_zyx: Spacing) -> float:

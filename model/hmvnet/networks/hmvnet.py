@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hmvnet.imaging.intensity import pad_with_air
-from hmvnet.networks.norms import make_norm
+from hmvnet.networks.norms import NORMS, make_norm
 from hmvnet.networks.output import Output
 
 
@@ -49,8 +49,9 @@ class HMVNetConfig:
         mlp_ratios: expansion of the MLP in each stage.
         modality: how PET and CT meet: ``early`` (both into one stem) or ``gated`` (a stem each,
             and at every stage each modality gates the joint features).
-        norm: of the convolutions: ``batch``, or ``group`` (about 8 channels a group) where a patch
-            is about as large as what inference sees.
+        norm: of the convolutions: ``batch``; ``group`` (about 8 channels a group) where a patch is
+            about as large as what inference sees, or it sees windows of the patch's size; or
+            ``voxel``, which has no statistics.
         head_channels_full: channels of the head's full-resolution layer.
     """
 
@@ -63,7 +64,7 @@ class HMVNetConfig:
     head_channels: int = 16
     mlp_ratios: tuple[float, ...] = (2.0, 2.0, 2.0, 4.0)
     modality: Literal["early", "gated"] = "early"
-    norm: Literal["batch", "group"] = "batch"
+    norm: Literal["batch", "group", "voxel"] = "batch"
     head_channels_full: int = 8
 
     def __post_init__(self) -> None:
@@ -76,8 +77,8 @@ class HMVNetConfig:
             raise ValueError("2 * channels must be a multiple of head_channels")
         if self.modality not in ("early", "gated"):
             raise ValueError(f"modality '{self.modality}': expected early or gated")
-        if self.norm not in ("batch", "group"):
-            raise ValueError(f"norm '{self.norm}': expected batch or group")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm '{self.norm}': expected one of {', '.join(NORMS)}")
 
 
 class ResidualBlock(nn.Module):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn import functional as F
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -53,8 +55,34 @@ class SharedBatchNorm(nn.BatchNorm3d):
         self.running_var.lerp_(variance, share)
 
 
+class VoxelNorm(nn.Module):
+    """Each voxel's channels over their root mean square, scaled and shifted a channel.
+
+    Zhang and Sennrich, "Root mean square layer normalization", NeurIPS 2019, voxel by voxel: it
+    has no statistics, so that a voxel's value hangs on nothing around it.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[b, c, z, y, x]`` to the same shape; cheapest in channels_last_3d."""
+        last = x.movedim(1, -1)
+        return (F.rms_norm(last, self.weight.shape, self.weight, self.eps) + self.bias).movedim(
+            -1, 1
+        )
+
+
+NORMS: Final = ("batch", "group", "voxel")
+
+
 def make_norm(channels: int, norm: str) -> nn.Module:
-    """The norm of convolution features ``[b, c, z, y, x]``."""
+    """The norm of convolution features ``[b, c, z, y, x]``, one of ``NORMS``."""
+    if norm == "voxel":
+        return VoxelNorm(channels)
     if norm == "group":
         return nn.GroupNorm(math.gcd(channels, max(1, channels // 8)), channels)
     return SharedBatchNorm(channels)

@@ -28,9 +28,10 @@ from .patient import PatientPlan, PhantomSettings, draw_patient
 from .render import Phantom, plan_truth, render
 
 VERSION = 2
-Layout = Literal["2025", "2026"]
+Layout = Literal["2025", "2026", "records"]
 TABLE = "HECKTOR_2025_Training_{}.csv"
 TABLE_2026 = "HECKTOR_2026_Training.csv"
+TABLE_ALONE = "records.csv"
 COLUMNS = (
     "CenterID",
     "Age",
@@ -43,7 +44,11 @@ COLUMNS = (
     "HPV Status",
 )
 STAGE_COLUMNS = ("T-stage", "N-stage")
-PLACES: Mapping[Layout, tuple[str, ...]] = {"2025": ("Task 1", "Task 2"), "2026": ("",)}
+PLACES: Mapping[Layout, tuple[str, ...]] = {
+    "2025": ("Task 1", "Task 2"),
+    "2026": ("",),
+    "records": (),
+}
 
 
 @dataclass(frozen=True)
@@ -93,23 +98,28 @@ def write_cohort(
     """Write ``count`` phantoms under ``root`` in the layout of HECKTOR 2025 or 2026.
 
     2025 has the folders ``Task 1`` and ``Task 2`` with a table each; 2026 has the patients' folders
-    and one table, without M-stage. With ``settings.stages`` tables have T-stage and N-stage.
+    and one table, without M-stage; ``records`` is a table of records and outcomes without any
+    image, which takes a hundredth of the time. With ``settings.stages`` tables have T-stage and
+    N-stage.
 
     Patient folders come first, then the tables, then ``SYNTHETIC.md``. A patient's folder appears
     whole or not at all; one that is already there is kept, so an interrupted cohort can be
     continued. ``on_progress(done, count)`` is called after each patient. With ``dicom`` the images
     are under ``dicom/<patient>`` as well, the PET in Bq/mL.
 
-    Raises ValueError for a count or jobs below 1, or when ``root`` holds another cohort.
+    Raises ValueError for a count or jobs below 1, an unknown layout or one without images where
+    DICOM is wanted, or when ``root`` holds another cohort.
     """
     root, settings = Path(root), settings or PhantomSettings()
     if count < 1 or jobs < 1:
         raise ValueError(f"count and jobs: found {count} and {jobs}, expected 1 or more")
     if layout not in PLACES:
         raise ValueError(f"layout: found {layout!r}, expected one of {list(PLACES)}")
+    if dicom and not PLACES[layout]:
+        raise ValueError(f"layout {layout!r} has no images, and DICOM is wanted")
     _claim(root, seed, settings, layout)
     plans = list(draw_cohort(count, seed, settings))
-    last = (PLACES[layout][-1], *(["dicom"] if dicom else []))
+    last = (*PLACES[layout][-1:], *(["dicom"] if dicom else []))
     todo = [p for p in plans if not all((root / f / p.patient_id).is_dir() for f in last)]
     done = count - len(todo)
     for _ in _write_all(root, todo, jobs, compress_level, dicom, layout):
@@ -215,7 +225,7 @@ def _claim(root: Path, seed: int, settings: PhantomSettings, layout: Layout) -> 
 
 
 def _write_tables(root: Path, plans: list[PatientPlan], layout: Layout) -> None:
-    columns = [name for name in COLUMNS if layout == "2025" or name != "M-stage"]
+    columns = [name for name in COLUMNS if layout != "2026" or name != "M-stage"]
     rows = [{"PatientID": plan.patient_id, **plan.record} for plan in plans]
     table = pd.DataFrame(rows, columns=["PatientID", *columns])
     whole = [name for name in columns if name != "M-stage"]
@@ -231,9 +241,8 @@ def _write_tables(root: Path, plans: list[PatientPlan], layout: Layout) -> None:
         write_table(table, root / "Task 1" / TABLE.format("Task_1"))
     table["Relapse"] = [plan.relapse for plan in plans]
     table["RFS"] = [int(plan.rfs_days) for plan in plans]
-    write_table(
-        table, root / ("Task 2/" + TABLE.format("Task_2") if layout == "2025" else TABLE_2026)
-    )
+    outcomes = {"2025": f"Task 2/{TABLE.format('Task_2')}", "2026": TABLE_2026}
+    write_table(table, root / outcomes.get(layout, TABLE_ALONE))
     truth = {plan.patient_id: plan_truth(plan) for plan in plans}
     write_text(json.dumps(truth, indent=1) + "\n", root / "truth.json")
     flat = [

@@ -173,7 +173,7 @@ def read_record(root: Path, relative: Path, needed: bool) -> tuple[ClinicalRecor
     """
     path = root / relative
     if not path.exists():
-        return ClinicalRecord(), (f"{path.name}: not found, every field treated as missing",)
+        return ClinicalRecord(), (f"{path.name}: not found",)
     _check_inside(root, relative, f"{relative}: the health record")
     try:
         return read_health_record(path)

@@ -81,7 +81,7 @@ class Scan:
         findings = tuple(_tracer(self.pet))
         comments = str(self.ct.header.get("ImageComments") or "")
         notes = (*self.notes, *remarked(comments, self.ct.name), *notes, *notes2, *scale.notes)
-        said = self.known or Known(notes=(NO_RECORD,))
+        said = self.known or Known()
         return checked_case(
             self.patient_id,
             ct,
@@ -125,9 +125,6 @@ class Unpaired:
     def read(self) -> Case:
         """Raises: CaseError, always."""
         raise CaseError(self.why)
-
-
-NO_RECORD = "no health record: every field treated as missing"
 
 
 @dataclass(frozen=True)

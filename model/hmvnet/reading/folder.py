@@ -22,8 +22,9 @@ from hmvnet.exits import shown
 from hmvnet.reading.checks import checked_case
 from hmvnet.reading.images import read_image
 from hmvnet.reading.names import LeftOut, entries, first
+from hmvnet.reading.outcomes import TableNames
 from hmvnet.reading.records import read_json
-from hmvnet.reading.tables import Known, TableNames, read_records, read_suv_factors, read_tables
+from hmvnet.reading.tables import Known, read_records, read_suv_factors, read_tables
 
 TASK_FOLDERS = ("Task 1", "Task_1", "Task1")
 IMAGE_FOLDERS = ("imagesTr", "imagesTs")  # with labelsTr, labelsTs beside them
@@ -218,10 +219,13 @@ def find_patients(
     return _found(root, patients, known, left_out)
 
 
-def find_scans(root: Path) -> Found:
+def find_scans(root: Path, sheet: str = "") -> Found:
     """All patients of a folder to be predicted: their images and records, and nothing else.
 
     Labels and outcomes that may lie beside them are not looked at.
+
+    Args:
+        sheet: of Excel workbooks among the tables, as ``TableNames`` has it.
 
     Raises:
         ValueError: as ``find_patients``, or training and test images side by side.
@@ -231,7 +235,7 @@ def find_scans(root: Path) -> Found:
         raise ValueError(f"'{root}' holds {' and '.join(both)}: name one of them")
     left_out: list[LeftOut] = []
     patients = _find(root, left_out, scans=True)
-    known = read_records(root, [patient.patient_id for patient in patients], left_out)
+    known = read_records(root, [patient.patient_id for patient in patients], left_out, sheet)
     return _found(root, patients, known, left_out, scans=True)
 
 

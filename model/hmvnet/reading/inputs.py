@@ -12,11 +12,12 @@ from hmvnet.case import Case, ClinicalRecord
 from hmvnet.exits import RefusedError
 from hmvnet.reading.challenge import is_challenge_folder, read_case
 from hmvnet.reading.checks import checked_case
-from hmvnet.reading.dicom import NO_RECORD, DicomFolder, Unpaired, find_dicom
+from hmvnet.reading.dicom import DicomFolder, Unpaired, find_dicom
 from hmvnet.reading.folder import NoPatientsError, Patient, find_scans, image_stem
+from hmvnet.reading.frames import OLD_EXCEL, is_workbook, read_frame
 from hmvnet.reading.images import SUFFIXES, read_image
 from hmvnet.reading.records import read_health_record
-from hmvnet.reading.tables import Known, read_csv, read_records
+from hmvnet.reading.tables import Known, read_records
 
 CT_ENDINGS = ("__CT", "_0000", "_CT", "_ct")
 LIST_COLUMNS = ("patient", "ct", "pet", "record")  # of a CSV that lists patients
@@ -86,8 +87,7 @@ class Pair:
     def read(self) -> Case:
         ct, ct_notes = read_image(self.ct)
         pet, pet_notes = read_image(self.pet)
-        record = ClinicalRecord()
-        notes: tuple[str, ...] = (NO_RECORD,)
+        record, notes = ClinicalRecord(), tuple[str, ...]()  # without one the risk says so
         if self.known:
             record, notes = self.known.record, self.known.notes
         elif self.record:
@@ -103,11 +103,12 @@ class Asked:
     """How inputs are to be read.
 
     Attributes:
-        record: a health record (JSON) of a CT and a PET, or a table of many patients (CSV).
+        record: a health record (JSON) of a CT and a PET, or a table of many patients (CSV, Excel).
         needs_record: whether a damaged health record is refused: where a risk is wanted.
         keep_names: patients of DICOM are named as in the files.
         series: UIDs of DICOM series to be used rather than others of their modality.
         suv_factor: what PET values are multiplied by to be SUV.
+        sheet: of Excel workbooks; empty: the only one that holds something.
     """
 
     record: Path | None = None
@@ -115,6 +116,7 @@ class Asked:
     keep_names: bool = False
     series: tuple[str, ...] = ()
     suv_factor: float | None = None
+    sheet: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,11 @@ def find_sources(inputs: Sequence[Path], asked: Asked | None = None) -> Inputs:
     """The patients in what was given.
 
     Args:
-        inputs: a CT and a PET file, in this order; a CSV with the columns patient, ct, pet and
-            perhaps record; a zip of DICOM files; or a folder: a grand-challenge input folder
-            (``images/ct``, ``images/pet``, ``ehr.json``), a HECKTOR folder, an nnU-Net folder
-            (``imagesTs`` or ``imagesTr``), BIDS (``sub-*``), or any with DICOM files in it.
+        inputs: a CT and a PET file, in this order; a table (CSV, Excel) with the columns
+            patient, ct, pet and perhaps record; a zip of DICOM files; or a folder: a
+            grand-challenge input folder (``images/ct``, ``images/pet``, ``ehr.json``), a HECKTOR
+            folder, an nnU-Net folder (``imagesTs`` or ``imagesTr``), BIDS (``sub-*``), or any with
+            DICOM files in it.
 
     Raises:
         RefusedError: it is none of these; says what was found and what was expected.
@@ -184,7 +187,7 @@ def _recognised(inputs: Sequence[Path], asked: Asked) -> Inputs:
         if path.is_file() and path.suffix.lower() == ".zip":
             return _dicom(path, asked, f"{path} holds no DICOM files")
         if path.is_file() and _is_table(path):
-            return Inputs(path.name, _scaled(_listed(path), asked))
+            return Inputs(path.name, _scaled(_listed(path, asked.sheet), asked))
     raise RefusedError(
         f"found {', '.join(map(str, inputs)) or 'no input'}; expected one folder, or a CT file "
         "and a PET file, a zip of DICOM or a CSV of patient, ct, pet"
@@ -202,7 +205,7 @@ def _folder(folder: Path, asked: Asked) -> Inputs:
     if bids := list(_bids(folder)):
         return Inputs("BIDS", _scaled(bids, asked))
     try:
-        found = find_scans(folder)
+        found = find_scans(folder, asked.sheet)
     except NoPatientsError as error:
         return _dicom(folder, asked, str(error))
     return Inputs("data folder", _scaled(found, asked), tuple(found.summary()))
@@ -239,19 +242,22 @@ def _scaled(sources: Sequence[Pair | Patient], asked: Asked) -> tuple[Source, ..
 
 
 def _is_table(path: Path | None) -> bool:
-    return path is not None and path.suffix.lower() in (".csv", ".tsv")
+    """Whether it is named as a table; one that cannot be read is refused where it is."""
+    return path is not None and (
+        is_workbook(path) or path.suffix.lower() in (".csv", ".tsv", OLD_EXCEL)
+    )
 
 
-def _listed(path: Path) -> list[Pair]:
-    """The patients of a CSV; paths in it are relative to it."""
-    frame = read_csv(path, LIST_COLUMNS)
+def _listed(path: Path, sheet: str) -> list[Pair]:
+    """The patients of a table; paths in it are relative to it."""
+    frame = read_frame(path, LIST_COLUMNS, sheet=sheet)
     columns = {str(name).strip().lower(): name for name in frame.columns}
     if missing := [name for name in LIST_COLUMNS[:3] if name not in columns]:
         raise RefusedError(
             f"{path}: no column {', '.join(missing)}; expected patient, ct, pet and perhaps record"
         )
     pairs = []
-    for number, row in enumerate(frame.to_dict("records"), start=2):
+    for number, row in zip(frame.index, frame.to_dict("records"), strict=True):
         cells = {name: str(row.get(columns.get(name)) or "") for name in LIST_COLUMNS}
         if not all(cells[name] for name in LIST_COLUMNS[:3]):
             raise RefusedError(f"{path}: row {number} lacks a patient, ct or pet")
@@ -301,11 +307,11 @@ def _with_records(found: Inputs, asked: Asked) -> Inputs:
     if not _is_table(asked.record):
         if found.kind != "a CT and a PET":
             raise RefusedError(
-                "--record with a JSON file goes with a CT and a PET file; many patients take a CSV "
-                "with a column of their names"
+                "--record with a JSON file goes with a CT and a PET file; many patients take a "
+                "table (CSV, Excel) with a column of their names"
             )
         return found
-    known = read_records(asked.record, [source.patient_id for source in found])
+    known = read_records(asked.record, [one.patient_id for one in found], sheet=asked.sheet)
     sources = tuple(_knowing(source, known) for source in found)
     told = f"{asked.record.name}: health records of {len(known)} of {len(found)} patients"
     return replace(found, sources=sources, told=(*found.told, told))

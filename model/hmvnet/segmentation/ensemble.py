@@ -6,10 +6,13 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +21,16 @@ from hmvnet.config import InferenceSettings
 from hmvnet.exits import RefusedError, is_out_of_memory
 from hmvnet.imaging.network_input import NetworkInput
 from hmvnet.networks.registry import build_network
-from hmvnet.segmentation.forward import Forward, OnnxForward, TorchForward, mirrored_axes
+from hmvnet.segmentation.forward import (
+    Forward,
+    LoadedForEachPass,
+    OnnxForward,
+    TorchForward,
+    mirrored_axes,
+)
 from hmvnet.segmentation.scan import Scan, plain_maps
+
+MEMORY_SHARE = 0.25  # of what is free, that all networks of an ensemble may have at once
 
 
 def load_network(bundle: Bundle, file: str) -> nn.Module:
@@ -91,14 +102,14 @@ class Ensemble:
 
     Attributes:
         members: one forward function a fold.
-        flips: also run each on the mirrored volume (``mirrored_axes``).
+        flips: also run each on mirrored volumes (``mirrored_axes``).
         time_budget_s: a pass that would, at the pace of the slowest so far, end later is left out;
             the first always runs.
         notes: what a person should know of how it was loaded; said of every volume.
     """
 
     members: Sequence[Forward]
-    flips: bool = False
+    flips: Literal["none", "left-right", "all"] = "none"
     time_budget_s: float = 240.0
     notes: tuple[str, ...] = ()
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
@@ -115,9 +126,9 @@ class Ensemble:
             scan: a case; or ``[2, z, y, x]`` float32, scaled, for networks that see nothing else.
         """
         passes: list[tuple[tuple[int, ...], Forward]] = [((), m) for m in self.members]
-        if self.flips:  # every network once before any a second time: the budget may end it
-            turns = zip_longest(*(mirrored_axes(m.own) for m in self.members))
-            passes += [(a, m) for turn in turns for a, m in zip(turn, self.members) if a]
+        # Every network once before any a second time: the budget may end it.
+        turns = zip_longest(*(mirrored_axes(m.own, self.flips) for m in self.members))
+        passes += [(a, m) for turn in turns for a, m in zip(turn, self.members) if a]
         start, slowest, done = self.clock(), 0.0, 0
         sums: dict[NetworkInput | None, _Sum] = {}
         features: tuple[np.ndarray, ...] = ()
@@ -222,6 +233,7 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
     files = bundle.manifest.segmentation.all_files
     members: list[Forward] = []
     notes = []
+    one_by_one = sum(map(bundle.size, files)) > MEMORY_SHARE * _free_bytes(device)
     for file in files:
         part = bundle.manifest.segmentation.part_of(file)
         own = part.input
@@ -232,8 +244,32 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
                 continue
             except (ImportError, RuntimeError, WeightsError) as error:
                 notes.append(f"{file}: torch instead of ONNX Runtime ({error})")
-        network, alone = load_network(bundle, file), len(files) == 1
-        members.append(
-            TorchForward(network, device, part.patch_size, settings.precision, own, alone)
-        )
+        load = partial(_load_member, bundle, file, device, settings)
+        if one_by_one:
+            load()  # damage is found now
+        members.append(LoadedForEachPass(load, own) if one_by_one else load())
+    if one_by_one:
+        notes.append("networks are loaded one at a time: memory would not hold all of them")
     return Ensemble(members, settings.flips, settings.time_budget_s, tuple(notes))
+
+
+def _load_member(
+    bundle: Bundle, file: str, device: torch.device, settings: InferenceSettings
+) -> TorchForward:
+    part = bundle.manifest.segmentation.part_of(file)
+    return TorchForward(
+        load_network(bundle, file),
+        device,
+        part.patch_size,
+        settings.precision,
+        part.input,
+        wants_maps=len(bundle.manifest.segmentation.all_files) == 1,
+        windows=settings.windows,
+    )
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Of the device's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

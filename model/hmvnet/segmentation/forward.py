@@ -42,14 +42,16 @@ class Forward(Protocol):
     ) -> tuple[Tensor, Sequence[Tensor]]: ...
 
 
-def mirrored_axes(own: NetworkInput | None) -> list[tuple[int, ...]]:
-    """Along which axes a network may be shown ``[1, 2, *]`` mirrored: each list is a pass.
+def mirrored_axes(own: NetworkInput | None, flips: str) -> list[tuple[int, ...]]:
+    """Along which axes a network is shown ``[1, 2, *]`` mirrored: each tuple is a pass.
 
-    HM-VNet from left to right; nnU-Net's networks along all axes together that they allow.
+    Args:
+        own: of nnU-Net's networks, which are mirrored along every set of the axes that they allow.
+        flips: ``none``, ``left-right`` or ``all``, every set of the three axes.
     """
-    if own is None:
-        return [(-1,)]
-    axes = [axis + 2 for axis in own.mirror_axes]
+    if flips == "none" or (own is None and flips == "left-right"):
+        return [] if flips == "none" else [(-1,)]
+    axes = [axis + 2 for axis in own.mirror_axes] if own else [2, 3, 4]
     return list(chain.from_iterable(combinations(axes, n + 1) for n in range(len(axes))))
 
 
@@ -70,6 +72,7 @@ class TorchForward:
 
     Args:
         wants_maps: whether the encoder maps are asked for, which windows make costly.
+        windows: sliding windows also where the network may see the whole region.
     """
 
     def __init__(
@@ -80,12 +83,14 @@ class TorchForward:
         precision: Precision = "auto",
         own: NetworkInput | None = None,
         wants_maps: bool = True,
+        windows: bool = False,
     ) -> None:
         self.device = device
         self.precision = precision
         self.patch = patch
         self.own = own
         self.wants_maps = wants_maps
+        self.windows = windows
         # channels_last_3d halves HM-VNet's time: its attention wants it.
         self.network = channels_last(network).eval()
         self.notes: tuple[str, ...] = ()
@@ -119,7 +124,8 @@ class TorchForward:
     def _ways(self) -> list[_Way]:
         """In the order in which they are tried."""
         devices = dict.fromkeys([self.device, torch.device("cpu")])
-        windows = (False, True) if self.network.whole_region else (True,)
+        at_once = self.network.whole_region and not self.windows
+        windows = (False, True) if at_once else (True,)
         return [_Way(device, cut) for device in devices for cut in windows]
 
     def _run(
@@ -208,6 +214,27 @@ def _cut(array: Tensor, ends: Sequence[tuple[int, int]]) -> Tensor:
     """Part of ``[b, c, z, y, x]``, from and to on each axis."""
     z, y, x = (slice(first, last) for first, last in ends)
     return array[:, :, z, y, x]
+
+
+class LoadedForEachPass:
+    """A network that is in memory only while it works, of an ensemble too large to be there whole.
+
+    Args:
+        load: gives the network, ready to run.
+    """
+
+    def __init__(self, load: Callable[[], Forward], own: NetworkInput | None) -> None:
+        self.load = load
+        self.own = own
+        self.notes: tuple[str, ...] = ()
+
+    def __call__(
+        self, volume: Tensor, axes: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        member = self.load()
+        found = member(volume, axes)
+        self.notes = member.notes
+        return found
 
 
 class OnnxForward:

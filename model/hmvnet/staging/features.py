@@ -22,6 +22,7 @@ from hmvnet.lesions.midline import Midplane, find_midplane
 from hmvnet.lesions.table import Lesion, lesion_table
 from hmvnet.reading.records import HECKTOR_2026
 from hmvnet.staging.invasion import invasion_features
+from hmvnet.staging.masses import avid_mm, beside_mm
 from hmvnet.staging.rule import node_sides, primary_side, stage_by_rule
 
 # Columns of the record that are numbers once cleaned. The centre is none: it would teach a model
@@ -68,6 +69,7 @@ def staging_features(
     }
     values |= _nodes(lesions, midplane)
     values |= {f"n_rule_{stage}": float(rule.n.stage == stage) for stage in N_STAGES}
+    values |= _masses(mask, pet_suv, spacing, lesions, midplane)
     signs = invasion_features(mask, ct_hu, pet_suv, spacing, midplane)
     values |= {f"invasion_{name}": value for name, value in signs.items()}
     return LesionFeatures(tuple(values), np.array(list(values.values()), dtype=np.float32))
@@ -162,6 +164,24 @@ def _nodes(lesions: Sequence[Lesion], midplane: Midplane) -> dict[str, float]:
         "n_spread": math.log1p(float(pdist(at).max()) if len(nodes) > 1 else 0.0),
         "n_sphericity": max(nodes, key=lambda one: one.volume_ml).sphericity if nodes else math.nan,
         "n_primary": float(bool(primary)),
+    }
+
+
+def _masses(
+    mask: np.ndarray,
+    pet_suv: np.ndarray,
+    spacing: np.ndarray,
+    lesions: Sequence[Lesion],
+    midplane: Midplane,
+) -> dict[str, float]:
+    """The largest mass of nodes that there may be, where the label map has it wrong."""
+    labelled = max((one.diameter_mm for one in lesions if one.label == GTVN), default=0.0)
+    beside, avid = beside_mm(mask, spacing, midplane), avid_mm(mask, pet_suv, spacing)
+    largest = max(labelled, beside, avid)
+    return {
+        "n_mass_log_beside": math.log1p(beside),
+        "n_mass_log_beyond": math.log1p(max(0.0, largest - labelled)),
+        **{f"n_mass_over_{limit:.0f}_mm": _beyond(largest, limit) for limit in N_LIMITS_MM},
     }
 
 

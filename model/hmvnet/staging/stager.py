@@ -56,7 +56,10 @@ class Stager:
         record: ClinicalRecord,
         lesions: Sequence[Lesion] | None = None,
     ) -> Staging:
-        """T and N of a patient. Who has no node is N0 whatever the model says.
+        """T and N of a patient.
+
+        Who has no node, nor a mass beside the pharynx that may be one, is N0 whatever the model
+        says.
 
         Args:
             lesions: of ``lesion_table`` on the segmentation, where they are known already.
@@ -79,7 +82,8 @@ class Stager:
         if not any(one.label == GTVP for one in lesions):
             notes.append(MODELLED)
         t = StageEstimate(t.stage, t.probabilities, (rule.t.reasons[0], *t.reasons))
-        if any(one.label == GTVN for one in lesions):
+        mass = features.select(["n_mass_log_beside"]).values[0] > 0
+        if mass or any(one.label == GTVN for one in lesions):
             n = StageEstimate(n.stage, n.probabilities, (*rule.n.reasons, *n.reasons))
         else:
             n = rule.n

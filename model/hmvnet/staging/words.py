@@ -73,6 +73,10 @@ FORMS: dict[str, tuple[str, Number]] = {
     "n_log_contralateral": ("{:.1f} mL of nodes on the other side", math.expm1),
     "n_spread": ("nodes {:.0f} mm apart", math.expm1),
     "n_sphericity": ("sphericity of the largest node {:.2f}", _plain),
+    "n_mass_log_beside": ("{:.0f} mm of the primary beside the pharynx", math.expm1),
+    "n_mass_log_beyond": ("a mass {:.0f} mm larger than the largest node", math.expm1),
+    "n_mass_over_30_mm": ("mass of nodes {:.1f} times 30 mm or less", math.exp),
+    "n_mass_over_60_mm": ("mass of nodes {:.1f} times 60 mm or less", math.exp),
     "n_primary": ("primary found: {:.0f}", _plain),
 }
 RECORD = "record_"

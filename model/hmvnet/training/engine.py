@@ -16,6 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -32,6 +33,7 @@ from hmvnet.exits import leave_where_asked
 from hmvnet.files import replacing
 from hmvnet.progress import show_progress
 from hmvnet.table_files import write_table
+from hmvnet.training.schedule import ENDLESS, cosine, warm_ema
 
 CHECKPOINT = "checkpoint.pt"
 # What torch and zipfile say of a damaged file.
@@ -58,9 +60,17 @@ class LoopSettings:
 
 @dataclass
 class History:
-    """What was measured on the way: rows of ``{"step": ..., name: value}``, and the seconds."""
+    """What was measured on the way: rows of ``{"step": ..., name: value}``, and the seconds.
+
+    Attributes:
+        seconds: by the clock on the wall, of all that the loop did.
+        spent: after each step the cost of the steps so far, in seconds of ``train``'s clock; the
+            data's preparation is counted, validations and checkpoints are not. Empty, or short,
+            where a checkpoint without it was resumed.
+    """
 
     seconds: float = 0.0
+    spent: list[float] = field(default_factory=list)
     losses: list[dict[str, float]] = field(default_factory=list)
     validations: list[dict[str, float]] = field(default_factory=list)
 
@@ -102,6 +112,7 @@ class State:
             "losses": self.history.losses,
             "validations": self.history.validations,
             "seconds": self.history.seconds,
+            "spent": self.history.spent,
         }
         # From the history rather than a logger, which would forget the steps before a resume; and
         # first, since nothing comes after the checkpoint of the last step.
@@ -147,15 +158,45 @@ class State:
         self.history.losses[:] = state["losses"]
         self.history.validations[:] = state["validations"]
         self.history.seconds = float(state["seconds"])
+        self.history.spent[:] = state.get("spent", [])
 
 
 def is_finished(run: Path, key: str, steps: int) -> bool:
     """Whether the checkpoint under ``run`` is of a training of this key after its last step."""
+    state = _of_key(run, key)
+    return state is not None and state.get("step") == steps
+
+
+def costs_so_far(run: Path, key: str) -> list[float]:
+    """``History.spent`` of the checkpoint under ``run``; empty where none is of this key."""
+    state = _of_key(run, key)
+    return list(state.get("spent", [])) if state else []
+
+
+def fork(source: Path, key: str, run: Path, new_key: str) -> None:
+    """A checkpoint under ``run`` from which a training of ``new_key`` goes on where another stands.
+
+    Args:
+        source: the other training's folder, which stays as it is.
+        key: the other training's.
+
+    Raises:
+        ValueError: there is no whole checkpoint of that key.
+    """
+    state = _of_key(source, key)
+    if state is None:
+        raise ValueError(f"{source / CHECKPOINT}: missing, damaged, or of another training")
+    with replacing(run / CHECKPOINT) as temporary:
+        torch.save({**state, "key": new_key}, temporary)
+
+
+def _of_key(run: Path, key: str) -> dict[str, Any] | None:
+    """The whole checkpoint of this key under ``run``; None where there is none."""
     try:
         state = _load(run / CHECKPOINT)
     except DAMAGED:
-        return False
-    return state.get("key") == key and state.get("step") == steps
+        return None
+    return state if state.get("key") == key else None
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -231,11 +272,7 @@ class Log:
 
 def learning_rate(step: int, settings: LoopSettings) -> float:
     """Linear warm-up, then a cosine to 1% of the peak."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    span = max(1, settings.steps - settings.warmup_steps)
-    share = min(1.0, (step - settings.warmup_steps) / span)
-    return settings.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+    return cosine(step, settings.learning_rate, settings.warmup_steps, settings.steps)
 
 
 def train(
@@ -251,6 +288,10 @@ def train(
     title: str = "train",
     quiet: bool = False,
     stop: Callable[[int], bool] = lambda step: False,
+    rate: Callable[[int], float] | None = None,
+    ema_warmup: bool = False,
+    clock: Callable[[], float] | None = None,
+    history: History | None = None,
 ) -> tuple[nn.Module, History]:
     """Optimise ``network`` and return its exponential moving average, and the history.
 
@@ -264,23 +305,35 @@ def train(
             since the networks are equal on all of them.
         quiet: do not show the progress.
         stop: asked after every step; true ends the run early, with a checkpoint.
+        rate: the learning rate of a step, from 0; None: ``learning_rate``.
+        ema_warmup: the average's decay rises with the steps to ``ema_decay``
+            (``hmvnet.training.schedule.warm_ema``), so that short trainings are not averaged with
+            their beginning.
+        clock: seconds by which steps are charged; None: ``work_clock`` of the device.
+        history: filled as the loop goes, where ``stop`` has to see it.
 
     Raises:
         ValueError: the checkpoint is of another network, other settings or other data.
         RuntimeError: the loss is no longer finite.
     """
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+    ema = warm_ema if ema_warmup else get_ema_multi_avg_fn
+    average = AveragedModel(network, multi_avg_fn=ema(settings.ema_decay))
     wrapped, optimizer = fabric.setup(network, _optimizer(network, settings))
     precision = fabric.strategy.precision
-    state = State(key, network, average.to(fabric.device), optimizer, precision)
+    history = history or History()
+    state = State(key, network, average.to(fabric.device), optimizer, precision, history)
     state.resume(run)
-    history = state.history
+    rate = rate or partial(learning_rate, settings=settings)
+    clock = clock or work_clock(fabric.device)
+    total = None if settings.steps == ENDLESS else settings.steps
+    spent = history.spent[-1] if history.spent else 0.0
     before, began = history.seconds, time.monotonic()
     silent = quiet or fabric.global_rank != 0
-    with show_progress(title, settings.steps, state.step, silent) as progress, Log(fabric) as log:
+    with show_progress(title, total, state.step, silent) as progress, Log(fabric) as log:
         for step in range(state.step, settings.steps):
+            started = clock()
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, settings)
+                group["lr"] = rate(step)
             wrapped.train()
             before_step(wrapped, step)
             losses = loss_of_step(wrapped, step)
@@ -289,6 +342,8 @@ def train(
                 name: float(fabric.all_reduce(value.detach(), reduce_op="mean"))  # type: ignore
                 for name, value in losses.items()
             }
+            spent += clock() - started
+            history.spent.append(spent)
             if not math.isfinite(row["total"]):
                 raise RuntimeError(f"{title}: the loss became {row['total']} at step {step}")
             history.losses.append({"step": step, **row})
@@ -311,6 +366,15 @@ def train(
             if last:
                 break
     return average.module, history
+
+
+def work_clock(device: torch.device) -> Callable[[], float]:
+    """Seconds by which work on a device is charged.
+
+    On a CPU those that all threads of this process computed, so that what else the machine does is
+    not charged; on a GPU the wall's, since the CPU waits for it.
+    """
+    return time.perf_counter if device.type == "cuda" else time.process_time
 
 
 def _optimizer(network: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:

@@ -202,7 +202,7 @@ def kaplan_meier_figure(
     axes.set_title(title, fontsize=11)
     axes.set(ylabel="share without event (band: 95% CI)", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(title="risk", loc="lower left", frameon=False)
+    axes.legend(title="risk", loc="best", edgecolor="none")
     below.set(xlabel="follow-up (years)", xticks=years, ylim=(-rows + 0.4, 0.6))
     below.set_yticks([-row for row in range(rows)], labels, fontsize=9)
     below.set_title("patients at risk", fontsize=9, loc="left")

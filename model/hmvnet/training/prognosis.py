@@ -34,11 +34,10 @@ from hmvnet.survival.cox import fit_linear_risk
 from hmvnet.survival.losses import cox_loss, ranking_loss
 from hmvnet.training.descriptions import Described, handcrafted_count, outcomes_of
 from hmvnet.training.engine import LoopSettings, make_fabric, train
-from hmvnet.training.folds import repeated_folds, split_folds
+from hmvnet.training.folds import split_folds
 from hmvnet.training.shares import judged_shares
 
 EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
-LEAST_EVENTS, LEAST_PATIENTS = 3, 20  # of an inner fold
 
 
 def inputs_of(patients: Sequence[Described], encoder: ClinicalEncoder) -> PatientInputs:
@@ -318,7 +317,7 @@ def cross_validate(
     given: dict[str, float] = {}
     for number, (known, unseen) in enumerate(split_folds(described, data)):
         some, place = [described[i] for i in known], run / f"fold{number}"
-        fabric = _quiet_fabric(place)
+        fabric = quiet_fabric(place)
         members = fit_members(fabric, some, settings, place, schema, place.name, quiet)
         given = members[0].weights
         number_of[unseen] = number
@@ -342,55 +341,7 @@ def cross_validate(
     return Validated(whole, float(np.nanmean(concordances)), weights)
 
 
-def fit(
-    described: Sequence[Described],
-    settings: PrognosisSettings,
-    schema: ClinicalSchema,
-    folder: Path,
-    quiet: bool = False,
-) -> list[PrognosisMember]:
-    """Everything that is learnt from outcomes, on these patients alone."""
-    return fit_judged(described, settings, schema, folder, quiet)[0]
-
-
-def fit_judged(
-    described: Sequence[Described],
-    settings: PrognosisSettings,
-    schema: ClinicalSchema,
-    folder: Path,
-    quiet: bool = False,
-) -> tuple[list[PrognosisMember], np.ndarray | None]:
-    """``fit``, and the risks ``[n]`` of these patients out of its inner folds.
-
-    The parts' shares are judged on them (``hmvnet.training.shares``), each inner fold with one
-    network. None, and the shares as the settings give them, where these want no inner folds, or
-    where there are too few patients or events for them.
-    """
-    fabric = _quiet_fabric(folder)
-    outcomes, folds = outcomes_of(described), settings.inner_folds
-    few = min(outcomes.event.sum(), (~outcomes.event).sum())
-    risks: dict[str, np.ndarray] = {}
-    if folds and few >= LEAST_EVENTS * folds and len(described) >= LEAST_PATIENTS * folds:
-        fold = repeated_folds(outcomes.event, np.random.default_rng(settings.seed), folds, 1)[0]
-        single = settings.model_copy(update={"members": 1})
-        for number in range(folds):
-            unseen = np.flatnonzero(fold == number).tolist()
-            known = [p for p, other in zip(described, fold != number) if other]
-            place = folder / f"inner{number}"
-            title = f"{folder.name}, inner fold {number + 1}"
-            (member,) = fit_members(fabric, known, single, place, schema, title, quiet)
-            inputs = inputs_of([described[i] for i in unseen], member.encoder)
-            for name, risk in member.part_risks(inputs).items():
-                risks.setdefault(name, np.zeros(len(described)))[unseen] = risk
-    members = fit_members(fabric, described, settings, folder, schema, folder.name, quiet)
-    if not risks:
-        return members, None
-    weights = judged_shares(risks, outcomes, fold, members[0].weights)
-    whole = np.sum([weights[name] * risk for name, risk in risks.items()], axis=0)
-    return [member.weighted(weights) for member in members], whole
-
-
-def _quiet_fabric(folder: Path) -> Fabric:
+def quiet_fabric(folder: Path) -> Fabric:
     """Fabric announces its seed and its devices at every fold."""
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     return make_fabric(folder, "32-true")

@@ -24,6 +24,7 @@ from hmvnet.training.cache import Prepared
 from hmvnet.training.engine import History, LoopSettings, train
 from hmvnet.training.losses import SegmentationLoss
 from hmvnet.training.patches import PatchSampler
+from hmvnet.training.schedule import Decay, Trunk
 
 SETTLING_PATCHES = 64
 
@@ -45,8 +46,19 @@ def train_segmentation(
     run: Path,
     *,
     stop: Callable[[int], bool] = lambda step: False,
+    course: Trunk | Decay | None = None,
+    history: History | None = None,
+    clock: Callable[[], float] | None = None,
+    title: str = "",
+    quiet: bool = False,
 ) -> SegmentationRun:
     """Train the network named in the settings on preprocessed cases.
+
+    Args:
+        stop, history, clock, quiet: as for ``hmvnet.training.engine.train``.
+        course: in the place of the settings' steps, cosine and ``freeze_norms_at``; the average
+            of the weights is then warmed up.
+        title: names the training where its progress is shown; empty: the network's name.
 
     Raises:
         ValueError: the network is unknown, the batch does not divide over the processes, or norms
@@ -75,7 +87,10 @@ def train_segmentation(
         labels = torch.stack([label for _, label in samples])
         return images.contiguous(memory_format=torch.channels_last_3d), labels
 
+    steps = course.steps if course else options.steps
     frozen_from = max(1, round(options.freeze_norms_at * options.steps))
+    if course:
+        frozen_from = course.frozen_from
     if options.frozen_norms:
         frozen_from = 0
 
@@ -98,20 +113,26 @@ def train_segmentation(
             settle(model)
         return figures_of(evaluate(model, validation, settings, fabric.device))
 
-    loop = LoopSettings(**{k: getattr(options, k) for k in LoopSettings.__dataclass_fields__})
+    values = {k: getattr(options, k) for k in LoopSettings.__dataclass_fields__}
+    loop = LoopSettings(**{**values, "steps": steps})
     network, history = train(
         fabric,
         network,
         loop,
         loss_of_step,
         run,
-        key=run_key(settings, cases),
+        key=course_key(settings, cases, course) if course else run_key(settings, cases),
         before_step=before_step,
         validate=validate if validation else None,
-        title=settings.network.name,
+        title=title or settings.network.name,
+        quiet=quiet,
         stop=stop,
+        rate=course.rate if course else None,
+        ema_warmup=course is not None,
+        clock=clock,
+        history=history,
     )
-    if not validation and len(history.losses) == options.steps <= frozen_from:
+    if not validation and len(history.losses) == steps <= frozen_from:
         settle(network)  # the last validation has done it otherwise
     figures = dict(history.validations[-1]) if history.validations else {}
     return SegmentationRun(network, history, figures)
@@ -156,6 +177,13 @@ def run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
     if settings.data.extra_root:
         regions.append(settings.data.extra_region)
     return digest(sections, regions, [[case.patient_id, case.source] for case in cases])
+
+
+def course_key(settings: Settings, cases: Sequence[Prepared], course: Trunk | Decay) -> str:
+    """As ``run_key``, of a training whose course is not the settings'."""
+    free = {"steps": 1, "freeze_norms_at": 1.0}
+    training = settings.training.model_copy(update=free)
+    return digest(run_key(settings.model_copy(update={"training": training}), cases), course.key)
 
 
 def take_over(network: nn.Module, folder: Path) -> int:

@@ -219,8 +219,6 @@ def train_segmentation_bundle(
         minutes[fold.name] = result.history.seconds / 60
         if fold in asked:
             results[folder] = result, validation
-    # What the initial weights were trained on, these networks have seen too.
-    earlier = _seen_by(settings.training.initial_weights)
     manifest = Manifest(
         name=run.name,
         region=settings.data.region,
@@ -232,7 +230,7 @@ def train_segmentation_bundle(
             options=dict(settings.network.options),
             patch_size=settings.training.patch_size,
             files=list(networks),
-            seen=[sorted({*earlier, *(fingerprint(p.patient_id) for p in f.seen)}) for f in plan],
+            seen=[seen_marks(settings, fold) for fold in plan],
         ),
         volumes_ml=volumes_seen(
             [prepared[p.patient_id] for f in plan for p in f.train],
@@ -316,6 +314,12 @@ def _seen_by(folder: str) -> set[str]:
     """Fingerprints of the patients that a bundle's first network, the one taken over, has seen."""
     seen = load_bundle(Path(folder)).manifest.segmentation.all_seen if folder else []
     return set(seen[0]) if seen else set()
+
+
+def seen_marks(settings: Settings, fold: Fold) -> list[str]:
+    """Fingerprints of whom the fold's network, or what it started from, has seen."""
+    earlier = _seen_by(settings.training.initial_weights)
+    return sorted({*earlier, *(fingerprint(p.patient_id) for p in fold.seen)})
 
 
 def volumes_seen(cases: Sequence[Prepared], initial: str = "") -> dict[str, tuple[float, float]]:

@@ -24,8 +24,9 @@ from hmvnet.reading.records import ClinicalSchema
 from hmvnet.state import claiming_run
 from hmvnet.survival.calibration import fit_curve, onto
 from hmvnet.training.descriptions import Described, load_described, outcomes_of
+from hmvnet.training.judged import fit
 from hmvnet.training.leaks import refuse_hidden_outcome
-from hmvnet.training.prognosis import Validated, cross_validate, fit
+from hmvnet.training.prognosis import Validated, cross_validate
 from hmvnet.training.segmentation_bundle import BUNDLE
 
 RISK_QUANTILES = 21

@@ -1,0 +1,377 @@
+"""One training of a comparison at equal budgets: a network, a budget, a fold.
+
+Every network has one trunk a fold (``hmvnet.training.schedule``), which goes on from budget to
+budget; at each a branch decays from it within that budget, is scored, and leaves one small file of
+results. Whatever is killed goes on from its last checkpoint, bit for bit.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hmvnet import __version__
+from hmvnet.bundle import MANIFEST, Bundle, Manifest, SegmentationPart, load_bundle, write_bundle
+from hmvnet.config import Settings
+from hmvnet.exits import RefusedError, UnfinishedError
+from hmvnet.experiments.compare_networks import Contender, refuse_seen
+from hmvnet.experiments.evaluate import score_patient
+from hmvnet.files import remove
+from hmvnet.networks.registry import build_network
+from hmvnet.pipeline import Pipeline
+from hmvnet.progress import track
+from hmvnet.segmentation.ensemble import pick_device
+from hmvnet.segmentation.forward import Forward
+from hmvnet.state import claimed, read_state, write_state
+from hmvnet.training.cache import Prepared
+from hmvnet.training.engine import (
+    CHECKPOINT,
+    History,
+    costs_so_far,
+    fork,
+    make_fabric,
+    work_clock,
+)
+from hmvnet.training.schedule import DECAY_SHARE, Decay, Trunk
+from hmvnet.training.segmentation import SETTLING_PATCHES, course_key, train_segmentation
+from hmvnet.training.segmentation_bundle import BUNDLE, Fold, prepare_together, seen_marks
+
+FORWARD_SHARE = 1 / 3  # of a training step, the other two being the way back
+WAYS = ("one pass", "windows")  # how a network sees the region
+
+
+@dataclass(frozen=True, order=True)
+class Budget:
+    """What a training may cost: minutes of computation, or steps where runs are to be repeatable.
+
+    Minutes are of ``hmvnet.training.engine.work_clock``: CPU time of the process, all its threads,
+    the preparation of patches included, validation and checkpoints not; on a GPU the wall's.
+    """
+
+    amount: float
+    unit: Literal["min", "steps"] = "min"
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {self.unit}"
+
+    @property
+    def folder(self) -> str:
+        """As the name of a folder."""
+        return f"{self.amount:g}{self.unit}"
+
+    def is_spent(self, spent: Sequence[float], settling: float) -> bool:
+        """Whether the trunk has to be cut after these steps, so that settling and decay fit.
+
+        Args:
+            spent: seconds after each step so far.
+            settling: of BatchNorm's statistics, in steps.
+        """
+        if self.unit == "steps":
+            return len(spent) >= self.amount - self.decay_steps(spent)
+        if not spent:
+            return False
+        cost = spent[-1] * (1 + settling / len(spent))
+        return cost >= (1 - DECAY_SHARE) * 60 * self.amount
+
+    def decay_steps(self, spent: Sequence[float]) -> int:
+        """How many steps the decay has, at the trunk's pace."""
+        steps = DECAY_SHARE * self.amount
+        if self.unit == "min":
+            steps *= 60 * len(spent) / spent[-1]
+        return max(1, round(steps))
+
+
+def parse_budgets(text: str) -> list[Budget]:
+    """``3,10,30`` (minutes) or ``100steps,300steps``, smallest first.
+
+    Raises:
+        RefusedError: anything else, or minutes and steps together.
+    """
+    budgets = set()
+    for word in text.split(","):
+        found = re.fullmatch(r"(\d+\.?\d*|\.\d+) *(min|steps)?", word.strip())
+        unit: Literal["min", "steps"] = "steps" if found and found[2] == "steps" else "min"
+        amount = float(found[1]) if found else 0.0
+        if amount <= 0 or (unit == "steps" and (amount < 2 or amount % 1)):
+            raise RefusedError(
+                f"--budgets {text}: '{word}' is no budget, expected minutes such as 3 or 0.5, or a "
+                "whole number of steps from 2 on such as 300steps"
+            )
+        budgets.add(Budget(amount, unit))
+    if len({budget.unit for budget in budgets}) > 1:
+        raise RefusedError(f"--budgets {text}: expected either minutes or steps, not both")
+    return sorted(budgets)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training to do, and all that it hangs on.
+
+    Attributes:
+        settings: the contender's own.
+        run: of the comparison; checkpoints and bundles lie below.
+        results: folder of the files of results.
+        cache: of preprocessed volumes.
+        protocol: digest of what all contenders share; results of one protocol make one table.
+        key: digest of all that the result hangs on.
+        windows: whether a network that sees the region in one pass is scored in windows, too.
+        deadline: of ``time.time``; then training stops with a checkpoint.
+    """
+
+    contender: Contender
+    budget: Budget
+    fold: Fold
+    settings: Settings
+    run: Path
+    results: Path
+    cache: Path
+    protocol: str
+    key: str
+    windows: bool = True
+    deadline: float = float("inf")
+    quiet: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.contender.label}, {self.fold.name}, {self.budget}"
+
+    @property
+    def chain(self) -> tuple[str, int]:
+        """Whose trunk it needs: one unit of a chain at a time, the smallest budget first."""
+        return self.contender.label, self.fold.number
+
+    @property
+    def trunk(self) -> Path:
+        """Folder of the trunk."""
+        return self.run / self.contender.folder / self.fold.name / "trunk"
+
+    @property
+    def branch(self) -> Path:
+        """Folder of the decay and of its bundle."""
+        return self.trunk.with_name(self.budget.folder)
+
+    @property
+    def result(self) -> Path:
+        """The file of results."""
+        parts = [self.contender.folder, self.budget.folder, self.fold.name, self.key]
+        return self.results / ("--".join(parts) + ".json")
+
+    @property
+    def ways(self) -> list[str]:
+        """How it is to be scored."""
+        if not _sees_region(self.contender.label):
+            return ["windows"]
+        return list(WAYS if self.windows else WAYS[:1])
+
+    def missing(self) -> list[str]:
+        """The ways in which it was not scored yet; none: it is done."""
+        stored = read_state(self.result, self.key)
+        return [way for way in self.ways if not stored or way not in stored["ways"]]
+
+
+@lru_cache(maxsize=64)  # large networks take seconds to build
+def _sees_region(label: str) -> bool:
+    network = Contender.parse(label).network
+    return bool(build_network(network.name, network.options).whole_region)
+
+
+def run_unit(unit: Unit, clock: Callable[[], float] | None = None) -> None:
+    """Train, score and write the result; what is there already is not done again.
+
+    Args:
+        clock: by which steps are charged; None: the device's.
+
+    Raises:
+        UnfinishedError: the deadline came; the same call goes on.
+        ValueError: a checkpoint of other settings or data is in the way.
+    """
+    with claimed(unit.trunk.parent):
+        stored = read_state(unit.result, unit.key)
+        ways = dict(stored["ways"]) if stored else {}
+        bundle = _trained(unit, clock)
+        refuse_seen(bundle, unit.fold.validation)
+        for way in unit.missing():
+            ways[way] = _scored(unit, bundle, way)
+        values = {
+            "protocol": unit.protocol,
+            "network": unit.contender.label,
+            "budget": asdict(unit.budget),
+            "fold": unit.fold.number,
+            "training": bundle.manifest.trained_on,
+            "ways": ways,
+        }
+        write_state(unit.result, unit.key, values)
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def _trained(unit: Unit, clock: Callable[[], float] | None) -> Bundle:
+    """The branch's bundle, of now or of an earlier call."""
+    folder = unit.branch / BUNDLE
+    if (folder / MANIFEST).is_file():
+        bundle = load_bundle(folder)
+        if bundle.manifest.trained_on.get("key") == unit.key:
+            return bundle
+    settings, fold = unit.settings, unit.fold
+    fabric = make_fabric(unit.branch, settings.training.precision, devices=1)
+    cases = prepare_together(fabric, settings, fold.train, unit.cache)
+    region = settings.data.extra_region
+    cases += prepare_together(fabric, settings, fold.extra, unit.cache, region)
+    decay = _planned(unit, cases, clock)
+    title = f"{unit} (decay)"
+    done = train_segmentation(
+        fabric,
+        settings,
+        cases,
+        [],
+        unit.branch,
+        course=decay,
+        stop=lambda step: time.time() > unit.deadline,
+        clock=clock,
+        title=title,
+        quiet=unit.quiet,
+    )
+    if len(done.history.losses) < decay.steps:
+        raise UnfinishedError(f"{unit}: stopped in the decay; the same command goes on from there")
+    part = SegmentationPart(
+        network=settings.network.name,
+        options=dict(settings.network.options),
+        patch_size=settings.training.patch_size,
+        files=[fold.file],
+        seen=[seen_marks(settings, fold)],
+    )
+    manifest = Manifest(
+        name=f"{unit.contender.folder}-{unit.budget.folder}-{fold.name}",
+        region=settings.data.region,
+        interface=settings.data.interface,
+        preprocessing=settings.preprocessing,
+        postprocessing=settings.postprocessing,
+        segmentation=part,
+        trained_on=_said(unit, decay, done.network, done.history) | {"key": unit.key},
+    )
+    write_bundle(folder, manifest, {fold.file: done.network.state_dict()})
+    remove(unit.branch / CHECKPOINT)
+    return load_bundle(folder)
+
+
+def _said(unit: Unit, decay: Decay, network: nn.Module, history: History) -> dict[str, Any]:
+    """What the row says of a training."""
+    return {
+        "steps": decay.steps,
+        "decay_steps": decay.length,
+        "warmup_steps": decay.trunk.warmup,
+        "learning_rate": decay.trunk.peak,
+        "batch_size": unit.settings.training.batch_size,
+        "patch_size": list(unit.settings.training.patch_size),
+        "spacing_mm": unit.settings.preprocessing.spacing_mm,
+        "minutes_charged": round(history.spent[-1] / 60, 4),
+        "minutes_on_the_wall": round(history.seconds / 60, 4),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "patients_trained_on": len(unit.fold.seen),
+        "device": "GPU" if torch.cuda.is_available() else "CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "hmvnet": __version__,
+    }
+
+
+def _planned(unit: Unit, cases: Sequence[Prepared], clock: Callable[[], float] | None) -> Decay:
+    """The branch's course, and a checkpoint in its folder from which it goes on.
+
+    The trunk is trained up to where it has to be cut. Where it is beyond already, since this budget
+    was asked for later than larger ones, another trunk is trained in the branch's folder.
+    """
+    options = unit.settings.training
+    trunk = Trunk(options.learning_rate, options.warmup_steps)
+    plan = unit.branch / "plan.json"
+    if stored := read_state(plan, unit.key):
+        decay = Decay(trunk, stored["first"], stored["length"])
+        if costs_so_far(unit.branch, course_key(unit.settings, cases, decay)):
+            return decay
+    key = course_key(unit.settings, cases, trunk)
+    is_cut = partial(unit.budget.is_spent, settling=_settling(unit.settings))
+    folder = unit.trunk
+    if is_cut(costs_so_far(folder, key)[:-1]):
+        folder = unit.branch / "trunk"
+    spent = costs_so_far(folder, key)
+    if not is_cut(spent):
+        history = History()
+        train_segmentation(
+            make_fabric(folder, options.precision, devices=1),
+            unit.settings,
+            cases,
+            [],
+            folder,
+            course=trunk,
+            stop=lambda step: is_cut(history.spent) or time.time() > unit.deadline,
+            history=history,
+            clock=clock,
+            title=str(unit),
+            quiet=unit.quiet,
+        )
+        spent = history.spent
+        if not is_cut(spent):
+            raise UnfinishedError(
+                f"{unit}: stopped after step {len(spent)}; the same command goes on from there"
+            )
+    decay = Decay(trunk, len(spent), unit.budget.decay_steps(spent))
+    fork(folder, key, unit.branch, course_key(unit.settings, cases, decay))
+    write_state(plan, unit.key, {"first": decay.first, "length": decay.length})
+    return decay
+
+
+def _settling(settings: Settings) -> float:
+    """What it costs to settle BatchNorm's statistics, in steps; 0 where there is none to settle."""
+    network = build_network(settings.network.name, settings.network.options)
+    has = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+    if settings.training.frozen_norms or not has:
+        return 0.0
+    return FORWARD_SHARE * max(1, SETTLING_PATCHES // settings.training.batch_size)
+
+
+# --- scoring -------------------------------------------------------------------------------------
+
+
+class Timed:
+    """A network whose seconds are taken: of the CPU, or on a GPU of the wall."""
+
+    def __init__(self, network: Forward, device: torch.device) -> None:
+        self.network = network
+        self.own = network.own
+        self.notes: tuple[str, ...] = ()
+        self.clock = work_clock(device)
+        self.seconds: list[float] = []
+
+    def __call__(
+        self, volume: Tensor, axes: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        began = self.clock()
+        found = self.network(volume, axes)
+        self.seconds.append(self.clock() - began)
+        self.notes = self.network.notes
+        return found
+
+
+def _scored(unit: Unit, bundle: Bundle, way: str) -> Mapping[str, Any]:
+    """Scores of the fold's validation patients on their CT grids, and seconds of the network."""
+    device = pick_device()
+    inference = unit.settings.inference.without_budget()
+    inference = inference.model_copy(update={"windows": way == "windows"})
+    pipeline = Pipeline(bundle, device, inference, needs_risk=False)
+    ensemble = pipeline.segmenter.ensemble
+    timed = [Timed(member, device) for member in ensemble.members]
+    pipeline.segmenter.ensemble = replace(ensemble, members=timed)
+    scores, seconds = [], []
+    for patient in track(unit.fold.validation, f"{unit} ({way})", quiet=unit.quiet):
+        before = sum(sum(one.seconds) for one in timed)
+        scores.append(score_patient(pipeline, patient)[0].to_dict())
+        seconds.append(round(sum(sum(one.seconds) for one in timed) - before, 4))
+    return {"network_seconds": seconds, "scores": scores}

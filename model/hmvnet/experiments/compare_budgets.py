@@ -1,0 +1,185 @@
+"""``hmvnet segmentation compare --budgets``: accuracy against what training and inference cost.
+
+Every network is trained along one schedule that is cut at each budget
+(``hmvnet.experiments.budgets``), and scored on the patients of each fold. What is finished lies in
+small files, one a network, budget and fold, so that a table grows over many calls and machines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from hmvnet.config import Settings
+from hmvnet.exits import Exit, RefusedError, UnfinishedError
+from hmvnet.experiments.budget_jobs import Ended, hands_of, run_units
+from hmvnet.experiments.budget_table import (
+    Point,
+    in_order,
+    load_results,
+    points,
+    run_table,
+    summary,
+)
+from hmvnet.experiments.budgets import Budget, Unit
+from hmvnet.experiments.compare_networks import Contender
+from hmvnet.files import digest
+from hmvnet.progress import track
+from hmvnet.state import claiming_run
+from hmvnet.table_files import write_markdown, write_table
+from hmvnet.training.cache import files_hash
+from hmvnet.training.schedule import DECAY_SHARE
+from hmvnet.training.segmentation_bundle import Fold, all_folds, chosen_folds
+
+METHOD = 1  # to be raised when what a result means changes
+RESULTS, NAME = "results", "segmentation-budgets"
+FREE = {"steps", "freeze_norms_at", "validate_every", "checkpoint_every"}  # not asked here
+
+
+@claiming_run
+def compare_budgets(
+    settings: Settings,
+    contenders: Sequence[Contender],
+    run: Path,
+    budgets: Sequence[Budget],
+    folds: Sequence[int] | None,
+    console: Console,
+    *,
+    jobs: int = 1,
+    scheduler: str = "",
+    minutes: float | None = None,
+    windows: bool = True,
+) -> list[Point]:
+    """Train and score every network at every budget, and write the table of all that is there.
+
+    Writes ``segmentation-budgets.md``, ``.csv`` (as the table, and ``-runs.csv`` a row a run) and
+    ``.png`` under ``run``, and ``results/``: a file a network, budget and fold, with the scores of
+    each patient. Files there, of an earlier call or brought from elsewhere, are not computed again
+    and are part of the table, where they are of the same data and shared settings; others are left
+    alone.
+
+    Args:
+        folds: to train now; None: all.
+        jobs, scheduler: as for ``hmvnet.experiments.budget_jobs.hands_of``.
+        minutes: stop after so long on the wall.
+        windows: score networks that see the region in one pass in sliding windows, too.
+
+    Raises:
+        ValueError: wrong data, fold or network.
+        UnfinishedError: time was up; the next call goes on.
+        RuntimeError: trainings failed; the others' results are written.
+    """
+    deadline = time.time() + 60 * minutes if minutes else float("inf")
+    if len({contender.folder for contender in contenders}) < len(contenders):
+        raise RefusedError("a network is given twice, expected each with options of its own")
+    everything = all_folds(settings)
+    plan = chosen_folds(everything, settings, folds)
+    content = _content(everything)
+    protocol = _protocol(settings, everything, content)
+    results = run / RESULTS
+    units = [
+        Unit(
+            contender,
+            budget,
+            fold,
+            (own := contender.settings(settings)),
+            run,
+            results,
+            Path(settings.data.cache or run / "cache"),
+            protocol,
+            _key(own, budget, fold, content),
+            windows,
+            deadline,
+        )
+        for budget in budgets
+        for contender in contenders
+        for fold in plan
+    ]
+    labels = [contender.label for contender in contenders]
+    done = sum(not unit.missing() for unit in units)
+    console.print(f"{len(units)} trainings, {done} finished before", markup=False)
+    missed: list[Ended] = []
+    with hands_of(jobs, scheduler, run) as hands:
+        for ended in run_units(units, hands):
+            said = ended.why or "done"
+            console.print(f"{ended.unit}: {said}", markup=False, soft_wrap=True)
+            if ended.code:
+                missed.append(ended)
+            else:
+                _write(run, results, protocol, labels)
+    found, others = _write(run, results, protocol, labels, draw=True)
+    if others:
+        console.print(f"note: {others} files in {results} are of other settings, and left out")
+    if found:
+        text = (run / f"{NAME}.md").read_text(encoding="utf-8")
+        console.print(text, markup=False, soft_wrap=True)
+        console.print(f"wrote {NAME}.md, .csv, -runs.csv and .png to {run}", markup=False)
+    _raise(missed, [unit for unit in units if unit.missing()])
+    return found
+
+
+def _raise(missed: Sequence[Ended], left: Sequence[Unit]) -> None:
+    if failed := [one for one in missed if one.code != Exit.UNFINISHED]:
+        names = "; ".join(f"{one.unit}: {one.why}" for one in failed)
+        if all(one.code == Exit.REFUSED for one in failed):
+            raise RefusedError(names)
+        raise RuntimeError(f"{len(failed)} trainings failed: {names}")
+    if left:
+        raise UnfinishedError(f"{len(left)} trainings are left; the same command goes on")
+
+
+def _write(
+    run: Path, results: Path, protocol: str, labels: Sequence[str], draw: bool = False
+) -> tuple[list[Point], int]:
+    """The tables, and the curve where asked, of all results that are there."""
+    found, others = load_results(results, protocol)
+    if not found:
+        return [], others
+    write_table(run_table(in_order(found, labels)), run / f"{NAME}-runs.csv")
+    if not draw:
+        return [], others
+    made = points(found, labels)
+    with_nodes = any(s.gtvn.truth_mm3 for one in found for s in one.scores)
+    table = summary(made, labels[0], with_nodes)
+    write_table(table, run / f"{NAME}.csv")
+    write_markdown(table, run / f"{NAME}.md")
+    from hmvnet.training.pictures_budgets import draw_budgets  # matplotlib only here
+
+    draw_budgets(made, run / f"{NAME}.png")
+    return made, others
+
+
+# --- what a result hangs on ----------------------------------------------------------------------
+
+
+def _content(everything: Sequence[Fold]) -> dict[str, str]:
+    """By patient a digest of the files' content, wherever and whenever they were written."""
+    first = everything[0]
+    patients = [*first.seen, *first.validation]
+    return {p.patient_id: files_hash(p) for p in track(patients, "look at files")}
+
+
+def _dumped(settings: Settings) -> dict[str, object]:
+    sections = {"preprocessing", "network", "training", "augmentation", "postprocessing"}
+    dumped = settings.model_dump(mode="json", include=sections)
+    dumped["training"] = {k: v for k, v in dumped["training"].items() if k not in FREE}
+    inference = settings.inference.without_budget().model_dump(mode="json", exclude={"windows"})
+    data = settings.data.model_dump(mode="json", include={"region", "extra_region"})
+    return {**dumped, "inference": inference, "data": data, "method": [METHOD, DECAY_SHARE]}
+
+
+def _who(fold: Fold, content: Mapping[str, str]) -> list[object]:
+    parts = (fold.train, fold.extra, fold.validation)
+    return [[[p.patient_id, content[p.patient_id]] for p in part] for part in parts]
+
+
+def _protocol(settings: Settings, everything: Sequence[Fold], content: Mapping[str, str]) -> str:
+    shared = {k: v for k, v in _dumped(settings).items() if k != "network"}
+    return digest(shared, [_who(fold, content) for fold in everything])
+
+
+def _key(own: Settings, budget: Budget, fold: Fold, content: Mapping[str, str]) -> str:
+    return digest(_dumped(own), str(budget), _who(fold, content))
