@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -267,6 +268,19 @@ def described_patients(count: int = 24, seed: int = 0, lesions: bool = True) -> 
         outcome = Outcome(float(days), bool(rng.random() < 0.6 or i < 2))
         patients.append(Described(f"P{i:03d}", "ABC"[i % 3], description, record, outcome))
     return patients
+
+
+def with_crops(patients: list[Described], effect: float) -> list[Described]:
+    """With features of crops, of which one group holds the outcome times an effect."""
+    rng = np.random.default_rng(5)
+    names = tuple(f"crop_primary_{part}0_{i}" for part in ("mean", "upper") for i in range(6))
+    described = []
+    for p in patients:
+        values = rng.normal(size=len(names)).astype(np.float32)
+        values[6:] -= effect * np.log(p.outcome.days / 1000)
+        crops = LesionFeatures(names, values)
+        described.append(replace(p, description=replace(p.description, crops=crops)))
+    return described
 
 
 @pytest.fixture(scope="session")

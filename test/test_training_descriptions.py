@@ -114,3 +114,18 @@ def test_who_comes_together_makes_a_description_once(described):
     with ThreadPoolExecutor(4) as pool:
         first, *others = pool.map(lambda _: describe(), range(4))
     assert len(made) == 1 and all(equal(one, first) for one in others)
+
+
+def test_crops_are_described_where_they_are_wanted(tiny_bundle, tmp_path):
+    write_patient(tmp_path / "data", "A-1", "plain")
+    (patient,) = find_patients(tmp_path / "data")
+    patient = replace(patient, outcome=Outcome(100.0, True))
+    bundle, cpu = load_bundle(tiny_bundle), torch.device("cpu")
+    made = [
+        LesionDescriber(bundle, cpu, 8.0, tmp_path / "cache", crops=crops)(patient).description
+        for crops in (False, True, True)
+    ]
+    assert made[0].crops.names == () and len(made[1].crops.names) > 0
+    assert made[1].crops.names[0].startswith("crop_primary_mean0_")
+    np.testing.assert_array_equal(made[1].crops.values, made[2].crops.values)
+    assert equal(made[0], made[1])

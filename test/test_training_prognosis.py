@@ -3,11 +3,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import FAST_PROGNOSIS, described_patients
+from conftest import FAST_PROGNOSIS, described_patients, with_crops
 
 from hmvnet.case import harrell_c
 from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
-from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.member import PrognosisMember, Weighted
 from hmvnet.training import prognosis as training
@@ -181,19 +180,6 @@ def test_a_member_whose_named_part_was_left_out_survives_its_tensors(tmp_path):
     parts = member.part_risks(inputs_of(patients, member.encoder))
     whole = 0.3 * parts["icare"] + 0.7 * parts["linear"]
     np.testing.assert_allclose(predict([member], patients), whole)
-
-
-def with_crops(patients, effect: float = 0.0):
-    """The patients, with features of crops of which one group holds the outcome's residual."""
-    rng = np.random.default_rng(5)
-    names = tuple(f"crop_primary_{part}0_{i}" for part in ("mean", "upper") for i in range(6))
-    described = []
-    for p in patients:
-        values = rng.normal(size=len(names)).astype(np.float32)
-        values[6:] -= effect * np.log(p.outcome.days / 1000)
-        crops = LesionFeatures(names, values)
-        described.append(replace(p, description=replace(p.description, crops=crops)))
-    return described
 
 
 def test_crops_are_a_part_of_the_risk_where_they_are_wanted(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import FAST_PROGNOSIS, described_patients
+from conftest import FAST_PROGNOSIS, described_patients, with_crops
 
 from hmvnet.bundle import load_bundle
 from hmvnet.case import ClinicalRecord, harrell_c
@@ -100,3 +100,24 @@ def test_training_keeps_the_files_of_other_parts_alone(trained) -> None:
     assert kept == set(bundle.manifest.segmentation.files)
     task2 = bundle.manifest.metrics["task2"]
     assert 0 <= task2["c_index_without_record"] <= 1 and task2["patients"] == 45
+
+
+def test_a_bundle_that_looks_at_crops_says_which(tiny_bundle, tmp_path, monkeypatch) -> None:
+    """The description it asks for has them, and a description without is refused."""
+    patients = with_crops(described_patients(45), 1.0)
+    monkeypatch.setattr(training, "load_described", lambda *_: patients)
+    fast = {"members": 1, "images": "lesions", "inner_folds": 0, "bags": 2}
+    options = FAST_PROGNOSIS.model_copy(update=fast)
+    settings = Settings(data=DataSettings(root=str(tmp_path), folds=2), prognosis=options)
+    folder = training.train_survival_bundle(settings, tiny_bundle, tmp_path / "run")
+    prognosis = Prognosis(load_bundle(folder))
+    assert prognosis.wants_crops
+    assert prognosis.part.crop_features == list(patients[0].description.crops.names)
+    (risk,) = risks(prognosis, patients[:1])
+    assert np.isfinite(risk.value) and "image" not in risk.branches
+    assert "image of the lesions" in [c.name for c in risk.contributions]
+    (other,) = risks(prognosis, patients[:1], ClinicalRecord())
+    assert np.isfinite(other.value)
+    with pytest.raises(ValueError, match="crop_primary_mean0_0"):
+        risks(prognosis, described_patients(1))
+    assert not Prognosis(load_bundle(tiny_bundle)).wants_crops
