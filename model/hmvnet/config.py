@@ -583,10 +583,11 @@ class InferenceSettings(_Section):
     precision: Literal["auto", "32", "bf16"] = Field(
         "auto", description="Arithmetic; auto: fp16 on a GPU, full on CPUs."
     )
-    windows: bool = Field(
-        False,
+    windows: Literal["bundle", "always", "never"] = Field(
+        "bundle",
         description="Sliding windows of the training patch also where the network may see the "
-        "whole region in one pass.",
+        "whole region in one pass; bundle: as the bundle says, by what was better on its "
+        "validation patients.",
     )
     backend: Literal["torch", "onnx"] = Field(
         "torch", description="What runs the networks; onnx needs the files of hmvnet export."
