@@ -21,7 +21,7 @@ from hmvnet.case import Outcomes
 from hmvnet.prognosis.linear import LinearRisk
 from hmvnet.survival.cox import PENALTIES
 from hmvnet.survival.losses import deephit_ranking_loss, discrete_loss
-from hmvnet.survival.tuning import Tuned
+from hmvnet.survival.tuning import SurvivalModel, Tuned
 
 
 def standardiser() -> Pipeline:
@@ -227,7 +227,7 @@ def fit_mtlr_risk(x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -
     """
     folds = 3
     if outcomes.event.sum() < folds or (~outcomes.event).sum() < folds:
-        model = Mtlr(PENALTIES[-1]).fit(x, outcomes, rng)
+        model: SurvivalModel = Mtlr(PENALTIES[-1]).fit(x, outcomes, rng)
     else:
         model = tuned_mtlr(folds).fit(x, outcomes, rng).model_
     assert isinstance(model, Mtlr)
