@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -5,6 +7,7 @@ from conftest import CT_GRID
 
 from hmvnet.case import (
     CaseError,
+    ClinicalRecord,
     Finding,
     Grid,
     Outcome,
@@ -107,3 +110,8 @@ def test_harrells_concordance_is_scikit_survivals():
             assert found == concordance_index_censored(event, days, risk)[0]
         else:
             assert np.isnan(found)
+
+
+def test_a_record_goes_to_another_process():
+    record = ClinicalRecord({"Age": 60.0, "M-stage": "M0", "Treatment": None})
+    assert pickle.loads(pickle.dumps(record)) == record  # noqa: S301  our own

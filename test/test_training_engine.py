@@ -16,7 +16,17 @@ from torch.optim.swa_utils import AveragedModel
 
 from hmvnet import files
 from hmvnet.training import engine
-from hmvnet.training.engine import CHECKPOINT, LoopSettings, learning_rate, make_fabric, train
+from hmvnet.training.engine import (
+    CHECKPOINT,
+    LoopSettings,
+    costs_so_far,
+    fork,
+    learning_rate,
+    make_fabric,
+    train,
+    work_clock,
+)
+from hmvnet.training.schedule import ENDLESS, Decay, Trunk
 
 STEPS = 8
 LOOP = LoopSettings(STEPS, 0.01, 0.1, 2, 1.0, 0.9, 3, 4)
@@ -262,3 +272,68 @@ def test_a_log_that_cannot_be_written_costs_nothing_else(tmp_path, capfd, fault)
     assert (run / CHECKPOINT).is_file()
     said = capfd.readouterr().err.strip().splitlines()
     assert [line.startswith("warning: log not written") for line in said] == [True], said
+
+
+def ticking(pace: float = 2.0):
+    """A clock that goes on by ``pace`` seconds at every second look: a step's cost."""
+    looks = iter(range(10**6))
+    return lambda: pace * ((next(looks) + 1) // 2)
+
+
+def test_steps_are_charged_and_validations_are_not(tmp_path):
+    looks = iter(range(1000))
+
+    def clock():  # a second a look
+        return float(next(looks))
+
+    def validate(network, step):
+        clock()
+        return {"figure": 0.0}
+
+    _, history = fit(tmp_path, clock=clock, validate=validate)
+    assert len(history.validations) == 2
+    assert history.spent == [float(step + 1) for step in range(STEPS)]
+
+
+def test_what_was_charged_goes_on_over_a_resume(tmp_path):
+    fit(tmp_path, clock=ticking(), stop=lambda done: done == 3)
+    assert stored(tmp_path)["spent"] == [2.0, 4.0, 6.0]
+    _, history = fit(tmp_path, clock=ticking(5.0))
+    assert history.spent[:5] == [2.0, 4.0, 6.0, 11.0, 16.0]
+    assert costs_so_far(tmp_path, "k") == history.spent
+    assert costs_so_far(tmp_path, "other") == [] == costs_so_far(tmp_path / "none", "k")
+
+
+def test_the_cpu_is_charged_for_what_this_process_computes_only():
+    clock = work_clock(torch.device("cpu"))
+    assert clock is time.process_time and work_clock(torch.device("cuda")) is time.perf_counter
+
+
+def test_a_trunk_cut_anywhere_is_the_uncut_one(tmp_path):
+    trunk = Trunk(0.01, 2)
+    loop = replace(LOOP, steps=ENDLESS)
+
+    def go(run, at):
+        return fit(run, loop=loop, rate=trunk.rate, ema_warmup=True, stop=lambda done: done == at)
+
+    whole, history = go(tmp_path / "whole", 8)
+    for at in (1, 4, 5, 8):
+        cut, _ = go(tmp_path / "cut", at)
+    assert_same_weights(cut, whole)
+    assert stored(tmp_path / "cut")["losses"] == history.losses
+
+
+def test_a_branch_goes_on_where_its_trunk_stands_and_leaves_it_alone(tmp_path):
+    trunk, loop = Trunk(0.01, 2), replace(LOOP, steps=ENDLESS)
+    fit(tmp_path / "trunk", loop=loop, rate=trunk.rate, stop=lambda done: done == 6)
+    before = (tmp_path / "trunk" / CHECKPOINT).read_bytes()
+    fork(tmp_path / "trunk", "k", tmp_path / "branch", "k")
+    decay = Decay(trunk, 6, 2)
+    branch, history = fit(tmp_path / "branch", rate=decay.rate)
+    # One training of the whole course, which was never cut.
+    planned, expected = fit(tmp_path / "planned", rate=decay.rate)
+    assert_same_weights(branch, planned)
+    assert history.losses == expected.losses
+    assert (tmp_path / "trunk" / CHECKPOINT).read_bytes() == before
+    with pytest.raises(ValueError, match="of another training"):
+        fork(tmp_path / "trunk", "other", tmp_path / "branch", "k")

@@ -209,6 +209,10 @@ class ClinicalRecord:
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
 
+    def __reduce__(self) -> tuple[type[ClinicalRecord], tuple[dict[str, float | str | None]]]:
+        # A mapping proxy cannot be handed to another process.
+        return ClinicalRecord, (dict(self.values),)
+
 
 @dataclass(frozen=True)
 class Stage:

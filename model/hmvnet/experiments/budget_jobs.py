@@ -94,8 +94,7 @@ def hands_of(jobs: int, scheduler: str, run: Path) -> Iterator[Hands]:
         RefusedError: no scheduler answers, or its workers have several threads.
     """
     if not scheduler:
-        one_by_one = jobs <= 1
-        hands = InTurn() if one_by_one else Processes(jobs)
+        hands: InTurn | Processes = Processes(jobs) if jobs > 1 else InTurn()
         try:
             yield hands
         finally:

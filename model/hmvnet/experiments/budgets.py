@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,8 +166,7 @@ class Unit:
     @property
     def ways(self) -> list[str]:
         """How it is to be scored."""
-        both = build_network(self.contender.network.name, self.contender.network.options)
-        if not both.whole_region:
+        if not _sees_region(self.contender.label):
             return ["windows"]
         return list(WAYS if self.windows else WAYS[:1])
 
@@ -175,6 +174,12 @@ class Unit:
         """The ways in which it was not scored yet; none: it is done."""
         stored = read_state(self.result, self.key)
         return [way for way in self.ways if not stored or way not in stored["ways"]]
+
+
+@lru_cache(maxsize=64)  # large networks take seconds to build
+def _sees_region(label: str) -> bool:
+    network = Contender.parse(label).network
+    return bool(build_network(network.name, network.options).whole_region)
 
 
 def run_unit(unit: Unit, clock: Callable[[], float] | None = None) -> None:
@@ -270,7 +275,7 @@ def _said(unit: Unit, decay: Decay, network: nn.Module, history: History) -> dic
         "minutes_charged": round(history.spent[-1] / 60, 4),
         "minutes_on_the_wall": round(history.seconds / 60, 4),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "patients": len(unit.fold.seen),
+        "patients_trained_on": len(unit.fold.seen),
         "device": "GPU" if torch.cuda.is_available() else "CPU",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

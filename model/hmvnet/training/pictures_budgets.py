@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def budgets_figure(points: Sequence[Point]) -> Figure:
         mine = [p for p in points if (p.network, p.way) == (network, way)]
         number = networks.index(network)
         hollow = way == "windows"
-        style = {
+        style: dict[str, Any] = {
             "color": COLOURS[number % len(COLOURS)],
             "marker": MARKERS[number % len(MARKERS)],
             "linestyle": "--" if hollow else "-",
@@ -59,16 +59,25 @@ def budgets_figure(points: Sequence[Point]) -> Figure:
             [max(p.figures[DICE].high - p.figures[DICE].estimate, 0) for p in mine],
         ]
         shift = SPREAD ** (place - (len(curves) - 1) / 2)
-        bar = {"elinewidth": 1.1, "capsize": 3, "zorder": 3 + place}
+        bar: dict[str, Any] = {"elinewidth": 1.1, "capsize": 3, "zorder": 3 + place}
         left.errorbar([p.minutes * shift for p in mine], dice, bars, **bar, **style)
         right.plot([p.seconds for p in mine], dice, zorder=3 + place, **{**style, "linewidth": 0.8})
         _name_ends(right, mine, dice, str(style["color"]))
         label = fill(network, LABEL_WIDTH, break_long_words=False)
         handles.append(Line2D([], [], label=f"{label}\n({way})", **style))
-    left.set(xlabel="training of a fold, CPU minutes", ylabel="GTVp, mean Dice (95% CI)")
+    left.set(
+        xlabel="budget, at the minutes charged for training a fold",
+        ylabel="GTVp, mean Dice (95% CI)",
+    )
     right.set(xlabel="inference, network seconds a patient")
     for axes, values in ((left, [p.minutes for p in points]), (right, [p.seconds for p in points])):
         _logarithmic(axes, values)
+    budgets = sorted({point.budget for point in points})
+    charged = [[p.minutes for p in points if p.budget == budget] for budget in budgets]
+    left.set_xticks([sum(some) / len(some) for some in charged], [str(b) for b in budgets])
+    left.minorticks_off()
+    low, high = right.get_xlim()
+    right.set_xlim(low, high * (high / low) ** 0.06)  # room for what is beside the last points
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     counts = sorted({point.patients for point in points})
     of = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

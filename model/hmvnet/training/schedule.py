@@ -84,7 +84,10 @@ class Decay:
         return [*self.trunk.key, "decay", self.first, self.length]
 
 
-def warm_ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def warm_ema(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """An exponential moving average whose decay rises: ``min(decay, (1 + n) / (10 + n))``.
 
     As TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``. With a constant decay of
@@ -96,7 +99,7 @@ def warm_ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int
     """
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
         n = float(count)
         share = 1 - min(decay, (1 + n) / (EMA_DELAY + n))
         for old, new in zip(averaged, current, strict=True):

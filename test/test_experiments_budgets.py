@@ -1,0 +1,255 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_patient
+from rich.console import Console
+
+from hmvnet.bundle import load_bundle
+from hmvnet.config import DataSettings, PreprocessingSettings, Settings, TrainingSettings
+from hmvnet.exits import RefusedError, UnfinishedError
+from hmvnet.experiments import compare_budgets as room
+from hmvnet.experiments.budget_jobs import InTurn, Processes, run_units
+from hmvnet.experiments.budget_table import load_results
+from hmvnet.experiments.budgets import Budget, Unit, parse_budgets, run_unit
+from hmvnet.experiments.compare_budgets import compare_budgets
+from hmvnet.experiments.compare_networks import Contender
+from hmvnet.state import read_state
+from hmvnet.training.engine import CHECKPOINT
+
+QUIET = Console(quiet=True)
+SMALL = "hmvnet channels=8 head_channels=8 window=4 depths=1,1,1,1"
+
+
+# --- what a budget is ----------------------------------------------------------------------------
+
+
+def test_budgets_are_minutes_or_steps():
+    assert parse_budgets("10,3, 0.5") == [Budget(0.5), Budget(3), Budget(10)]
+    assert parse_budgets("300steps,100 steps") == [Budget(100, "steps"), Budget(300, "steps")]
+    assert [str(b) for b in parse_budgets("3,3,1min")] == ["1 min", "3 min"]
+    assert Budget(100, "steps").folder == "100steps"
+
+
+@pytest.mark.parametrize("text", ["", "3,", "0", "-3", "1steps", "2.5steps", "3h", "3,100steps"])
+def test_what_is_no_budget_is_refused(text):
+    with pytest.raises(RefusedError, match="--budgets"):
+        parse_budgets(text)
+
+
+def test_trunk_and_decay_together_cost_the_budget():
+    """Steps of half a second: of 3 minutes 288 steps at the constant rate, and 72 of decay."""
+    budget, spent = Budget(3), list(0.5 * np.arange(1, 400))
+    cut = next(n for n in range(400) if budget.is_spent(spent[:n], 0))
+    assert cut == 288 and budget.decay_steps(spent[:cut]) == 72
+    steps = Budget(100, "steps")
+    assert next(n for n in range(100) if steps.is_spent(spent[:n], 0)) == 80
+    assert steps.decay_steps(spent[:80]) == 20
+
+
+def test_settling_is_paid_for_by_the_trunk():
+    budget, spent = Budget(3), list(0.5 * np.arange(1, 400))
+    cut = next(n for n in range(400) if budget.is_spent(spent[:n], 64 / 3))
+    total = 0.5 * (cut + 64 / 3 + budget.decay_steps(spent[:cut]))
+    assert cut == 267 and total == pytest.approx(180, abs=1)
+
+
+# --- trainings -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Settings of two folds of two patients each."""
+    for i in range(4):
+        write_patient(tmp_path / "data", f"A-{i}", "plain")
+    return Settings(
+        data=DataSettings(root=str(tmp_path / "data"), folds=2, region="centre"),
+        preprocessing=PreprocessingSettings(spacing_mm=4.0, size_mm=(128.0, 128.0, 128.0)),
+        training=TrainingSettings(patch_size=(32, 32, 32), warmup_steps=1, checkpoint_every=2),
+    )
+
+
+def units_of(settings, run, *, network="unet3d width=4", budgets="6steps", folds=(0,), **options):
+    """As ``compare_budgets`` makes them; nothing is trained."""
+    made: list[Unit] = []
+
+    def keep(units, hands):
+        made.extend(units)
+        return iter(())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "run_units", keep)
+        contenders = [Contender.parse(network)]
+        with pytest.raises(UnfinishedError):
+            compare_budgets(settings, contenders, run, parse_budgets(budgets), folds, QUIET)
+    return [replace(unit, quiet=True, **options) for unit in made]
+
+
+def weights(unit) -> dict[str, torch.Tensor]:
+    return load_bundle(unit.branch / "bundle").tensors(unit.fold.file)
+
+
+def assert_same(one, other) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def measured(path: Path) -> dict:
+    """A result without what hangs on the clock."""
+    stored = json.loads(path.read_text())
+    del stored["content"]
+    stored["training"] = {k: v for k, v in stored["training"].items() if "minutes" not in k}
+    for way in stored["ways"].values():
+        del way["network_seconds"]
+    return stored
+
+
+def test_each_budget_is_as_if_it_were_the_only_one(task, tmp_path):
+    small, large = units_of(task, tmp_path / "both", network=SMALL, budgets="4steps,8steps")
+    for unit in (small, large):
+        run_unit(unit)
+    (alone,) = units_of(task, tmp_path / "alone", network=SMALL, budgets="8steps")
+    run_unit(alone)
+    assert_same(weights(large), weights(alone))
+    assert large.key == alone.key and measured(large.result) == measured(alone.result)
+    assert set(measured(large.result)["ways"]) == {"one pass", "windows"}
+    trained = load_bundle(small.branch / "bundle").manifest.trained_on
+    assert (trained["steps"], trained["decay_steps"]) == (4, 1)
+    # A budget in between, asked for when the trunk is beyond it.
+    (between,) = units_of(task, tmp_path / "both", network=SMALL, budgets="6steps")
+    (fresh,) = units_of(task, tmp_path / "fresh", network=SMALL, budgets="6steps")
+    for unit in (between, fresh):
+        run_unit(replace(unit, windows=False))
+    assert_same(weights(between), weights(fresh))
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_result(task, tmp_path, monkeypatch):
+    (whole,) = units_of(task, tmp_path / "whole")
+    run_unit(whole)
+    (killed,) = units_of(task, tmp_path / "killed")
+    write = torch.save
+    for fatal in range(1, 20):
+        saves = iter(range(1, 20))
+
+        def save(*given, fatal=fatal, saves=saves):
+            if next(saves) == fatal:
+                raise SystemExit(143)
+            write(*given)
+
+        monkeypatch.setattr(torch, "save", save)
+        try:
+            run_unit(killed)
+            break
+        except SystemExit:  # each call dies one save later, or has come further
+            continue
+    monkeypatch.undo()
+    assert fatal > 2 and measured(killed.result) == measured(whole.result)
+    assert_same(weights(killed), weights(whole))
+    assert not (killed.branch / CHECKPOINT).exists() and (killed.trunk / CHECKPOINT).exists()
+
+
+def test_time_is_up_in_the_trunk_and_in_the_decay(task, tmp_path):
+    (unit,) = units_of(task, tmp_path / "run", budgets="12steps", deadline=0.0)
+    said = []
+    for _ in range(20):
+        try:
+            run_unit(unit)
+            break
+        except UnfinishedError as error:
+            said.append(str(error))
+    assert len(said) > 8 and "stopped after step 1;" in said[0] and "in the decay" in said[-1]
+    (whole,) = units_of(task, tmp_path / "whole", budgets="12steps")
+    run_unit(whole)
+    assert measured(unit.result) == measured(whole.result)
+
+
+def test_minutes_are_those_of_the_clock_and_go_on_over_a_stop(task, tmp_path):
+    """Steps of 1.5 seconds: a budget of one minute is 32 steps and 8 of decay."""
+
+    def clock():
+        clock.now += 1.5  # at the beginning and at the end of a step
+        return clock.now
+
+    clock.now = 0.0
+    (unit,) = units_of(task, tmp_path / "run", budgets="1")
+    stopped = replace(unit, deadline=0.0)
+    with pytest.raises(UnfinishedError):
+        run_unit(stopped, clock)
+    run_unit(unit, clock)
+    trained = load_bundle(unit.branch / "bundle").manifest.trained_on
+    assert (trained["steps"], trained["decay_steps"]) == (40, 8)
+    assert trained["minutes_charged"] == 1.0
+
+
+# --- a comparison --------------------------------------------------------------------------------
+
+
+def test_jobs_side_by_side_give_the_rows_of_one_after_the_other(task, tmp_path):
+    found = []
+    for jobs in (1, 2):
+        units = units_of(task, tmp_path / f"run{jobs}", folds=(0, 1))
+        hands = InTurn() if jobs == 1 else Processes(2)
+        assert [ended.code for ended in run_units(units, hands)] == [0, 0]
+        found.append([measured(unit.result) for unit in units])
+    assert found[0] == found[1]
+
+
+def test_a_table_grows_from_call_to_call(task, tmp_path):
+    run = tmp_path / "run"
+    contenders = [Contender.parse("unet3d width=4"), Contender.parse("unet3d width=2")]
+    budgets = parse_budgets("3steps")
+    (first,) = compare_budgets(task, contenders[:1], run, budgets, [0], QUIET)
+    assert first.folds == [0] and first.patients == 2 and not first.differences
+    stamps = {path: path.stat().st_mtime_ns for path in (run / "results").iterdir()}
+    one, other = compare_budgets(task, contenders, run, budgets, [0, 1], QUIET)
+    assert (one.folds, other.folds) == ([0, 1], [0, 1]) and other.shared == 4
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps  # not computed again
+    text = (run / "segmentation-budgets.md").read_text()
+    assert "less unet3d width=4" in text and (run / "segmentation-budgets.png").exists()
+    rows = (run / "segmentation-budgets-runs.csv").read_text().splitlines()
+    assert len(rows) == 1 + 4
+
+    # Brought to another machine, the small files alone are what is finished.
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (run / "results").rename(moved / "results")
+    again = compare_budgets(task, contenders, moved, budgets, None, QUIET)
+    assert again == [one, other] and not (moved / contenders[0].folder).exists()
+
+    # Other settings are kept apart, in the same folder.
+    changed = task.model_copy(update={"training": task.training.model_copy(update={"seed": 1})})
+    (alone,) = compare_budgets(changed, contenders[1:], moved, budgets, [0], QUIET)
+    assert alone.folds == [0] and len(list((moved / "results").iterdir())) == 5
+
+
+def test_a_checkpoint_of_other_settings_is_refused_and_the_others_go_on(task, tmp_path):
+    run, budgets = tmp_path / "run", parse_budgets("3steps")
+    contenders = [Contender.parse("unet3d width=4")]
+    compare_budgets(task, contenders, run, budgets, [0], QUIET)
+    changed = task.model_copy(update={"training": task.training.model_copy(update={"seed": 1})})
+    with pytest.raises(RefusedError, match=r"fold0, 3 steps: .*other settings or other data"):
+        compare_budgets(changed, contenders, run, budgets, [0, 1], QUIET)
+    results = [read_state(p, p.stem.rpartition("--")[2]) for p in (run / "results").iterdir()]
+    assert sorted(stored["fold"] for stored in results) == [0, 1]
+
+
+def test_networks_have_settings_of_their_own(task):
+    text = "unet3d width=4 training.learning_rate=5e-3 preprocessing.spacing_mm=6"
+    contender = Contender.parse(text)
+    own = contender.settings(task)
+    assert contender.network.options == {"width": 4}
+    assert own.training == task.training.model_copy(update={"learning_rate": 5e-3})
+    assert own.preprocessing.spacing_mm == 6 and own.preprocessing.size_mm == (128, 128, 128)
+    for wrong in ("training.steps=3", "data.root=x", "training.learning_rat=1"):
+        with pytest.raises(RefusedError):
+            Contender.parse(f"unet3d {wrong}")
+
+
+def test_results_that_are_damaged_count_as_not_there(task, tmp_path):
+    (unit,) = units_of(task, tmp_path / "run")
+    unit.results.mkdir(parents=True)
+    unit.result.write_text('{"key": "cut')
+    assert unit.missing() == ["windows"] and load_results(unit.results, unit.protocol) == ([], 1)
