@@ -171,6 +171,19 @@ def test_one_relapse_is_enough_to_fit(tmp_path):
     assert np.isfinite(predict([fit(tmp_path, quiet)], quiet)).all()
 
 
+def test_mtlr_may_be_a_part(tmp_path):
+    patients = described_patients()
+    member = fit(tmp_path, patients, mtlr_weight=0.25)
+    assert member.weights == pytest.approx(dict(icare=0.09, direct=0.33, linear=0.33, mtlr=0.25))
+    again = PrognosisMember.from_tensors(member.encoder, member.settings(), member.tensors())
+    np.testing.assert_allclose(predict([member], patients), predict([again], patients), atol=1e-5)
+    inputs = inputs_of(patients, member.encoder)
+    assert set(member.part_risks(inputs)) == {"icare", "direct", "linear", "mtlr"}
+    assert member.draws(inputs).shape == (FAST_PROGNOSIS.bags, len(patients))
+    with pytest.raises(ValueError, match=r"mtlr_weight 0\.5: .* sum to 1\.16"):
+        PrognosisSettings(mtlr_weight=0.5)
+
+
 def test_a_member_whose_named_part_was_left_out_survives_its_tensors(tmp_path):
     patients = described_patients()
     member = fit(tmp_path, patients).weighted({"icare": 0.3, "direct": 0.0, "linear": 0.7})

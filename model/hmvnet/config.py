@@ -484,6 +484,11 @@ class PrognosisSettings(_Section):
         description="Share in the risk of a ridge Cox model on them, alike; 0: none. The networks "
         "have the rest.",
     )
+    mtlr_weight: Probability = Field(
+        0.0,
+        description="Share in the risk of MTLR (multi-task logistic regression) on them, alike; 0: "
+        "none.",
+    )
     direct_features: Words = Field(
         ESTABLISHED_FEATURES,
         description="Lesion features among the named variables, beside the health record; empty: "
@@ -556,12 +561,19 @@ class PrognosisSettings(_Section):
 
     @model_validator(mode="after")
     def _shares(self) -> PrognosisSettings:
-        if (named := self.direct_weight + self.linear_weight) > 1:
-            raise ValueError(
-                f"direct_weight {self.direct_weight:g} and linear_weight {self.linear_weight:g} "
-                f"are shares of the risk, and sum to {named:g}: lower one of them"
-            )
+        if (named := sum(self.named_weights.values())) > 1:
+            told = ", ".join(f"{name}_weight {w:g}" for name, w in self.named_weights.items() if w)
+            raise ValueError(f"{told}: shares of the risk that sum to {named:g}: lower one of them")
         return self
+
+    @property
+    def named_weights(self) -> dict[str, float]:
+        """Shares of the models on the named variables, as ``NAMED_MODELS`` names them."""
+        return {
+            "direct": self.direct_weight,
+            "linear": self.linear_weight,
+            "mtlr": self.mtlr_weight,
+        }
 
 
 class InferenceSettings(_Section):

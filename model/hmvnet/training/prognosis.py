@@ -30,6 +30,7 @@ from hmvnet.prognosis.member import (
 from hmvnet.reading.records import HECKTOR, ClinicalSchema
 from hmvnet.survival.beside import fit_beside
 from hmvnet.survival.cox import fit_linear_risk
+from hmvnet.survival.discrete import fit_mtlr_risk
 from hmvnet.survival.losses import cox_loss, ranking_loss
 from hmvnet.training.descriptions import Described, handcrafted_count, outcomes_of
 from hmvnet.training.engine import LoopSettings, make_fabric, train
@@ -210,8 +211,9 @@ def _fit_named(
     fits: Mapping[str, Callable[..., RiskModel]] = {
         "direct": _icare(settings).fit,
         "linear": partial(fit_linear_risk, draws=settings.bags),
+        "mtlr": fit_mtlr_risk,
     }
-    weights = {"direct": settings.direct_weight, "linear": settings.linear_weight}
+    weights = settings.named_weights
     named = {}
     for name in NAMED_MODELS:
         if weights[name] and x.shape[1]:
