@@ -11,16 +11,10 @@ from sksurv.util import Surv
 
 from hmvnet.case import Outcomes
 from hmvnet.prognosis.linear import LinearRisk
-from hmvnet.survival.baselines import (
-    DeepHit,
-    Mtlr,
-    SksurvModel,
-    SumOfLaterRegressors,
-    Tuned,
-    available,
-    create,
-)
+from hmvnet.survival.baselines import SksurvModel, available, create
 from hmvnet.survival.cox import fit_linear_risk
+from hmvnet.survival.discrete import DeepHit, Mtlr, SumOfLaterRegressors
+from hmvnet.survival.tuning import Tuned
 
 QUICK = ("coxph", "icare", "deephit", "mtlr", "gbm")
 

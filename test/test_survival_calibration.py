@@ -6,6 +6,7 @@ import pytest
 from hmvnet.case import Outcomes, harrell_c
 from hmvnet.prognosis.curve import SurvivalCurve
 from hmvnet.survival.calibration import (
+    Slopes,
     calibration_slope,
     cox_slope,
     fit_curve,
@@ -13,6 +14,7 @@ from hmvnet.survival.calibration import (
     onto,
     recalibrated,
 )
+from hmvnet.survival.cox import ridge_path
 
 
 def cohort(n: int = 1500, seed: int = 0, slope: float = 0.7) -> tuple[np.ndarray, Outcomes]:
@@ -119,3 +121,48 @@ def test_a_curve_moves_to_another_hospital_the_more_the_more_patients() -> None:
     assert chance == pytest.approx(np.exp(-1), abs=0.05) and not moved.groups
     with pytest.raises(ValueError, match="0 relapses, expected at least 5"):
         recalibrated(curve, risk, outcomes.until(0.0))
+
+
+def test_slopes_out_of_folds_are_carried_over_to_the_fit_to_everybody() -> None:
+    """Three folds, twenty variables: what fits to two thirds would have is too little."""
+    rng, folds, n = np.random.default_rng(3), 3, 240
+    out_of_fold, carried, truth = [], [], []
+    for _ in range(25):
+        x = rng.normal(size=(n + 1500, 20))
+        failure = rng.exponential(1000 * np.exp(-x @ np.linspace(0.3, -0.2, 20)))
+        censoring = rng.uniform(200, 3000, size=len(x))
+        everybody = Outcomes(np.minimum(failure, censoring), failure <= censoring)
+        x, test, outcomes, later = x[:n], x[n:], everybody[:n], everybody[n:]
+        slopes, fold, risk = Slopes(), np.arange(n) % folds, np.zeros(n)
+        for number in range(folds):
+            known, unseen = fold != number, fold == number
+            w = ridge_path(x[known], outcomes[known], [0.01])[0]
+            risk[unseen] = x[unseen] @ w
+            slopes.add((x[known] @ w, outcomes[known]), (risk[unseen], outcomes[unseen]))
+        out_of_fold.append(cox_slope(risk, outcomes))
+        carried.append(out_of_fold[-1] * slopes.steeper(1 - 1 / folds))
+        whole = ridge_path(x, outcomes, [0.01])[0]
+        truth.append(cox_slope(test @ whole, later))
+    lacking = np.mean(truth) - np.mean(out_of_fold)
+    left = np.mean(truth) - np.mean(carried)
+    assert lacking > 0.06 and abs(left) < 0.6 * lacking
+
+
+def test_without_slopes_nothing_is_carried_over() -> None:
+    assert Slopes().steeper(0.5) == 1.0
+    assert Slopes([1.0], [-0.2]).steeper(0.5) == 1.0  # orders nobody
+    assert Slopes([0.8], [0.9]).steeper(0.5) == 1.0  # by chance better on others
+    assert Slopes([1.0], [0.5]).steeper(0.5) == pytest.approx(2 / 1.5)
+    none = Outcomes(np.array([5.0, 6.0]), np.array([False, False]))
+    slopes = Slopes()
+    slopes.add((np.zeros(2), none), (np.zeros(2), none))
+    assert slopes.inside == []
+
+
+def test_a_steeper_curve_is_steeper_and_nothing_else() -> None:
+    risk, outcomes = cohort()
+    one, other = fit_curve(risk, outcomes), fit_curve(risk, outcomes, 1.2)
+    assert other.slope == pytest.approx(1.2 * one.slope) and other.centre == one.centre
+    times = np.array([500.0])
+    expected = [(1 - c.survival(risk, times)).sum() for c in (one, other)]
+    assert expected[1] == pytest.approx(expected[0], rel=0.05)

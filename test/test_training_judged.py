@@ -26,7 +26,7 @@ def test_shares_are_judged_on_patients_that_no_part_was_fitted_to(tmp_path, monk
     )
     members, seen = fit_judged(patients, settings, HECKTOR, tmp_path, quiet=True)
     assert sorted(fitted) == [44, 44, 44, 66]
-    assert harrell_c(outcomes_of(patients), seen) > 0.9
+    assert harrell_c(outcomes_of(patients), seen.whole) > 0.9
     weights = [m.head.weight + sum(p.weight for p in m.named.values()) for m in members]
     assert weights == pytest.approx([1.0, 1.0]) and members[0].head.weight != pytest.approx(0.34)
     as_given, none = fit_judged(
@@ -50,7 +50,8 @@ def test_a_candidate_is_judged_on_patients_that_it_was_not_fitted_to(tmp_path):
 
         return SimpleNamespace(predict_risk=risk)
 
-    risks, fold = inner_risks(patients, settings, HECKTOR, tmp_path, True, {"own": fit})
+    inner = inner_risks(patients, settings, HECKTOR, tmp_path, True, {"own": fit})
+    risks, fold = inner.risks, inner.fold
     assert list(risks) == ["icare", "direct", "linear", "own"]
     assert (np.bincount(fold) == 20).all() and (risks["own"] == 40).all()
     few = settings.model_copy(update={"inner_folds": 0})

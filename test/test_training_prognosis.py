@@ -139,8 +139,9 @@ def test_fit_inside_a_fold_never_sees_the_others(tmp_path, monkeypatch):
         patients, settings.data, settings.prognosis, settings.clinical.record_schema, tmp_path
     )
     assert len(fitted) == 3 and found.concordance > 0.9  # the part that knows has the weight
-    assert all(not seen & new for seen, new in zip(fitted, predicted))
-    assert sorted(i for part in predicted for i in part) == [p.patient_id for p in patients]
+    new = [part for part in predicted if part not in fitted]  # and those fitted to, for the slope
+    assert len(predicted) == 6 and all(not seen & some for seen, some in zip(fitted, new))
+    assert sorted(i for part in new for i in part) == [p.patient_id for p in patients]
     outcomes = outcomes_of(patients)
     assert harrell_c(outcomes, found.risk) > 0.9
     spread = outcomes.days.std() * found.weights["icare"]
@@ -169,6 +170,19 @@ def test_one_relapse_is_enough_to_fit(tmp_path):
         for i, p in enumerate(patients)
     ]
     assert np.isfinite(predict([fit(tmp_path, quiet)], quiet)).all()
+
+
+def test_mtlr_may_be_a_part(tmp_path):
+    patients = described_patients()
+    member = fit(tmp_path, patients, mtlr_weight=0.25)
+    assert member.weights == pytest.approx(dict(icare=0.09, direct=0.33, linear=0.33, mtlr=0.25))
+    again = PrognosisMember.from_tensors(member.encoder, member.settings(), member.tensors())
+    np.testing.assert_allclose(predict([member], patients), predict([again], patients), atol=1e-5)
+    inputs = inputs_of(patients, member.encoder)
+    assert set(member.part_risks(inputs)) == {"icare", "direct", "linear", "mtlr"}
+    assert member.draws(inputs).shape == (FAST_PROGNOSIS.bags, len(patients))
+    with pytest.raises(ValueError, match=r"mtlr_weight 0\.5: .* sum to 1\.16"):
+        PrognosisSettings(mtlr_weight=0.5)
 
 
 def test_a_member_whose_named_part_was_left_out_survives_its_tensors(tmp_path):

@@ -75,6 +75,7 @@ class SegmentationPart(_Part):
     """The networks of the ensemble: one file a fold.
 
     Attributes:
+        windows: they are run in sliding windows, though they may see a whole region in one pass.
         input: the preprocessing that the networks bring; None: they see the working volume.
         seen: for every file, the fingerprints of the patients it was trained on
             (``fingerprint``), so that Task 2 can keep its lesion features out of sample without
@@ -85,6 +86,7 @@ class SegmentationPart(_Part):
     network: str
     options: dict[str, Any] = {}
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    windows: bool = False
     files: list[str]
     input: NetworkInput | None = None
     seen: list[list[str]] = []

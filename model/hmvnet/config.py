@@ -484,6 +484,11 @@ class PrognosisSettings(_Section):
         description="Share in the risk of a ridge Cox model on them, alike; 0: none. The networks "
         "have the rest.",
     )
+    mtlr_weight: Probability = Field(
+        0.0,
+        description="Share in the risk of MTLR (multi-task logistic regression) on them, alike; 0: "
+        "none.",
+    )
     direct_features: Words = Field(
         ESTABLISHED_FEATURES,
         description="Lesion features among the named variables, beside the health record; empty: "
@@ -556,12 +561,19 @@ class PrognosisSettings(_Section):
 
     @model_validator(mode="after")
     def _shares(self) -> PrognosisSettings:
-        if (named := self.direct_weight + self.linear_weight) > 1:
-            raise ValueError(
-                f"direct_weight {self.direct_weight:g} and linear_weight {self.linear_weight:g} "
-                f"are shares of the risk, and sum to {named:g}: lower one of them"
-            )
+        if (named := sum(self.named_weights.values())) > 1:
+            told = ", ".join(f"{name}_weight {w:g}" for name, w in self.named_weights.items() if w)
+            raise ValueError(f"{told}: shares of the risk that sum to {named:g}: lower one of them")
         return self
+
+    @property
+    def named_weights(self) -> dict[str, float]:
+        """Shares of the models on the named variables, as ``NAMED_MODELS`` names them."""
+        return {
+            "direct": self.direct_weight,
+            "linear": self.linear_weight,
+            "mtlr": self.mtlr_weight,
+        }
 
 
 class InferenceSettings(_Section):
@@ -583,10 +595,11 @@ class InferenceSettings(_Section):
     precision: Literal["auto", "32", "bf16"] = Field(
         "auto", description="Arithmetic; auto: fp16 on a GPU, full on CPUs."
     )
-    windows: bool = Field(
-        False,
+    windows: Literal["bundle", "always", "never"] = Field(
+        "bundle",
         description="Sliding windows of the training patch also where the network may see the "
-        "whole region in one pass.",
+        "whole region in one pass; bundle: as the bundle says, by what was better on its "
+        "validation patients.",
     )
     backend: Literal["torch", "onnx"] = Field(
         "torch", description="What runs the networks; onnx needs the files of hmvnet export."

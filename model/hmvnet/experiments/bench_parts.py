@@ -148,8 +148,8 @@ def _score(
     for word, names in {FUSION: (), **{WITH + OTHERS[name]: (name,) for name in OTHERS}}.items():
         shares = dict(own) if not names else dict.fromkeys((*own, *names), 1 / (len(own) + 1))
         if inner is not None:
-            oof, fold = inner
-            shares = judged_shares({name: oof[name] for name in shares}, seen, fold, shares)
+            oof = {name: inner.risks[name] for name in shares}
+            shares = judged_shares(oof, seen, inner.fold, shares)
         risk = np.sum([share * risks[name] for name, share in shares.items()], axis=0)
         scores[word] = harrell_c(unseen, risk)
     return {"events": float(seen.event.sum()), **scores}

@@ -24,8 +24,9 @@ from hmvnet.config import PrognosisSettings
 from hmvnet.experiments.bench_icare import our_fit, reference_fit, simulated
 from hmvnet.experiments.compare_survival import without_images
 from hmvnet.reading.records import ClinicalSchema
-from hmvnet.survival.baselines import IcareModel, SksurvModel, Tuned
+from hmvnet.survival.baselines import IcareModel, SksurvModel
 from hmvnet.survival.cox import PENALTIES, RidgeCox
+from hmvnet.survival.tuning import Tuned
 from hmvnet.table_files import write_markdown, write_table
 from hmvnet.training.descriptions import Described
 from hmvnet.training.judged import fit

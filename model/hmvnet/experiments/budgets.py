@@ -364,7 +364,7 @@ def _scored(unit: Unit, bundle: Bundle, way: str) -> Mapping[str, Any]:
     """Scores of the fold's validation patients on their CT grids, and seconds of the network."""
     device = pick_device()
     inference = unit.settings.inference.without_budget()
-    inference = inference.model_copy(update={"windows": way == "windows"})
+    inference = inference.model_copy(update={"windows": "always" if way == "windows" else "never"})
     pipeline = Pipeline(bundle, device, inference, needs_risk=False)
     ensemble = pipeline.segmenter.ensemble
     timed = [Timed(member, device) for member in ensemble.members]

@@ -38,7 +38,6 @@ from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.state import claiming_run, read_arrays, write_arrays
 from hmvnet.survival import baselines
 from hmvnet.survival.bootstrap import bootstrap_concordance
-from hmvnet.survival.calibration import fit_curve
 from hmvnet.survival.validation import (
     FitPredict,
     OutOfFold,
@@ -184,7 +183,7 @@ def _fusion(
         if seen is None:
             return predict(members, [cohort.patients[i] for i in test]), None
         risk = predict(members, [cohort.patients[i] for i in test])
-        return risk, fit_curve(seen, cohort.outcomes[train]).survival(risk, times)
+        return risk, seen.curve(cohort.outcomes[train]).survival(risk, times)
 
     return fit_predict
 

@@ -82,6 +82,7 @@ class Weighted:
 NAMED_MODELS: Mapping[str, type[BaggedIcare] | type[LinearRisk]] = {
     "direct": BaggedIcare,
     "linear": LinearRisk,
+    "mtlr": LinearRisk,
 }
 
 

@@ -264,7 +264,7 @@ def _load_member(
         settings.precision,
         part.input,
         wants_maps=len(bundle.manifest.segmentation.all_files) == 1,
-        windows=settings.windows,
+        windows={"always": True, "never": False}.get(settings.windows, part.windows),
     )
 
 

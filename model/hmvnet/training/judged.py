@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -10,11 +11,19 @@ import numpy as np
 
 from hmvnet.case import Outcomes
 from hmvnet.config import PrognosisSettings
+from hmvnet.prognosis.curve import SurvivalCurve
 from hmvnet.prognosis.member import PrognosisMember
 from hmvnet.reading.records import ClinicalSchema
+from hmvnet.survival.calibration import Slopes, fit_curve
 from hmvnet.training.descriptions import Described, outcomes_of
 from hmvnet.training.folds import repeated_folds
-from hmvnet.training.prognosis import fit_members, inputs_of, predict_parts, quiet_fabric
+from hmvnet.training.prognosis import (
+    add_slopes,
+    fit_members,
+    inputs_of,
+    predict_parts,
+    quiet_fabric,
+)
 from hmvnet.training.shares import judged_shares
 
 LEAST_EVENTS, LEAST_PATIENTS = 3, 20  # of an inner fold
@@ -31,14 +40,41 @@ def fit(
     return fit_judged(described, settings, schema, folder, quiet)[0]
 
 
+@dataclass(frozen=True)
+class Inner:
+    """What fits in inner folds say of the patients that they did not see.
+
+    Attributes:
+        risks: ``[n]`` by part.
+        fold: ``[n]``, which of the folds each patient was in.
+        slopes: of the linear part.
+        whole: ``[n]``, of all parts together, once their weights are known.
+    """
+
+    risks: Mapping[str, np.ndarray]
+    fold: np.ndarray
+    slopes: Slopes
+    whole: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def weighted(self, weights: Mapping[str, float]) -> Inner:
+        """With the risk of all parts."""
+        parts = [weights[name] * risk for name, risk in self.risks.items()]
+        return replace(self, whole=np.sum(parts, axis=0))
+
+    def curve(self, outcomes: Outcomes) -> SurvivalCurve:
+        """The survival curve of the model that is fitted to all of these patients."""
+        steeper = self.slopes.steeper(1 - 1 / len(np.unique(self.fold)))
+        return fit_curve(self.whole, outcomes, steeper)
+
+
 def fit_judged(
     described: Sequence[Described],
     settings: PrognosisSettings,
     schema: ClinicalSchema,
     folder: Path,
     quiet: bool = False,
-) -> tuple[list[PrognosisMember], np.ndarray | None]:
-    """``fit``, and the risks ``[n]`` of these patients out of its inner folds.
+) -> tuple[list[PrognosisMember], Inner | None]:
+    """``fit``, and these patients' risks out of its inner folds.
 
     The parts' shares are judged on them (``hmvnet.training.shares``). None, and the shares as the
     settings give them, where ``inner_risks`` gives none.
@@ -48,10 +84,8 @@ def fit_judged(
     members = fit_members(fabric, described, settings, folder, schema, folder.name, quiet)
     if inner is None:
         return members, None
-    risks, fold = inner
-    weights = judged_shares(risks, outcomes_of(described), fold, members[0].weights)
-    whole = np.sum([weights[name] * risk for name, risk in risks.items()], axis=0)
-    return [member.weighted(weights) for member in members], whole
+    weights = judged_shares(inner.risks, outcomes_of(described), inner.fold, members[0].weights)
+    return [member.weighted(weights) for member in members], inner.weighted(weights)
 
 
 class Predictor(Protocol):
@@ -71,8 +105,8 @@ def inner_risks(
     folder: Path,
     quiet: bool = False,
     candidates: Mapping[str, Candidate] | None = None,
-) -> tuple[dict[str, np.ndarray], np.ndarray] | None:
-    """Risks ``[n]`` by part, each patient's by fits that did not see them, and their folds ``[n]``.
+) -> Inner | None:
+    """Risks by part, each patient's by fits that did not see them.
 
     Each of ``settings.inner_folds`` folds has one network. None where the settings want no inner
     folds, or where there are too few patients or events for them.
@@ -84,7 +118,7 @@ def inner_risks(
     few = min(outcomes.event.sum(), (~outcomes.event).sum())
     if not folds or few < LEAST_EVENTS * folds or len(described) < LEAST_PATIENTS * folds:
         return None
-    fabric, risks = quiet_fabric(folder), dict[str, np.ndarray]()
+    fabric, risks, slopes = quiet_fabric(folder), dict[str, np.ndarray](), Slopes()
     fold = repeated_folds(outcomes.event, np.random.default_rng(settings.seed), folds, 1)[0]
     single = settings.model_copy(update={"members": 1})
     for number in range(folds):
@@ -95,12 +129,12 @@ def inner_risks(
         members = fit_members(fabric, known, single, place, schema, title, quiet)
         others = [described[i] for i in unseen]
         rng = np.random.default_rng([settings.seed, number])
-        found = predict_parts(members, others) | predict_candidates(
-            candidates or {}, members[0], known, others, rng
-        )
+        parts = predict_parts(members, others)
+        add_slopes(slopes, members, known, parts, outcomes[unseen])
+        found = parts | predict_candidates(candidates or {}, members[0], known, others, rng)
         for name, risk in found.items():
             risks.setdefault(name, np.zeros(len(described)))[unseen] = risk
-    return risks, fold
+    return Inner(risks, fold, slopes)
 
 
 def predict_candidates(

@@ -30,7 +30,9 @@ from hmvnet.prognosis.member import (
 )
 from hmvnet.reading.records import HECKTOR, ClinicalSchema
 from hmvnet.survival.beside import fit_beside
+from hmvnet.survival.calibration import Slopes
 from hmvnet.survival.cox import fit_linear_risk
+from hmvnet.survival.discrete import fit_mtlr_risk
 from hmvnet.survival.losses import cox_loss, ranking_loss
 from hmvnet.training.descriptions import Described, handcrafted_count, outcomes_of
 from hmvnet.training.engine import LoopSettings, make_fabric, train
@@ -38,6 +40,7 @@ from hmvnet.training.folds import split_folds
 from hmvnet.training.shares import judged_shares
 
 EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
+LINEAR = "linear"  # the part that is a Cox model on the named variables
 
 
 def inputs_of(patients: Sequence[Described], encoder: ClinicalEncoder) -> PatientInputs:
@@ -210,9 +213,10 @@ def _fit_named(
     """The models on the named variables ``x`` ``[n, p]`` that have a share of the risk."""
     fits: Mapping[str, Callable[..., RiskModel]] = {
         "direct": _icare(settings).fit,
-        "linear": partial(fit_linear_risk, draws=settings.bags),
+        LINEAR: partial(fit_linear_risk, draws=settings.bags),
+        "mtlr": fit_mtlr_risk,
     }
-    weights = {"direct": settings.direct_weight, "linear": settings.linear_weight}
+    weights = settings.named_weights
     named = {}
     for name in NAMED_MODELS:
         if weights[name] and x.shape[1]:
@@ -291,11 +295,13 @@ class Validated:
         risk: ``[n]`` out of fold, of the weights below, for the curve.
         concordance: mean over the folds, each of weights that were judged on the other folds.
         weights: of the parts of the risk, judged on all folds, for the fit on everyone.
+        steeper: by what factor its slope is above that of the risks; see ``Slopes``.
     """
 
     risk: np.ndarray
     concordance: float
     weights: Mapping[str, float]
+    steeper: float = 1.0
 
 
 def cross_validate(
@@ -315,14 +321,18 @@ def cross_validate(
     outcomes, number_of = outcomes_of(described), np.zeros(len(described), int)
     risks: dict[str, np.ndarray] = {}
     given: dict[str, float] = {}
+    slopes, shares = Slopes(), list[float]()
     for number, (known, unseen) in enumerate(split_folds(described, data)):
         some, place = [described[i] for i in known], run / f"fold{number}"
         fabric = quiet_fabric(place)
         members = fit_members(fabric, some, settings, place, schema, place.name, quiet)
         given = members[0].weights
         number_of[unseen] = number
-        for name, risk in predict_parts(members, [described[i] for i in unseen]).items():
+        parts = predict_parts(members, [described[i] for i in unseen])
+        for name, risk in parts.items():
             risks.setdefault(name, np.zeros(len(described)))[unseen] = risk
+        add_slopes(slopes, members, some, parts, outcomes[unseen])
+        shares.append(len(some) / len(described))
 
     def weights_without(fold: int) -> Mapping[str, float]:
         rows = number_of != fold
@@ -338,7 +348,27 @@ def cross_validate(
         concordances.append(harrell_c(outcomes[rows], risk))
     weights = weights_without(-1)
     whole = np.sum([weights[name] * risk for name, risk in risks.items()], axis=0)
-    return Validated(whole, float(np.nanmean(concordances)), weights)
+    steeper = slopes.steeper(float(np.mean(shares)))
+    return Validated(whole, float(np.nanmean(concordances)), weights, steeper)
+
+
+def add_slopes(
+    slopes: Slopes,
+    members: Sequence[PrognosisMember],
+    known: Sequence[Described],
+    unseen: Mapping[str, np.ndarray],
+    outcomes: Outcomes,
+) -> None:
+    """Those of the linear part, the one whose fit is a likelihood's; nothing where there is none.
+
+    Args:
+        members: fitted to ``known``.
+        unseen: risks ``[n]`` by part of other patients.
+        outcomes: theirs.
+    """
+    if LINEAR in unseen:
+        inside = predict_parts(members, known)[LINEAR]
+        slopes.add((inside, outcomes_of(known)), (unseen[LINEAR], outcomes))
 
 
 def quiet_fabric(folder: Path) -> Fabric:

@@ -205,9 +205,12 @@ def take_over(network: nn.Module, folder: Path) -> int:
     return len(fitting)
 
 
-def one_network(network: nn.Module, settings: Settings, device: torch.device) -> Ensemble:
-    """A network as inference runs it."""
-    return Ensemble([TorchForward(network, device, settings.training.patch_size)])
+def one_network(
+    network: nn.Module, settings: Settings, device: torch.device, windows: bool = False
+) -> Ensemble:
+    """A network as inference runs it; ``windows``: where it may see the whole region, too."""
+    patch = settings.training.patch_size
+    return Ensemble([TorchForward(network, device, patch, windows=windows)])
 
 
 def predict_labels(ensemble: Ensemble, case: Prepared, settings: Settings) -> np.ndarray:
@@ -225,9 +228,14 @@ def evaluate(
     settings: Settings,
     device: torch.device,
     progress: Callable[[int], None] | None = None,
+    windows: bool = False,
 ) -> list[metrics.CaseScore]:
-    """The challenge's scores of a network on preprocessed cases, on the working grid."""
-    ensemble = one_network(network, settings, device)
+    """The challenge's scores of a network on preprocessed cases, on the working grid.
+
+    Args:
+        windows: as for ``one_network``.
+    """
+    ensemble = one_network(network, settings, device, windows)
     scores = []
     for case in cases:
         mask = predict_labels(ensemble, case, settings)

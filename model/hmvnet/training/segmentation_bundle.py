@@ -39,6 +39,7 @@ from hmvnet.training.segmentation import (
     run_key,
     train_segmentation,
 )
+from hmvnet.training.ways import Ways, wants_windows
 from hmvnet.writing.folder import write_optional
 
 BUNDLE = "bundle"
@@ -200,6 +201,7 @@ def train_segmentation_bundle(
     plan = [fold for fold in everything if fold in asked or fold.number in kept]
     _refuse_loss(run / BUNDLE, [fold.file for fold in plan])
     networks, figures, minutes = {}, {}, {}
+    ways: dict[str, Ways] = {}
     results: dict[Path, tuple[SegmentationRun, list[Prepared]]] = {}
     for fold in plan:
         folder = run / fold.name
@@ -216,6 +218,9 @@ def train_segmentation_bundle(
             )
         networks[fold.file] = result.network.state_dict()
         figures[fold.name] = dict(result.figures)
+        key = run_key(settings, train)
+        if found := Ways.of(result.network, validation, settings, fabric.device, key, folder):
+            ways[fold.name] = found
         minutes[fold.name] = result.history.seconds / 60
         if fold in asked:
             results[folder] = result, validation
@@ -229,6 +234,7 @@ def train_segmentation_bundle(
             network=settings.network.name,
             options=dict(settings.network.options),
             patch_size=settings.training.patch_size,
+            windows=fabric.broadcast(wants_windows(list(ways.values()))),
             files=list(networks),
             seen=[seen_marks(settings, fold) for fold in plan],
         ),
@@ -248,7 +254,10 @@ def train_segmentation_bundle(
             "torch": torch.__version__,
             "key": task_key(settings, everything),
         },
-        metrics={"validation": figures},
+        metrics={
+            "validation": figures,
+            "ways": {name: found.figures() for name, found in ways.items()},
+        },
     )
     if fabric.global_rank == 0:
         write_bundle(run / BUNDLE, manifest, networks)

@@ -52,7 +52,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     outcomes = outcomes_of(described)
     data = settings.data
     validated = cross_validate(described, data, options, schema, run)
-    curve = fit_curve(validated.risk, outcomes)
+    curve = fit_curve(validated.risk, outcomes, validated.steeper)
     members = _fit_all(described, options, schema, run, validated)
     tensors = {f"prognosis{i}.safetensors": m.tensors() for i, m in enumerate(members)}
     metrics: dict[str, Any] = {
