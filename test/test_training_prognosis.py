@@ -50,6 +50,9 @@ def test_branch_effects_are_those_of_the_branches_in_use(tmp_path):
     member = fit(tmp_path, patients)
     effects = member.branch_effects(inputs_of(patients[:1], member.encoder))
     assert set(effects) == {"table", "lesions"} and np.isfinite(list(effects.values())).all()
+    others = {name: 1.0 / len(member.named) for name in member.named}
+    without = member.weighted({"icare": 0.0, **others})
+    assert without.branch_effects(inputs_of(patients[:1], member.encoder)) == {}
 
 
 def test_contributions_sum_to_the_named_part_of_the_risk(tmp_path):

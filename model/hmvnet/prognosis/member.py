@@ -286,8 +286,11 @@ class PrognosisMember:
     def branch_effects(self, inputs: PatientInputs) -> dict[str, float]:
         """For one patient: the change of the risk a branch makes against its training mean.
 
-        Of the fusion network's part of the risk; ``contributions`` explain the other part.
+        Of the fusion network's part of the risk; ``contributions`` explain the other part. Nothing
+        where the network has no share of it.
         """
+        if not self.head.weight:
+            return {}
         outputs = self.network.branch_outputs(inputs)
         whole = self._head_risk(outputs)[0]
         effects = {}

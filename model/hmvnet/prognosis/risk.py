@@ -198,9 +198,9 @@ class Prognosis:
             notes = (_NO_RECORD[bool(self.part.without_record)], *unusable)
         value = float(np.mean(values))
         branches = {
-            b: float(np.mean([e[b] for e in effects]))
+            b: float(np.mean([e[b] for e in effects if b in e]))
             for b in BRANCHES
-            if b in effects[0] and not (no_record and b == "table")
+            if any(b in e for e in effects) and not (no_record and b == "table")
         }
         quantiles = np.asarray(self.part.risk_quantiles)
         low, high = np.percentile(np.concatenate(draws), INTERVAL)

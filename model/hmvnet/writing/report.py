@@ -30,7 +30,8 @@ def report(
     ``origin`` tells one scan of DICOM from another, and names nobody.
     ``risk.variables`` are exact (they sum to the part of the risk that is not the network's),
     ``risk.branches`` are the change of the risk when a branch of the fusion network gives its
-    training mean. Of a patient without a health record, what is missing is in neither.
+    training mean; none where the network has no share of the risk. Of a patient without a health
+    record, what is missing is in neither.
     """
     grid = prediction.segmentation.volume.grid
     found: dict[str, Any] = {

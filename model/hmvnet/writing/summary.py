@@ -45,10 +45,11 @@ class Narrator:
             told = [f"{one.stage}: {', '.join(one.reasons[:2])}" for one in (staging.t, staging.n)]
             self._print(f"stage {staging} (AJCC 7th, by {staging.by}; {escape('; '.join(told))})")
         if risk := prediction.risk:
-            by_branch = ", ".join(f"{name} {value:+.2f}" for name, value in risk.branches.items())
+            moved = ", ".join(f"{name} {value:+.2f}" for name, value in risk.branches.items())
             self._print(
                 f"RFS risk {risk.value:+.3f} (higher = earlier recurrence), above "
-                f"{risk.quantile:.0%} of the training patients; by branch: {by_branch}"
+                f"{risk.quantile:.0%} of the training patients"
+                + (f"; by branch: {moved}" if moved else "")
             )
             if strongest := risk.contributions[:STRONGEST]:
                 moved = ", ".join(f"{c.name} {c.value:+.3f}" for c in strongest)
