@@ -20,7 +20,7 @@ Shapes in comments: b batch, c channels, z y x voxels, n windows, h heads, t tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -343,7 +343,7 @@ class HMVNet(nn.Module):
         if lean.allowed(self):
             return self._lean(x, [n + m for n, m in zip(x.shape[2:], more)], scales)
         padded = pad_with_air(x, more)
-        encoded = self._encode(padded)
+        encoded = self._encode(lambda: padded)
         decoded = self._decode(encoded)
         half = self.scale_heads[0](decoded[0])
         fine = F.interpolate(half, scale_factor=2.0, mode="trilinear", align_corners=False)
@@ -356,14 +356,14 @@ class HMVNet(nn.Module):
 
     def _lean(self, x: Tensor, size: Sequence[int], scales: bool) -> Output:
         """As ``forward``, nothing kept for longer than it is needed; ``size`` is x's, padded."""
-        encoded = self._encode(lean.padded_channels_last(x, size))
+        encoded = self._encode(lambda: lean.padded_channels_last(x, size))
         features, decoded = tuple(encoded[1:]), [encoded.pop()]
         for up in self.ups:
-            last = not scales and up is self.ups[-1]
-            reach = lean.half_reach(x.shape[2:], size, margin=2) if last else None
-            decoded.insert(0, up.block(lean.up_and_add(up.up, decoded[0], encoded.pop, reach)))
-            if not scales:
-                del decoded[1:]
+            whole = scales or up is not self.ups[-1]
+            reach = None if whole else lean.half_reach(x.shape[2:], size, margin=2)
+            y = up.block(lean.up_and_add(up.up, decoded[0], encoded.pop, reach))
+            decoded = [y, *decoded] if scales else [y]
+        del y
         norm, _, conv = self.scale_heads[0]
         half = lean.pointwise(conv, lean.norm_and_gelu(norm, decoded[0]))
         coarse = [head(m) for head, m in zip(self.scale_heads[1:], decoded[1:])] if scales else []
@@ -371,16 +371,18 @@ class HMVNet(nn.Module):
         logits = lean.full_resolution(half, x, self.refine, size)
         return Output(logits, (half, *coarse) if scales else (), features)
 
-    def _encode(self, x: Tensor) -> list[Tensor]:
-        """The maps of the stem and of the stages, at 1/2, 1/4, 1/8 ..."""
+    def _encode(self, padded: Callable[[], Tensor]) -> list[Tensor]:
+        """The maps at 1/2, 1/4 ... of what ``padded`` gives, which need not outlive a layer."""
         if self.config.modality == "gated":
+            x = padded()
             modalities = torch.cat([stem(x[:, i : i + 1]) for i, stem in enumerate(self.stems)], 1)
             encoded = [self.join(modalities)]
             for stage, gate in zip(self.stages, self.gates):
                 modalities = F.avg_pool3d(modalities, 2)
                 encoded.append(gate(stage(encoded[-1]), modalities))
             return encoded
-        encoded = [self.stem(x)]
+        first, block = self.stem
+        encoded = [block(first(padded()))]
         for stage in self.stages:
             encoded.append(stage(encoded[-1]))
         return encoded
