@@ -729,11 +729,20 @@ def phantom(
 def bench_case(
     weights: WeightsOption = "",
     folder: Annotated[Path, typer.Option(help="scratch folder")] = Path("runs/bench"),
+    against: Annotated[
+        Path | None,
+        typer.Option(help="another checkout, run turn by turn in the baseline's place"),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="turns of each, with --against")] = 3,
 ) -> None:
     """One 512 x 512 x 200 case: every step here and done the official baseline's way."""
     from hmvnet.experiments.bench import compare_case
+    from hmvnet.experiments.bench_against import bench_against
 
     console = _console()
+    if against is not None:
+        console.print(bench_against(_bundle(weights), folder, against, repeats, console))
+        return
     console.print(compare_case(_bundle(weights), folder, console))
 
 

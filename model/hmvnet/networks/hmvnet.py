@@ -20,7 +20,7 @@ Shapes in comments: b batch, c channels, z y x voxels, n windows, h heads, t tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hmvnet.imaging.intensity import pad_with_air
+from hmvnet.networks import lean
 from hmvnet.networks.norms import NORMS, make_norm
 from hmvnet.networks.output import Output
 
@@ -92,6 +93,9 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if lean.allowed(self):
+            y = lean.conv_and_norm(self.conv1, self.norm2, lean.norm_and_gelu(self.norm1, x))
+            return self.conv2(lean.gelu_in_place(y)).add_(x)
         y = self.conv1(F.gelu(self.norm1(x)))
         return x + self.conv2(F.gelu(self.norm2(y)))
 
@@ -180,7 +184,7 @@ class WindowAttention(nn.Module):
             # A smaller window's positions are the first of a larger one's.
             own = bias.narrow(axis + 1, 0, run.window).narrow(axis + 4, 0, run.window)
             done.append(self._cut(part, own, runs, axis + 1))
-        return torch.cat(done, axis + 1)
+        return torch.cat(done, axis + 1) if len(done) > 1 else done[0]
 
     def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """Attention in a map ``[b, z, y, x, 3c]`` that windows of the bias's size divide."""
@@ -219,6 +223,9 @@ class SwinBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if lean.allowed(self):
+            x = self.attention(self.norm1(x)).add_(x)
+            return self.mlp[2](lean.gelu_in_place(self.mlp[0](self.norm2(x)))).add_(x)
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -332,8 +339,11 @@ class HMVNet(nn.Module):
         An argument rather than a method of its own, since only ``forward`` passes through DDP and
         mixed precision.
         """
-        padded = pad_with_air(x, [-n % self.stride for n in x.shape[2:]])
-        encoded = self._encode(padded)
+        more = [-n % self.stride for n in x.shape[2:]]
+        if lean.allowed(self):
+            return self._lean(x, [n + m for n, m in zip(x.shape[2:], more)], scales)
+        padded = pad_with_air(x, more)
+        encoded = self._encode(lambda: padded)
         decoded = self._decode(encoded)
         half = self.scale_heads[0](decoded[0])
         fine = F.interpolate(half, scale_factor=2.0, mode="trilinear", align_corners=False)
@@ -344,16 +354,35 @@ class HMVNet(nn.Module):
         logits = fine[..., : x.shape[2], : x.shape[3], : x.shape[4]]
         return Output(logits, tuple(coarse), tuple(encoded[1:]))
 
-    def _encode(self, x: Tensor) -> list[Tensor]:
-        """The maps of the stem and of the stages, at 1/2, 1/4, 1/8 ..."""
+    def _lean(self, x: Tensor, size: Sequence[int], scales: bool) -> Output:
+        """As ``forward``, nothing kept for longer than it is needed; ``size`` is x's, padded."""
+        encoded = self._encode(lambda: lean.padded_channels_last(x, size))
+        features, decoded = tuple(encoded[1:]), [encoded.pop()]
+        for up in self.ups:
+            whole = scales or up is not self.ups[-1]
+            reach = None if whole else lean.half_reach(x.shape[2:], size, margin=2)
+            y = up.block(lean.up_and_add(up.up, decoded[0], encoded.pop, reach))
+            decoded = [y, *decoded] if scales else [y]
+        del y
+        norm, _, conv = self.scale_heads[0]
+        half = lean.pointwise(conv, lean.norm_and_gelu(norm, decoded[0]))
+        coarse = [head(m) for head, m in zip(self.scale_heads[1:], decoded[1:])] if scales else []
+        decoded.clear()
+        logits = lean.full_resolution(half, x, self.refine, size)
+        return Output(logits, (half, *coarse) if scales else (), features)
+
+    def _encode(self, padded: Callable[[], Tensor]) -> list[Tensor]:
+        """The maps at 1/2, 1/4 ... of what ``padded`` gives, which need not outlive a layer."""
         if self.config.modality == "gated":
+            x = padded()
             modalities = torch.cat([stem(x[:, i : i + 1]) for i, stem in enumerate(self.stems)], 1)
             encoded = [self.join(modalities)]
             for stage, gate in zip(self.stages, self.gates):
                 modalities = F.avg_pool3d(modalities, 2)
                 encoded.append(gate(stage(encoded[-1]), modalities))
             return encoded
-        encoded = [self.stem(x)]
+        first, block = self.stem
+        encoded = [block(first(padded()))]
         for stage in self.stages:
             encoded.append(stage(encoded[-1]))
         return encoded

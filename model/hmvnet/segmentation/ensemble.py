@@ -209,7 +209,7 @@ class _Sum:
     @property
     def mean(self) -> Tensor:
         assert self.total is not None
-        return self.total / self.passes
+        return self.total if self.passes == 1 else self.total / self.passes
 
 
 def _mean(sums: dict[NetworkInput | None, _Sum], scan: np.ndarray | Scan) -> np.ndarray:

@@ -133,7 +133,9 @@ class TorchForward:
     ) -> tuple[Tensor, Sequence[Tensor]]:
         outputs = mirrored(self._outputs, axes)
         self.network.to(way.device)
-        x = volume.to(way.device).contiguous(memory_format=torch.channels_last_3d)
+        x = volume.to(way.device)
+        if way.windows:  # in one pass the network lays it out as it pads it
+            x = x.contiguous(memory_format=torch.channels_last_3d)
         with torch.inference_mode(), _autocast(way.device, self.precision):
             if way.windows:
                 stride = getattr(self.network, "stride", 1)
