@@ -86,7 +86,7 @@ def bench_against(
         for side in sides:
             side.end()
     changed, dice = mask_change(*(sitk.GetArrayFromImage(sitk.ReadImage(str(m))) for m in masks))
-    table = _table(*(side.rows for side in sides), os.environ.get("OMP_NUM_THREADS", "all"))
+    table = _table(sides[0].rows, sides[1].rows, os.environ.get("OMP_NUM_THREADS", "all"))
     table.caption = f"{changed} voxels of the mask differ; Dice of the two masks {dice:.5f}"
     return table
 

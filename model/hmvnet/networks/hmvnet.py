@@ -20,9 +20,9 @@ Shapes in comments: b batch, c channels, z y x voxels, n windows, h heads, t tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -358,13 +358,13 @@ class HMVNet(nn.Module):
         """As ``forward``, nothing kept for longer than it is needed; ``size`` is x's, padded."""
         encoded = self._encode(lambda: lean.padded_channels_last(x, size))
         features, decoded = tuple(encoded[1:]), [encoded.pop()]
-        for up in self.ups:
+        for up in cast(Iterable[UpStage], self.ups):
             whole = scales or up is not self.ups[-1]
             reach = None if whole else lean.half_reach(x.shape[2:], size, margin=2)
             y = up.block(lean.up_and_add(up.up, decoded[0], encoded.pop, reach))
             decoded = [y, *decoded] if scales else [y]
         del y
-        norm, _, conv = self.scale_heads[0]
+        norm, conv = self.scale_heads[0][0], self.scale_heads[0][-1]  # type: ignore[index]
         half = lean.pointwise(conv, lean.norm_and_gelu(norm, decoded[0]))
         coarse = [head(m) for head, m in zip(self.scale_heads[1:], decoded[1:])] if scales else []
         decoded.clear()

@@ -8,6 +8,7 @@ out differs from the plain forward by rounding only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +151,7 @@ def full_resolution(
 
 def one_by_one(refine: nn.Sequential) -> Callable[[Tensor], Tensor]:
     """The head's convolutions on ``[b, z + 2, y, x, c]``; gives ``[b, classes, z, y, x]``."""
-    wide, _, narrow = refine
+    wide, narrow = cast(nn.Conv3d, refine[0]), cast(nn.Conv3d, refine[-1])
 
     def run(seen: Tensor) -> Tensor:
         y = F.conv3d(seen.movedim(-1, 1), wide.weight, wide.bias, padding=(0, 1, 1))
@@ -165,7 +166,8 @@ def in_pairs(refine: nn.Sequential) -> Callable[[Tensor], Tensor]:
     A CPU's vectors are wider than the head's few channels. A third of the weights are zeros, and
     still it takes about half the time.
     """
-    wide, _, narrow = refine
+    wide, narrow = cast(nn.Conv3d, refine[0]), cast(nn.Conv3d, refine[-1])
+    assert wide.bias is not None and narrow.bias is not None
     weight, bias = pair_weight(wide.weight), wide.bias.repeat(2)
     last = torch.block_diag(*[narrow.weight.flatten(1)] * 2)
     last_bias = narrow.bias.repeat(2)
