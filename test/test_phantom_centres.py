@@ -64,6 +64,9 @@ def observed_to_expected(plans: list[PatientPlan]) -> dict[str, float]:
     return ratios
 
 
+BOTH = ("hidden_pattern", "centre_effects")
+
+
 def test_every_centre_has_its_effects() -> None:
     assert set(EFFECTS) == set(CENTERS)
     table = rules()
@@ -162,3 +165,13 @@ def test_both_settings_together() -> None:
     )
     made = render(replace(plan, scan=replace(plan.scan, ct=small)))
     assert set(made.truth["covariates"]) >= {"uptake_pole", "centre_log_hazard"}
+
+
+def test_both_options_at_once_leave_each_alone_as_it_is() -> None:
+    """The terms of one once stayed in the other's."""
+    before = {name: dict(PhantomSettings(**{name: True}).outcome_model.terms) for name in BOTH}
+    together = PhantomSettings(**dict.fromkeys(BOTH, True)).outcome_model.terms
+    assert {"uptake_pole", "centre_log_hazard"} <= set(together)
+    for name in BOTH:
+        assert dict(PhantomSettings(**{name: True}).outcome_model.terms) == before[name]
+    assert set(before["hidden_pattern"]) == set(together) - {"centre_log_hazard"}

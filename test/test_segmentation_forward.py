@@ -26,9 +26,12 @@ class Position(nn.Module):
 
 
 def test_the_mirrored_passes_of_a_network():
-    assert mirrored_axes(None) == [(-1,)]
-    assert mirrored_axes(OWN) == [(2,), (4,), (2, 4)]
-    assert mirrored_axes(OWN.model_copy(update={"mirror_axes": ()})) == []
+    assert mirrored_axes(None, "left-right") == [(-1,)]
+    assert len(mirrored_axes(None, "all")) == 7
+    assert mirrored_axes(None, "none") == mirrored_axes(OWN, "none") == []
+    for flips in ("left-right", "all"):
+        assert mirrored_axes(OWN, flips) == [(2,), (4,), (2, 4)]
+        assert mirrored_axes(OWN.model_copy(update={"mirror_axes": ()}), flips) == []
 
 
 def test_what_a_mirrored_network_says_lies_where_it_belongs():

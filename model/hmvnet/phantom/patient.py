@@ -62,9 +62,11 @@ class PhantomSettings:
     def outcome_model(self) -> WeibullCox:
         """What draws the outcomes: the usual model with a term for each of the last two."""
         usual = WeibullCox()
-        more = HIDDEN_PATTERN if self.hidden_pattern else {}
-        more |= CENTRE_HAZARD if self.centre_effects else {}
-        return replace(usual, terms={**usual.terms, **more}) if more else usual
+        pattern = HIDDEN_PATTERN if self.hidden_pattern else {}
+        centre = CENTRE_HAZARD if self.centre_effects else {}
+        if not (pattern or centre):
+            return usual
+        return replace(usual, terms={**usual.terms, **pattern, **centre})
 
 
 @dataclass(frozen=True)
