@@ -13,6 +13,8 @@ from hmvnet.imaging.components import (
     largest_component,
     lesions_of,
     pieces_of,
+    widened,
+    within,
     without_specks,
 )
 
@@ -69,3 +71,17 @@ def test_specks_are_below_the_least():
     mask[0, 0, 0] = mask[1, 1, 1] = mask[5, 5, 5] = True
     assert np.argwhere(without_specks(mask, 2)).tolist() == [[0, 0, 0], [1, 1, 1]]
     np.testing.assert_array_equal(without_specks(mask, 1), mask)
+
+
+def test_a_box_is_widened_as_far_as_the_array_reaches():
+    box = np.s_[1:3, 4:6, 8:10]
+    assert widened(box, 2, (10, 20, 10)) == np.s_[0:5, 2:8, 6:10]
+    assert widened(box, np.array([0, 1, 3]), (10, 20, 20)) == np.s_[1:3, 3:7, 5:13]
+
+
+def test_a_piece_lies_where_it_was_in_a_wider_box():
+    mask = np.zeros((10, 20, 10), bool)
+    mask[1:3, 4, 8:10] = mask[2, 4:6, 9] = True
+    ((box, where),) = lesions_of(mask)
+    wide = widened(box, 3, mask.shape)
+    np.testing.assert_array_equal(within(where, box, wide), mask[wide])

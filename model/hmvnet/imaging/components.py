@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 import cc3d
@@ -50,6 +50,27 @@ def bounding_box(mask: np.ndarray) -> Box:
         used = np.flatnonzero(mask[tuple(box)].any(axis=others))
         box.append(slice(int(used[0]), int(used[-1]) + 1) if used.size else slice(0, 0))
     return tuple(box)
+
+
+def widened(box: Box, voxels: int | Sequence[int] | np.ndarray, shape: Sequence[int]) -> Box:
+    """A box with so many voxels more on each side, as far as an array of ``shape`` reaches.
+
+    Args:
+        voxels: of an axis each, or of every axis.
+    """
+    margins = np.broadcast_to(voxels, len(box)).tolist()
+    return tuple(
+        slice(max(0, side.start - margin), min(size, side.stop + margin))
+        for side, margin, size in zip(box, margins, shape, strict=True)
+    )
+
+
+def within(where: np.ndarray, box: Box, wide: Box) -> np.ndarray:
+    """The voxels of a piece, boolean inside its box, inside a wider box around that."""
+    return np.pad(
+        where,
+        [(side.start - w.start, w.stop - side.stop) for side, w in zip(box, wide, strict=True)],
+    )
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:

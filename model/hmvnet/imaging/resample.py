@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 
 from hmvnet.case import HU_OF_AIR, Case, Grid
-from hmvnet.imaging.components import bounding_box
+from hmvnet.imaging.components import bounding_box, widened
 
 
 def resample(
@@ -111,10 +111,7 @@ def labels_onto(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
     if not labels[used].size:
         return out
     # Only the box around the labels, one voxel wider, needs to be looked at.
-    z, y, x = (
-        slice(max(s.start - 1, 0), min(s.stop + 1, n))
-        for s, n in zip(used, labels.shape, strict=True)
-    )
+    z, y, x = widened(used, 1, labels.shape)
     part = source.crop((z, y, x))
     target_box = target.index_box(part, margin=1)
     if target_box is None:

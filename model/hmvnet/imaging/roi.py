@@ -30,6 +30,7 @@ from hmvnet.imaging.components import (
     FACES,
     bounding_box,
     pieces_of,
+    widened,
 )
 
 BONE_HU, AIR_HU = 250.0, -500.0
@@ -127,7 +128,7 @@ def _opened_blobs(avid: np.ndarray, voxel_ml: float) -> Iterator[np.ndarray]:
 
 def _skull_fraction(mask: np.ndarray, ct: np.ndarray) -> float:
     """Share of bone in the 12 mm shell around a blob."""
-    box = tuple(slice(max(s.start - 4, 0), s.stop + 4) for s in bounding_box(mask))
+    box = widened(bounding_box(mask), 4, mask.shape)
     inner = mask[box]
     shell = ndimage.binary_dilation(inner, iterations=3) & ~inner
     return float((ct[box][shell] > BONE_HU).mean())

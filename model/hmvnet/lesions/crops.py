@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hmvnet.case import GTVN, GTVP
-from hmvnet.imaging.components import Box, bounding_box, lesions_of
+from hmvnet.imaging.components import Box, bounding_box, lesions_of, widened
 from hmvnet.lesions.features import LesionFeatures, stride_of
 
 LESIONS = ("primary", "node")
@@ -82,12 +82,7 @@ def _parts(
 ) -> tuple[Box, dict[str, np.ndarray]]:
     """A box around a lesion, and in it the parts as boolean ``[z, y, x]``."""
     margin = [math.ceil(SHELL_MM / mm) + 1 for mm in spacing]
-    tight = bounding_box(region)
-    z, y, x = (
-        slice(max(0, s.start - m), min(n, s.stop + m))
-        for s, m, n in zip(tight, margin, region.shape, strict=True)
-    )
-    box = (z, y, x)
+    box = widened(bounding_box(region), margin, region.shape)
     inside = region[box]
     away = distance_transform_edt(~inside, sampling=spacing)
     height, depth, _ = np.ogrid[tuple(slice(n) for n in inside.shape)]

@@ -19,7 +19,7 @@ from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 from skimage.measure import marching_cubes
 
-from hmvnet.imaging.components import bounding_box
+from hmvnet.imaging.components import bounding_box, widened
 
 Spacing = Sequence[float] | np.ndarray
 
@@ -264,10 +264,7 @@ def intensity_peak(image: np.ndarray, mask: np.ndarray, spacing_zyx: Spacing) ->
     axes = [np.arange(-r, r + 1) * s for r, s in zip(reach, spacing_zyx, strict=True)]
     squares = [a**2 for a in np.meshgrid(*axes, indexing="ij")]
     sphere = (sum(squares) <= PEAK_RADIUS_MM**2).astype(np.float64)
-    tight = bounding_box(mask)
-    around = tuple(
-        slice(max(0, s.start - r), s.stop + r) for s, r in zip(tight, reach.tolist(), strict=True)
-    )
+    around = widened(bounding_box(mask), reach, mask.shape)
     values = image[around].astype(np.float64)
     sums = fftconvolve(values, sphere, mode="same")
     counts = fftconvolve(np.ones_like(values), sphere, mode="same").round()

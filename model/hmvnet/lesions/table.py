@@ -13,7 +13,7 @@ import numpy as np
 from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter
 
 from hmvnet.case import GTVN, GTVP, CaseError
-from hmvnet.imaging.components import Box, bounding_box, lesions_of
+from hmvnet.imaging.components import Box, bounding_box, lesions_of, widened, within
 from hmvnet.lesions.ibsi import PEAK_RADIUS_MM, Spacing, intensity_peak, morphology
 
 # Necrosis shows as low attenuation inside a lesion; fat and air in reach of the mask do not count.
@@ -180,10 +180,5 @@ def necrosis_volume(ct_hu: np.ndarray, lesion: np.ndarray, spacing_zyx: Spacing)
 
 def suv_peak_in_box(pet_suv: np.ndarray, where: np.ndarray, box: Box, spacing: np.ndarray) -> float:
     """``intensity_peak`` of a component, with the PET around it but no full-size mask."""
-    reach = np.ceil(PEAK_RADIUS_MM / spacing).astype(int).tolist()
-    wide = tuple(
-        slice(max(0, s.start - r), min(size, s.stop + r))
-        for s, r, size in zip(box, reach, pet_suv.shape, strict=True)
-    )
-    margins = [(s.start - w.start, w.stop - s.stop) for s, w in zip(box, wide, strict=True)]
-    return intensity_peak(pet_suv[wide], np.pad(where, margins), spacing)
+    wide = widened(box, np.ceil(PEAK_RADIUS_MM / spacing).astype(int), pet_suv.shape)
+    return intensity_peak(pet_suv[wide], within(where, box, wide), spacing)

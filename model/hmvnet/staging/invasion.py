@@ -23,7 +23,7 @@ from scipy.ndimage import (
 )
 
 from hmvnet.case import GTVP
-from hmvnet.imaging.components import bounding_box
+from hmvnet.imaging.components import bounding_box, widened
 from hmvnet.lesions.midline import Midplane
 
 HARD_HU = 200.0  # of bone and ossified cartilage, smoothed; contrast in vessels mostly stays below
@@ -65,10 +65,7 @@ def invasion_features(
         return dict.fromkeys(NAMES, math.nan)
     spacing = np.asarray(spacing_zyx, float)
     margin = np.ceil(MARGIN_MM / spacing).astype(int)
-    box = tuple(
-        slice(max(0, s.start - m), s.stop + m)
-        for s, m in zip(bounding_box(primary), margin, strict=True)
-    )
+    box = widened(bounding_box(primary), margin, primary.shape)
     inside = primary[box]
     smooth = gaussian_filter(ct_hu[box].astype(np.float32), SMOOTH_MM / spacing)
     near = _grown(inside, SHELL_MM, spacing)

@@ -7,13 +7,11 @@ alone is labelled: what takes up FDG around it goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from hmvnet.case import GTVN, GTVP
-from hmvnet.imaging.components import Box, bounding_box, label_pieces, lesions_of
+from hmvnet.imaging.components import Box, bounding_box, label_pieces, lesions_of, widened, within
 from hmvnet.lesions.ibsi import greatest_dimension
 from hmvnet.lesions.midline import Midplane
 
@@ -70,10 +68,8 @@ def _around(
     box: Box, where: np.ndarray, mask: np.ndarray, pet_suv: np.ndarray, spacing: np.ndarray
 ) -> np.ndarray:
     """A node and the avid region that it belongs to, in a box around it."""
-    wide = tuple(_widened(box, spacing))
-    node = np.zeros(mask[wide].shape, bool)
-    inner = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, wide))
-    node[inner] = where
+    wide = widened(box, np.ceil(MARGIN_MM / spacing).astype(int), mask.shape)
+    node = within(where, box, wide)
     suv = pet_suv[wide]
     least = max(LEAST_SUV, AVID_SHARE * float(suv[node].max()))
     avid = ((suv >= least) & (mask[wide] != GTVP)) | node
@@ -81,8 +77,3 @@ def _around(
     pieces, _ = label_pieces(core | node)
     own = np.isin(pieces, np.unique(pieces[node]))
     return avid & (distance_transform_edt(~own, sampling=spacing) <= BRIDGE_MM)
-
-
-def _widened(box: Box, spacing: np.ndarray) -> Iterator[slice]:
-    for side, size in zip(box, np.ceil(MARGIN_MM / spacing).astype(int).tolist(), strict=True):
-        yield slice(max(0, side.start - size), side.stop + size)
