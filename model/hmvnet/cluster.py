@@ -315,5 +315,10 @@ def _cores() -> int:
     """Cores that this process may use, or as many as the environment says."""
     from dask.system import CPU_COUNT
 
+    return threads_asked_for() or CPU_COUNT
+
+
+def threads_asked_for() -> int:
+    """As ``OMP_NUM_THREADS`` says; 0 where it does not."""
     said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdigit() else CPU_COUNT
+    return int(said) if said.isdigit() else 0

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from hmvnet.cluster import connected, shared_token
+from hmvnet.cluster import connected, shared_token, threads_asked_for
 from hmvnet.exits import Exit, RefusedError, UnfinishedError, ending, fault, is_out_of_memory
 from hmvnet.experiments.budgets import Unit, run_unit
 
@@ -109,8 +109,7 @@ def hands_of(jobs: int, scheduler: str, run: Path) -> Iterator[Hands]:
 
 def threads() -> int:
     """Of one training."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdigit() and int(said) else 1
+    return threads_asked_for() or 1
 
 
 class InTurn:

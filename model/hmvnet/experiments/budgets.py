@@ -41,7 +41,7 @@ from hmvnet.training.engine import (
     work_clock,
 )
 from hmvnet.training.schedule import DECAY_SHARE, Decay, Trunk
-from hmvnet.training.segmentation import SETTLING_PATCHES, course_key, train_segmentation
+from hmvnet.training.segmentation import course_key, settling_batches, train_segmentation
 from hmvnet.training.segmentation_bundle import BUNDLE, Fold, prepare_together, seen_marks
 
 FORWARD_SHARE = 1 / 3  # of a training step, the other two being the way back
@@ -334,7 +334,7 @@ def _settling(settings: Settings) -> float:
     has = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
     if settings.training.frozen_norms or not has:
         return 0.0
-    return FORWARD_SHARE * max(1, SETTLING_PATCHES // settings.training.batch_size)
+    return FORWARD_SHARE * settling_batches(settings.training.batch_size)
 
 
 # --- scoring -------------------------------------------------------------------------------------

@@ -247,7 +247,9 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
         load = partial(_load_member, bundle, file, device, settings)
         if one_by_one:
             load()  # damage is found now
-        members.append(LoadedForEachPass(load, own) if one_by_one else load())
+            members.append(LoadedForEachPass(load, own))
+        else:
+            members.append(load())
     if one_by_one:
         notes.append("networks are loaded one at a time: memory would not hold all of them")
     return Ensemble(members, settings.flips, settings.time_budget_s, tuple(notes))

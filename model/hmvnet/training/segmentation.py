@@ -95,7 +95,7 @@ def train_segmentation(
         frozen_from = 0
 
     def settle(model: nn.Module) -> None:
-        settle_norms(model, batch, max(1, SETTLING_PATCHES // options.batch_size), fabric)
+        settle_norms(model, batch, settling_batches(options.batch_size), fabric)
 
     def before_step(model: nn.Module, step: int) -> None:
         if step == frozen_from and not options.frozen_norms:
@@ -136,6 +136,11 @@ def train_segmentation(
         settle(network)  # the last validation has done it otherwise
     figures = dict(history.validations[-1]) if history.validations else {}
     return SegmentationRun(network, history, figures)
+
+
+def settling_batches(batch_size: int) -> int:
+    """How many batches ``settle_norms`` is given."""
+    return max(1, SETTLING_PATCHES // batch_size)
 
 
 def settle_norms(

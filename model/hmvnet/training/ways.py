@@ -6,7 +6,6 @@ there. So both are tried on validation patients, and a bundle says which is to b
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from hmvnet.config import Settings
 from hmvnet.files import digest
 from hmvnet.state import read_state, write_state
 from hmvnet.training.cache import Prepared
+from hmvnet.training.engine import work_clock
 from hmvnet.training.segmentation import evaluate, figures_of
 
 MOST_PATIENTS = 20  # that are looked at: windows take many times as long
@@ -54,19 +54,18 @@ class Ways:
             key: of the training; what was measured is kept under ``folder``.
         """
         some = validation[:MOST_PATIENTS]
-        if not some or not getattr(network, "whole_region", False):
+        if not some or not network.whole_region:
             return None
         rules = settings.postprocessing.model_dump(mode="json")
         key = digest(key, rules, [case.patient_id for case in some])
         if stored := read_state(folder / WAYS, key):
             return cls(**{**stored, "seconds": tuple(stored["seconds"])})
-        dice, seconds = [], []
+        dice, seconds, clock = [], [], work_clock(device)
         for windows in (False, True):
-            began = time.process_time() if device.type == "cpu" else time.monotonic()
+            began = clock()
             found = figures_of(evaluate(network, some, settings, device, windows=windows))
-            now = time.process_time() if device.type == "cpu" else time.monotonic()
             dice.append(float(np.nanmean([found["gtvp_mean_dice"], found["gtvn_aggregated_dice"]])))
-            seconds.append((now - began) / len(some))
+            seconds.append((clock() - began) / len(some))
         ways = cls(len(some), dice[0], dice[1], (seconds[0], seconds[1]))
         write_state(folder / WAYS, key, asdict(ways))
         return ways
