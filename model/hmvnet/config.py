@@ -593,7 +593,9 @@ class InferenceSettings(_Section):
         "left out. Survival models and comparisons ask for all of them.",
     )
     precision: Literal["auto", "32", "bf16"] = Field(
-        "auto", description="Arithmetic; auto: fp16 on a GPU, full on CPUs."
+        "auto",
+        description="Arithmetic; auto: fp16 on a GPU, bf16 on a CPU that multiplies it "
+        "(AVX512-BF16), else full. Networks of nnU-Net have full precision on every CPU.",
     )
     windows: Literal["bundle", "always", "never"] = Field(
         "bundle",
