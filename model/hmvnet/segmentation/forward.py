@@ -284,7 +284,7 @@ class OnnxForward:
 
 
 def _autocast(device: torch.device, precision: Precision, own: NetworkInput | None = None):
-    """``auto``: fp16 on GPUs (a T4 has no bf16), bf16 on CPUs that multiply it, else full precision.
+    """``auto``: fp16 on GPUs (a T4 has no bf16), bf16 on CPUs that multiply it, else full.
 
     The norms keep activations far from fp16's limit (at most 253 on a phantom). In bf16
     probabilities differ in the third digit; networks that bring their own preprocessing are to
