@@ -301,5 +301,5 @@ def _autocast(device: torch.device, precision: Precision, own: NetworkInput | No
 @cache
 def has_fast_bf16() -> bool:
     """Whether this machine's CPU multiplies bf16 itself (AVX512-BF16); others would be slower."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 does not tell
-    return bool(capabilities().get("avx512_bf16", False))
+    tell = getattr(torch.cpu, "get_capabilities", None)  # torch 2.10 has none
+    return bool(tell and tell().get("avx512_bf16", False))
