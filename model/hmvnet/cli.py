@@ -749,7 +749,7 @@ def bench_case(
 @bench.command("networks")
 def bench_networks(
     names: Annotated[str, typer.Option(help="comma-separated network names")] = (
-        "hmvnet,segresnet,swinunetr,resenc-unet,unet3d,unetr"
+        "hmvnet,segresnet,swinunetr,resenc-unet,stu-net,unet3d,unetr"
     ),
     patch: Annotated[int, typer.Option(help="edge of the patch in voxels")] = 96,
     repeats: Annotated[int, typer.Option(min=1, help="timed passes; the median counts")] = 3,
