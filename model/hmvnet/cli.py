@@ -87,7 +87,9 @@ EvalTaskOption = Annotated[
 ]
 NetworkOption = Annotated[
     list[str] | None,
-    typer.Option(help="a network and its options, 'hmvnet window=4'; repeatable"),
+    typer.Option(
+        help="a network and its options, 'hmvnet window=4'; nnU-Net itself: nnunet; repeatable"
+    ),
 ]
 TestOption = Annotated[
     Path | None, typer.Option(help="score on this data folder, not on the folds")
@@ -422,9 +424,9 @@ def segmentation_compare(
     ] = True,
 ) -> None:
     """Train and score networks alike; one table, pictures."""
-    from hmvnet.experiments.compare_networks import Contender, compare_networks
+    from hmvnet.experiments.compare_networks import compare_networks, parse_contender
 
-    contenders = [Contender.parse(text) for text in network or COMPARED_NETWORKS]
+    contenders = [parse_contender(text) for text in network or COMPARED_NETWORKS]
     settings = _settings(config, overrides)
     if budgets:
         from hmvnet.experiments.budgets import parse_budgets
