@@ -736,8 +736,12 @@ def bench_case(
         typer.Option(help="another checkout, run turn by turn in the baseline's place"),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="turns of each, with --against")] = 3,
+    windows: Annotated[
+        int,
+        typer.Option(min=0, help="of nnU-Net's own predictor, so many are timed; 0: all"),
+    ] = 0,
 ) -> None:
-    """One 512 x 512 x 200 case: every step here and done the official baseline's way."""
+    """One 512 x 512 x 200 case: every step here, the official baseline's way, and nnU-Net's."""
     from hmvnet.experiments.bench import compare_case
     from hmvnet.experiments.bench_against import bench_against
 
@@ -745,7 +749,7 @@ def bench_case(
     if against is not None:
         console.print(bench_against(_bundle(weights), folder, against, repeats, console))
         return
-    console.print(compare_case(_bundle(weights), folder, console))
+    compare_case(_bundle(weights), folder, console, windows)
 
 
 @bench.command("networks")
