@@ -1,7 +1,6 @@
 """nnU-Net as a contender; with nnU-Net itself (extra ``nnunet``) in minutes."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,6 +166,18 @@ def test_patients_of_another_folder(task, stand_in, tmp_path):
         compare_networks(task, [contender], tmp_path / "run", None, QUIET, tmp_path / "test")
 
 
+def test_one_device_only(task, stand_in, tmp_path, monkeypatch):
+    """Each process of a distributed training would start it; what is finished is taken over."""
+    run, contender = tmp_path / "run", NNUNet.parse("nnunet")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RefusedError, match=r"on one device here.*CUDA_VISIBLE_DEVICES=0"):
+        compare_networks(task, [contender], run, None, QUIET)
+    monkeypatch.delenv("WORLD_SIZE")
+    compare_networks(task, [contender], run, None, QUIET)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert len(compare_networks(task, [contender], run, None, QUIET)) == 1
+
+
 def test_time_is_up(task, stand_in, tmp_path):
     with pytest.raises(UnfinishedError, match="stopped after step 1"):
         contenders = [NNUNet.parse("nnunet")]
@@ -178,7 +189,7 @@ def test_time_is_up(task, stand_in, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_nnunet_itself_plans_trains_and_predicts(tmp_path):
+def test_nnunet_itself_plans_trains_and_predicts(tmp_path, capsys):
     """Ten steps in two calls on four small patients: it runs, goes on, and its masks are scored."""
     pytest.importorskip("nnunetv2", reason="the extra 'nnunet'")
     for i in range(4):
@@ -194,7 +205,7 @@ def test_nnunet_itself_plans_trains_and_predicts(tmp_path):
     table = compare_networks(settings, [contender], run, [0], QUIET)
     assert table["steps a fold"].item() == 10 and table["patients"].item() == 2
     folder = run / contender.folder
-    assert "goes on from step 1" not in (folder / "nnunet.log").read_text()  # that is for people
+    assert "nnU-Net: fold 0 goes on from step 1\n" in capsys.readouterr().err
     stored = json.loads((folder / "scores.json").read_text())
     for row in stored["scores"]:
         patient = next(
@@ -212,6 +223,5 @@ def test_nnunet_itself_plans_trains_and_predicts(tmp_path):
     model = next((folder / "results-10steps/Dataset501_Compared").iterdir())
     assert read_model(model).configuration_name == "3d_fullres"
     # Another budget uses the same plans.
-    timed = replace(contender, options=contender.options)
-    again = compare_networks(settings, [timed], run, [0], QUIET, train_minutes=0.02)
+    again = compare_networks(settings, [contender], run, [0], QUIET, train_minutes=0.02)
     assert again["steps a fold"].item() >= 1

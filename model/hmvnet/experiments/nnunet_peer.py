@@ -10,6 +10,7 @@ residual encoders: Isensee et al., "nnU-Net revisited", MICCAI 2024 (arXiv 2404.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -102,8 +103,8 @@ class NNUNet:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Of a fold: steps, or minutes of steps."""
+class Length:
+    """How long a fold is trained: steps, or minutes of steps."""
 
     steps: int | None
     minutes: float | None
@@ -141,23 +142,36 @@ def score_nnunet(
         RuntimeError: nnU-Net failed; names its log.
     """
     own = contender.options
-    budget = Budget(own.iterations or settings.training.steps, train_minutes)
-    shop = Workshop(run / contender.folder, budget.folder)
+    length = Length(own.iterations or settings.training.steps, train_minutes)
+    shop = Workshop(run / contender.folder, length.folder)
+    mirroring = settings.inference.flips != "none"  # nnU-Net's own, along all axes
     key = digest(
         own.planned, [p.state() for fold in everything for p in (*fold.seen, *fold.validation)]
     )
+    if held_out is not None:
+        _refuse_seen(held_out, plan)
+    asked = digest(
+        key,
+        length.folder,
+        [fold.number for fold in plan],
+        mirroring,
+        None if held_out is None else [p.state() for p in held_out],
+    )
+    stored = shop.folder / "scores.json"
+    if kept := read_state(stored, asked):
+        scores = [metrics.CaseScore.from_dict(row) for row in kept["scores"]]
+        return Scored(scores, Cost(**kept["cost"]))
+    _refuse_ranks(contender)
     _prepare(shop, own, everything, key)
-    trained = {fold.number: _train(shop, own, fold, budget, key, deadline) for fold in plan}
+    trained = {fold.number: _train(shop, own, fold, length, key, deadline) for fold in plan}
     if held_out is None:
         jobs = [([fold], list(fold.validation)) for fold in plan]
     else:
-        _refuse_seen(held_out, plan)
         jobs = [(list(plan), list(held_out))]
-    mirroring = settings.inference.flips != "none"  # nnU-Net's own, along all axes
-    scores: list[metrics.CaseScore] = []
+    scores = []
     figures: list[Mapping[str, float]] = []
     for folds, patients in jobs:
-        about = [key, budget.folder, [fold.number for fold in folds], mirroring]
+        about = [key, length.folder, [fold.number for fold in folds], mirroring]
         model = shop.trained / DATASET / trained[folds[0].number]["model"]
         masks = _predict(shop, model, folds, patients, about, held_out is not None, deadline)
         for patient in track(patients, contender.label):
@@ -172,7 +186,7 @@ def score_nnunet(
         max(figure["peak_mb"] for figure in figures),
     )
     rows = [score.to_dict() for score in scores]
-    write_state(shop.folder / "scores.json", key, {"cost": asdict(cost), "scores": rows})
+    write_state(stored, asked, {"cost": asdict(cost), "scores": rows})
     return Scored(scores, cost)
 
 
@@ -215,7 +229,7 @@ def _names(patients: Sequence[Patient]) -> list[str]:
 
 
 def _train(
-    shop: Workshop, own: Options, fold: Fold, budget: Budget, key: str, deadline: float | None
+    shop: Workshop, own: Options, fold: Fold, length: Length, key: str, deadline: float | None
 ) -> dict[str, Any]:
     """What a training that is finished left, or of one that is done now."""
     path = shop.trained / f"{fold.name}.json"
@@ -223,8 +237,8 @@ def _train(
         order = {
             **own.named,
             "fold": fold.number,
-            "steps": None if budget.minutes else budget.steps,
-            "seconds": 60 * budget.minutes if budget.minutes else None,
+            "steps": None if length.minutes else length.steps,
+            "seconds": 60 * length.minutes if length.minutes else None,
             "deadline": deadline,
         }
         done = run_job(shop, "train", order, f"nnU-Net, fold {fold.number}")
@@ -285,6 +299,15 @@ def _score(patient: Patient, mask: Path) -> metrics.CaseScore:
     return metrics.score_case(
         labels.astype(np.uint8), truth, grid.spacing[::-1], patient.patient_id
     )
+
+
+def _refuse_ranks(contender: NNUNet) -> None:
+    """Each process of a distributed training would start nnU-Net."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RefusedError(
+            f"network '{contender.label}': nnU-Net is trained on one device here, expected a call "
+            "of its own on one (CUDA_VISIBLE_DEVICES=0), whose row later calls take over"
+        )
 
 
 def _refuse_seen(patients: Sequence[Patient], folds: Sequence[Fold]) -> None:
