@@ -27,6 +27,7 @@ from hmvnet.survival.cox import PartialLikelihood, ridge_path
 STEADINESS = 25.0  # of the given shares: a prior on each of deviation one over its root
 LEAST = 0.01  # a smaller share is none
 LEAST_COEFFICIENT = 0.01  # of all parts together, of unit deviation: below, they order nobody
+MOST_STEEP = 10.0  # times their coefficient as given: perfect order has none
 SLIGHT_RIDGE = 0.1
 
 
@@ -68,17 +69,21 @@ def _stacked(z: np.ndarray, outcomes: Outcomes, fold: np.ndarray, given: np.ndar
     slope = ridge_path((together / spread)[:, None], outcomes, [SLIGHT_RIDGE])[0, 0]
     if slope < LEAST_COEFFICIENT:
         return given
-    unit = slope / spread  # a share's coefficient
     likelihoods = [PartialLikelihood(z[rows], outcomes[rows]) for rows in folds]
 
-    def loss(shares: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss(free: np.ndarray) -> tuple[float, np.ndarray]:
+        coefficient, shares = free[0], free[1:]
         moved = shares - given
         value, gradient = STEADINESS / 2 * float(moved @ moved), STEADINESS * moved
+        by_coefficient = 0.0
         for one in likelihoods:
-            eta = one.x @ (unit * shares)
-            value -= one.value(eta)
-            gradient = gradient - unit * one.derivatives(eta)[0]
-        return value, gradient
+            value -= one.value(one.x @ (coefficient * shares))
+            slopes = one.derivatives(one.x @ (coefficient * shares))[0]
+            gradient = gradient - coefficient * slopes
+            by_coefficient -= float(slopes @ shares)
+        return value, np.append(by_coefficient, gradient)
 
-    found = minimize(loss, given, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(given)).x
+    start = np.append(slope / spread, given)
+    bounds = [(start[0], MOST_STEEP * start[0]), *[(0, None)] * len(given)]
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x[1:]
     return found if found.sum() > 0 else given
