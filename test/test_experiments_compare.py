@@ -11,14 +11,9 @@ from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSetti
 from hmvnet.exits import UnfinishedError
 from hmvnet.experiments import compare_networks as networks_room
 from hmvnet.experiments import compare_survival as survival_room
-from hmvnet.experiments.compare_networks import (
-    Contender,
-    Cost,
-    Scored,
-    compare_networks,
-    comparison,
-)
+from hmvnet.experiments.compare_networks import Contender, compare_networks
 from hmvnet.experiments.compare_survival import TRUTH, compare_survival, load_cohort
+from hmvnet.experiments.compare_table import Cost, Scored, comparison
 from hmvnet.settings_file import load_settings
 
 QUIET = Console(quiet=True)

@@ -70,10 +70,9 @@ class VoxelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[b, c, z, y, x]`` to the same shape; cheapest in channels_last_3d."""
-        last = x.movedim(1, -1)
-        return (F.rms_norm(last, self.weight.shape, self.weight, self.eps) + self.bias).movedim(
-            -1, 1
-        )
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)  # else it is not fused
+        last = F.rms_norm(x.movedim(1, -1), weight.shape, weight, self.eps) + bias
+        return last.movedim(-1, 1)
 
 
 NORMS: Final = ("batch", "group", "voxel")
