@@ -82,7 +82,7 @@ def train_segmentation(
     def batch(number: int) -> tuple[Tensor, Tensor]:
         """This process's share."""
         first = number * options.batch_size + fabric.global_rank * share
-        samples = [sampler(first + i, fabric.device) for i in range(share)]
+        samples = [sampler(first + i) for i in range(share)]
         images = torch.stack([image for image, _ in samples])
         labels = torch.stack([label for _, label in samples])
         return images.contiguous(memory_format=torch.channels_last_3d), labels
