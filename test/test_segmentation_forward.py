@@ -57,6 +57,29 @@ def test_a_mirrored_volume_gives_what_the_volume_gives_mirrored(patch):
         assert 0 < (found - expected.flip(-1)).abs().mean() < 0.05
 
 
+class Precision(nn.Module):
+    """Says in which precision a product was taken."""
+
+    whole_region = True
+
+    def forward(self, x, scales=False):
+        half = (x[0, 0, 0] @ x[0, 0, 0].T).dtype == torch.bfloat16
+        return Output(torch.full_like(x, 1.0 + half)[:, [0, 0, 0]])
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(("precision", "own"), [("auto", None), ("auto", OWN), ("32", None)])
+def test_a_cpu_that_multiplies_bf16_does_so_by_itself(monkeypatch, fast, precision, own):
+    """Not for nnU-Net's networks, which are to give what nnU-Net gives."""
+    monkeypatch.setattr("hmvnet.segmentation.forward.has_fast_bf16", lambda: fast)
+    seen = []
+    network = Precision()
+    network.register_forward_hook(lambda module, inputs, out: seen.append(float(out[0].mean())))
+    TorchForward(network, CPU, (16, 16, 16), precision, own)(torch.zeros(1, 2, 16, 16, 16))
+    half = fast and precision == "auto" and own is None
+    assert seen == [1.0 + half]
+
+
 def test_networks_with_their_own_input_give_logits_and_are_padded_around():
     forward = TorchForward(Position(), CPU, (8, 8, 8), own=OWN)
     x = torch.full((1, 2, 5, 8, 6), 3.0)

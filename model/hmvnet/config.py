@@ -244,6 +244,12 @@ class TrainingSettings(_Section):
     checkpoint_every: int = Field(
         100, ge=1, description="Steps from one checkpoint to the next; training resumes from it."
     )
+    keep_best: int = Field(
+        0,
+        ge=0,
+        description="Networks of a fold that go into the bundle, those of its best validations, "
+        "chosen on the fold's validation patients; 0: the last alone, chosen on nobody.",
+    )
     initial_weights: str = Field(
         "",
         description="Folder of a bundle to start from; tensors of the same name and shape are "
@@ -280,8 +286,9 @@ class TrainingSettings(_Section):
         are used, so that older trainings go on.
         """
         how = {"workers", "log_every", "compile", "checkpoint_activations"}
-        later = {"accumulate"} if self.accumulate == 1 else set()
-        return self.model_dump(mode="json", exclude=how | later)
+        later = {"accumulate": 1, "keep_best": 0}
+        unused = {name for name, value in later.items() if getattr(self, name) == value}
+        return self.model_dump(mode="json", exclude=how | unused)
 
 
 class AugmentationSettings(_Section):
@@ -634,7 +641,9 @@ class InferenceSettings(_Section):
         "left out. Survival models and comparisons ask for all of them.",
     )
     precision: Literal["auto", "32", "bf16"] = Field(
-        "auto", description="Arithmetic; auto: fp16 on a GPU, full on CPUs."
+        "auto",
+        description="Arithmetic; auto: fp16 on a GPU, bf16 on a CPU that multiplies it "
+        "(AVX512-BF16), else full. Networks of nnU-Net have full precision on every CPU.",
     )
     windows: Literal["bundle", "always", "never"] = Field(
         "bundle",

@@ -32,11 +32,12 @@ from hmvnet.state import claiming_run
 from hmvnet.table_files import write_markdown, write_table
 from hmvnet.training.cache import files_hash
 from hmvnet.training.schedule import DECAY_SHARE
+from hmvnet.training.segmentation import SAME_COURSE
 from hmvnet.training.segmentation_bundle import Fold, all_folds, chosen_folds
 
 METHOD = 1  # to be raised when what a result means changes
 RESULTS, NAME = "results", "segmentation-budgets"
-FREE = {"steps", "freeze_norms_at", "validate_every", "checkpoint_every"}  # not asked here
+FREE = {"steps", "freeze_norms_at"} | SAME_COURSE  # not asked here
 
 
 @claiming_run

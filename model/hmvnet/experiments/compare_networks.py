@@ -105,6 +105,8 @@ class Contender:
             section = getattr(own, name)
             values = {key: getattr(section, key) for key in section.model_fields_set}
             changed[name] = getattr(shared, name).model_copy(update=values)
+        # The last weights: the best ones would be chosen on patients that are scored.
+        changed["training"] = changed["training"].model_copy(update={"keep_best": 0})
         return shared.model_copy(update=changed)
 
     @property

@@ -104,7 +104,8 @@ class Move:
     def _cut(self, array: Tensor, patch: tuple[int, int, int]) -> Tensor:
         """The middle, flipped where it is to be, as a copy."""
         first = [(n - m) // 2 for n, m in zip(array.shape[-3:], patch)]
-        inner = array[(..., *(slice(f, f + n) for f, n in zip(first, patch)))]
+        z, y, x = (slice(f, f + n) for f, n in zip(first, patch))
+        inner = array[..., z, y, x]
         return inner.flip(-1) if self.flip else inner.clone()
 
 

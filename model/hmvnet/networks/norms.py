@@ -50,7 +50,9 @@ class SharedBatchNorm(nn.BatchNorm3d):
         assert self.num_batches_tracked is not None
         assert self.running_mean is not None and self.running_var is not None
         self.num_batches_tracked.add_(1)
-        share = self.momentum or 1.0 / float(self.num_batches_tracked)
+        share = self.momentum
+        if share is None:
+            share = 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance, share)
 
@@ -70,10 +72,9 @@ class VoxelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[b, c, z, y, x]`` to the same shape; cheapest in channels_last_3d."""
-        last = x.movedim(1, -1)
-        return (F.rms_norm(last, self.weight.shape, self.weight, self.eps) + self.bias).movedim(
-            -1, 1
-        )
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)  # else it is not fused
+        last = F.rms_norm(x.movedim(1, -1), weight.shape, weight, self.eps) + bias
+        return last.movedim(-1, 1)
 
 
 NORMS: Final = ("batch", "group", "voxel")

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, combinations, pairwise
 from typing import Literal, Protocol
 
@@ -136,7 +137,7 @@ class TorchForward:
         x = volume.to(way.device)
         if way.windows:  # in one pass the network lays it out as it pads it
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        with torch.inference_mode(), _autocast(way.device, self.precision):
+        with torch.inference_mode(), _autocast(way.device, self.precision, self.own):
             if way.windows:
                 stride = getattr(self.network, "stride", 1)
                 logits, features = in_windows(x, outputs, self.patch, stride, self.own)
@@ -282,14 +283,23 @@ class OnnxForward:
         return [torch.from_numpy(values) for values in found]
 
 
-def _autocast(device: torch.device, precision: Precision):
-    """``auto``: fp16 on GPUs (a T4 has no bf16), full precision on CPUs.
+def _autocast(device: torch.device, precision: Precision, own: NetworkInput | None = None):
+    """``auto``: fp16 on GPUs (a T4 has no bf16), bf16 on CPUs that multiply it, else full.
 
-    The norms keep activations far from fp16's limit (at most 253 on a phantom). ``bf16`` halves
-    the time of CPUs that have it; probabilities then differ in the third digit.
+    The norms keep activations far from fp16's limit (at most 253 on a phantom). In bf16
+    probabilities differ in the third digit; networks that bring their own preprocessing are to
+    give what their own program gives, and stay at full precision on CPUs.
     """
-    if precision == "bf16":
+    on_gpu = device.type == "cuda"
+    if precision == "bf16" or (precision == "auto" and not on_gpu and not own and has_fast_bf16()):
         return torch.autocast(device.type, torch.bfloat16)
-    if precision == "auto" and device.type == "cuda":
+    if precision == "auto" and on_gpu:
         return torch.autocast("cuda", torch.float16)
     return contextlib.nullcontext()
+
+
+@cache
+def has_fast_bf16() -> bool:
+    """Whether this machine's CPU multiplies bf16 itself (AVX512-BF16); others would be slower."""
+    tell = getattr(torch.cpu, "get_capabilities", None)  # torch 2.10 has none
+    return bool(tell and tell().get("avx512_bf16", False))

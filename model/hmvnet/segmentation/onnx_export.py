@@ -67,6 +67,6 @@ def compare(network: nn.Module, path: Path, size: Size) -> float:
     """Largest difference in probability between torch and ONNX Runtime on random input."""
     volume = torch.from_numpy(np.random.default_rng(0).random((1, 2, *size), np.float32))
     device = torch.device("cpu")
-    expected, _ = TorchForward(network, device, size)(volume)
+    expected, _ = TorchForward(network, device, size, "32")(volume)
     found, _ = OnnxForward(path.read_bytes(), device)(volume)
     return float((expected - found).abs().max())

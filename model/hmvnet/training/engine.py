@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -304,7 +305,8 @@ def _descend(
     optimizer.zero_grad(set_to_none=True)
     means: dict[str, Tensor] = {}
     for part in range(parts):
-        with fabric.no_backward_sync(wrapped, enabled=part < parts - 1):
+        waits = part < parts - 1
+        with fabric.no_backward_sync(wrapped, enabled=waits):  # type: ignore[arg-type]
             losses = loss_of_batch(wrapped, state.step * parts + part)
             fabric.backward(losses["total"] / parts)
         for name, value in losses.items():
@@ -314,7 +316,8 @@ def _descend(
     )
     if norm is not None and optimizer.defaults.get("fused"):
         # On the device, as GradScaler does it; the average then counts the same weights once more.
-        optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        own: Any = getattr(optimizer, "optimizer", optimizer)  # without Fabric's wrapper
+        own.found_inf = (~torch.isfinite(norm)).float()
         optimizer.step()
         state.average.update_parameters(state.network)
         return means

@@ -74,10 +74,12 @@ def crop(
     shape = array.shape[-3:]
     low = np.clip(start, 0, shape)
     high = np.clip(start + np.array(size), low, shape)
-    inner = array[(..., *(slice(int(a), int(b)) for a, b in zip(low, high)))]
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high))
+    inner = array[..., z, y, x]
     if inner.shape[-3:] == tuple(size):
         return inner
     out = np.empty((*inner.shape[:-3], *size), inner.dtype)
     out[...] = np.reshape(np.array(fill, inner.dtype), (-1, *[1] * 3)[-out.ndim :])
-    out[(..., *(slice(a, b) for a, b in zip(low - start, high - start)))] = inner
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(low - start, high - start))
+    out[..., z, y, x] = inner
     return out

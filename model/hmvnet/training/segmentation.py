@@ -20,6 +20,7 @@ from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import Ensemble
 from hmvnet.segmentation.forward import TorchForward, channels_last
 from hmvnet.segmentation.segmenter import label_map
+from hmvnet.training.best import Best
 from hmvnet.training.cache import Prepared
 from hmvnet.training.checkpoints import History
 from hmvnet.training.engine import LoopSettings, train
@@ -30,6 +31,8 @@ from hmvnet.training.recompute import recompute_activations
 from hmvnet.training.schedule import Decay, Trunk
 
 SETTLING_PATCHES = 64
+# Settings that change nothing of what is learnt: they may differ between calls.
+SAME_COURSE = frozenset({"checkpoint_every", "validate_every", "keep_best"})
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,13 @@ def train_segmentation(
     def validate(model: nn.Module, step: int) -> Mapping[str, float]:
         if step <= frozen_from:
             settle(model)
-        return figures_of(evaluate(model, validation, settings, fabric.device))
+        figures = figures_of(evaluate(model, validation, settings, fabric.device))
+        if fabric.global_rank == 0:
+            best.offer(model, step, mean_dice(figures))
+        return figures
 
+    key = course_key(settings, cases, course) if course else run_key(settings, cases)
+    best = Best(run, key, options.keep_best)
     values = {k: getattr(options, k) for k in LoopSettings.__dataclass_fields__}
     loop = LoopSettings(**{**values, "steps": steps})
     with ahead:
@@ -132,7 +140,7 @@ def train_segmentation(
             loop,
             loss_of_batch,
             run,
-            key=course_key(settings, cases, course) if course else run_key(settings, cases),
+            key=key,
             before_step=before_step,
             validate=validate if validation else None,
             title=title or settings.network.name,
@@ -185,10 +193,9 @@ def freeze_norms(network: nn.Module) -> None:
 
 def run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
     """What the course of a training hangs on."""
-    often = {"checkpoint_every", "validate_every"}  # these may change between calls
     sections = settings.model_dump(mode="json", include={"preprocessing", "network"})
     training = settings.training.course()
-    sections["training"] = {k: v for k, v in training.items() if k not in often}
+    sections["training"] = {k: v for k, v in training.items() if k not in SAME_COURSE}
     sections["augmentation"] = settings.augmentation.model_dump(mode="json")
     regions = [settings.data.region]
     if settings.data.extra_root:
@@ -271,3 +278,8 @@ def figures_of(scores: Sequence[metrics.CaseScore]) -> dict[str, float]:
         "gtvn_aggregated_dice": table.gtvn_aggregated_dice,
         "gtvn_aggregated_f1": table.gtvn_aggregated_f1,
     }
+
+
+def mean_dice(figures: Mapping[str, float]) -> float:
+    """By which networks are ranked: the mean of GTVp's mean and GTVn's aggregated Dice."""
+    return float(np.nanmean([figures["gtvp_mean_dice"], figures["gtvn_aggregated_dice"]]))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from hmvnet.bundle import (
     Manifest,
@@ -29,6 +30,7 @@ from hmvnet.progress import REMARKS, print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.reading.images import read_geometry
 from hmvnet.state import claiming_run
+from hmvnet.training.best import Best, fold_file, member_files
 from hmvnet.training.cache import Cache, Prepared
 from hmvnet.training.checkpoints import is_finished
 from hmvnet.training.engine import make_fabric
@@ -202,7 +204,8 @@ def train_segmentation_bundle(
     kept = fabric.broadcast(_finished(run, settings, everything, prepared))
     plan = [fold for fold in everything if fold in asked or fold.number in kept]
     _refuse_loss(run / BUNDLE, [fold.file for fold in plan])
-    networks, figures, minutes = {}, {}, {}
+    networks: dict[str, Mapping[str, Tensor]] = {}
+    figures, minutes, seen = {}, {}, []
     ways: dict[str, Ways] = {}
     results: dict[Path, tuple[SegmentationRun, list[Prepared]]] = {}
     for fold in plan:
@@ -218,9 +221,11 @@ def train_segmentation_bundle(
                 f"{folder}: stopped after step {done} of {settings.training.steps}; "
                 "the same command goes on from there"
             )
-        networks[fold.file] = result.network.state_dict()
-        figures[fold.name] = dict(result.figures)
         key = run_key(settings, train)
+        members = _members(result, settings, folder, key)
+        networks |= dict(zip(member_files(fold.file, len(members)), members, strict=True))
+        seen += [seen_marks(settings, fold)] * len(members)
+        figures[fold.name] = dict(result.figures)
         if found := Ways.of(result.network, validation, settings, fabric.device, key, folder):
             ways[fold.name] = found
         minutes[fold.name] = result.history.seconds / 60
@@ -238,7 +243,7 @@ def train_segmentation_bundle(
             patch_size=settings.training.patch_size,
             windows=fabric.broadcast(wants_windows(list(ways.values()))),
             files=list(networks),
-            seen=[seen_marks(settings, fold) for fold in plan],
+            seen=seen,
         ),
         volumes_ml=volumes_seen(
             [prepared[p.patient_id] for f in plan for p in f.train],
@@ -272,6 +277,16 @@ def train_segmentation_bundle(
             print_lines([f"note: of an earlier call, also in the bundle: {names}"])
     fabric.barrier()
     return run / BUNDLE
+
+
+def _members(
+    result: SegmentationRun, settings: Settings, folder: Path, key: str
+) -> Sequence[Mapping[str, Tensor]]:
+    """A fold's networks: the last, or those of its best validations."""
+    validations = len(result.history.validations)
+    if not settings.training.keep_best or not validations:
+        return [result.network.state_dict()]
+    return Best(folder, key, settings.training.keep_best).networks(validations)
 
 
 def _prepare(
@@ -309,7 +324,8 @@ def _refuse_loss(target: Path, files: Sequence[str]) -> None:
         present = load_bundle(target).manifest.files
     except WeightsError:
         return
-    if lost := [n for n in present if n.endswith(".safetensors") and n not in files]:
+    networks = [name for name in present if name.endswith(".safetensors")]
+    if lost := [name for name in networks if fold_file(name) not in files]:
         raise RefusedError(
             f"{target}: holds {', '.join(lost)}, which the new bundle would lack (of other "
             "settings or data, or without a finished checkpoint); use another --run, or remove it"

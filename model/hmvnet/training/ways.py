@@ -19,7 +19,7 @@ from hmvnet.files import digest
 from hmvnet.state import read_state, write_state
 from hmvnet.training.cache import Prepared
 from hmvnet.training.engine import work_clock
-from hmvnet.training.segmentation import evaluate, figures_of
+from hmvnet.training.segmentation import evaluate, figures_of, mean_dice
 
 MOST_PATIENTS = 20  # that are looked at: windows take many times as long
 GAIN = 0.005  # of Dice, that windows have to be worth
@@ -64,7 +64,7 @@ class Ways:
         for windows in (False, True):
             began = clock()
             found = figures_of(evaluate(network, some, settings, device, windows=windows))
-            dice.append(float(np.nanmean([found["gtvp_mean_dice"], found["gtvn_aggregated_dice"]])))
+            dice.append(mean_dice(found))
             seconds.append((clock() - began) / len(some))
         ways = cls(len(some), dice[0], dice[1], (seconds[0], seconds[1]))
         write_state(folder / WAYS, key, asdict(ways))

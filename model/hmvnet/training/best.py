@@ -1,0 +1,111 @@
+"""The networks of a training's best validations, kept beside its checkpoint.
+
+The mean of a few snapshots of one training is the cheapest ensemble (Huang et al., Snapshot
+ensembles, ICLR 2017, arXiv:1704.00109). They are chosen on the validation patients, whose figures
+are then a little too good.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hmvnet.exits import RefusedError
+from hmvnet.files import remove, replacing, sha256
+from hmvnet.state import read_state, write_state
+
+FOLDER, INDEX = "best", "best.json"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One network: after which step, and its score, higher being better."""
+
+    step: int
+    score: float
+    sha256: str
+
+
+class Best:
+    """The ``count`` best networks of one training.
+
+    Args:
+        run: folder of the training's checkpoint.
+        key: of the training.
+        count: 0: none is kept.
+    """
+
+    def __init__(self, run: Path, key: str, count: int) -> None:
+        self.folder = run / FOLDER
+        self.key = key
+        self.count = count
+
+    def offer(self, network: nn.Module, step: int, score: float) -> None:
+        """Keep it if it is among the best; of equal ones the later is better.
+
+        A training that goes on from a checkpoint offers what it has offered before, once more.
+        """
+        if not self.count:
+            return
+        new = Kept(step, score, "")
+        others = [kept for kept in self._kept() if kept.step != step]
+        if new not in self._ranked([*others, new]):
+            return
+        path = self._path(step)
+        with replacing(path) as temporary:
+            save_file({k: v.contiguous() for k, v in network.state_dict().items()}, temporary)
+        kept = self._ranked([*others, Kept(step, score, sha256(path))])
+        rows = [[one.step, one.score, one.sha256] for one in kept]
+        write_state(self.folder / INDEX, self.key, {"kept": rows})
+        wanted = {self._path(one.step) for one in kept}
+        for old in self.folder.glob("step*.safetensors"):
+            if old not in wanted:
+                remove(old)
+
+    def networks(self, validations: int) -> list[dict[str, Tensor]]:
+        """Their tensors, the best first.
+
+        Args:
+            validations: that the training had; as many are expected, up to ``count``.
+
+        Raises:
+            RefusedError: fewer are there, or a file is gone or damaged.
+        """
+        kept, expected = self._kept(), min(self.count, validations)
+        found = [one for one in kept if self._is_whole(one)][: self.count]
+        if len(found) < expected:
+            raise RefusedError(
+                f"{self.folder}: {len(found)} whole networks of this training, expected "
+                f"{expected}: they are kept while it runs; use another --run to train anew, or "
+                f"training.keep_best={len(found)}"
+            )
+        return [load_file(self._path(one.step)) for one in found]
+
+    def _ranked(self, kept: list[Kept]) -> list[Kept]:
+        return sorted(kept, key=lambda one: (-one.score, -one.step))[: self.count]
+
+    def _kept(self) -> list[Kept]:
+        stored = read_state(self.folder / INDEX, self.key)
+        return [Kept(*row) for row in stored["kept"]] if stored else []
+
+    def _is_whole(self, kept: Kept) -> bool:
+        path = self._path(kept.step)
+        return path.is_file() and sha256(path) == kept.sha256
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step{step}.safetensors"
+
+
+def member_files(file: str, count: int) -> list[str]:
+    """Names in a bundle of a fold's networks, the best having the fold's own: ``fold0-2`` ..."""
+    stem = file.removesuffix(".safetensors")
+    return [file, *(f"{stem}-{place}.safetensors" for place in range(2, count + 1))]
+
+
+def fold_file(name: str) -> str:
+    """The fold's own of what ``member_files`` names."""
+    return re.sub(r"-\d+(?=\.safetensors$)", "", name)
