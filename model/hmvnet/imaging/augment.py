@@ -140,7 +140,7 @@ def _intensity(image: Tensor, settings: AugmentationSettings, rng: np.random.Gen
     """
     for channel, low in zip(image, AIR):
         span = 1.0 - low
-        unit = channel.sub_(low).div_(span)
+        unit = channel if low == 0 else channel.sub_(low).div_(span)
         if rng.random() < settings.low_resolution:
             unit = _low_resolution(unit, rng.uniform(1.5, 3.0))
         if rng.random() < settings.blur:
@@ -152,7 +152,9 @@ def _intensity(image: Tensor, settings: AugmentationSettings, rng: np.random.Gen
             seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
             noise = torch.randn(unit.shape, generator=seed)
             unit.add_(noise.mul_(rng.uniform(0.0, 0.06)))
-        unit.clamp_(0, 1).mul_(span).add_(low)
+        unit.clamp_(0, 1)
+        if low != 0:
+            unit.mul_(span).add_(low)
         if unit is not channel:
             channel.copy_(unit)
     if rng.random() < settings.drop_modality:

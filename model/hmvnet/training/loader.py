@@ -73,7 +73,7 @@ class Ahead(Generic[T]):
     def __call__(self, number: int) -> T:
         """What ``draw(number)`` returns or raises."""
         if not self._pool:
-            with _one_thread():
+            with one_thread():
                 return self._draw(number)
         wanted = range(number, number + self._depth)
         if number not in self._pending:
@@ -105,8 +105,8 @@ def _calm(pool: ThreadPoolExecutor, workers: int) -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """As the threads of a pool have it: sums are added up in the same order, to the last bit."""
+def one_thread() -> Iterator[None]:
+    """One thread of torch's, as in the pool: sums have one order, to the last bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

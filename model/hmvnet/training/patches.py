@@ -34,21 +34,28 @@ class PatchSampler:
         Raises:
             OSError: a cached volume cannot be read any more.
         """
-        rng = np.random.default_rng([self.settings.training.seed, number])
-        case = self.cases[self._place(number)]
-        start = self._start(case, rng)
+        case, start, rng = self.place(number)
         move = Move.drawn(self.settings.augmentation, rng)
-        start -= move.margin
-        size = [n + 2 * move.margin for n in self.patch]
-        volume = crop(case.volume, start, size, AIR)
-        label = crop(case.label, start, size, (0,))
+        volume, label = self.read(case, start, move.margin)
         return draw_patch(volume, label, self.patch, self.settings.augmentation, rng, move)
 
-    def _place(self, number: int) -> int:
-        """Whose turn it is: every patient is seen once before any is seen twice."""
+    def place(self, number: int) -> tuple[Prepared, np.ndarray, np.random.Generator]:
+        """Whose patch it is, its first voxel (z, y, x), and what the rest is drawn by."""
+        seed = self.settings.training.seed
+        rng = np.random.default_rng([seed, number])
+        # Every patient is seen once before any is seen twice.
         epoch, place = divmod(number, len(self.cases))
-        rng = np.random.default_rng([self.settings.training.seed, epoch])
-        return int(rng.permutation(len(self.cases))[place])
+        order = np.random.default_rng([seed, epoch]).permutation(len(self.cases))
+        case = self.cases[order[place]]
+        return case, self._start(case, rng), rng
+
+    def read(self, case: Prepared, start: np.ndarray, margin: int) -> tuple[np.ndarray, np.ndarray]:
+        """Volume ``[2, z, y, x]`` and label ``[z, y, x]`` of a patch and ``margin`` around it."""
+        size = [n + 2 * margin for n in self.patch]
+        return (
+            crop(case.volume, start - margin, size, AIR),
+            crop(case.label, start - margin, size, (0,)),
+        )
 
     def _start(self, case: Prepared, rng: np.random.Generator) -> np.ndarray:
         """First voxel (z, y, x) of the patch; may lie outside the volume."""
