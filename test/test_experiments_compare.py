@@ -206,6 +206,16 @@ def test_tables_alone_by_a_schema_in_the_settings_file(tables, tmp_path):
     assert all(float(text.split()[0]) > 0.7 for text in table["C (95% CI)"])
 
 
+def test_tables_tell_the_centre(tables, tmp_path):
+    """By CenterID, which need not be a column of the schema; those of nobody are "all"."""
+    record = pd.read_csv(tables / "record.csv", dtype=str)
+    record.insert(1, "CenterID", ["7", "USZ", ""] * 20)
+    record.to_csv(tables / "record.csv", index=False)
+    settings = load_settings(tables / "settings.xml", [f"data.root={tables}"])
+    cohort = load_cohort(settings, None, tmp_path)
+    assert [p.centre for p in cohort.patients[:3]] == ["7", "USZ", "all"]
+
+
 def test_what_needs_images_is_refused_without(tables, tmp_path):
     settings = load_settings(tables / "settings.xml", [f"data.root={tables}"])
     for name in ("fusion", "coxph+lesions"):
