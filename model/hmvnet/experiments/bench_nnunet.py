@@ -126,7 +126,8 @@ def predict_case(say: Any, images: list[str], out: str, windows: int) -> dict[st
         data, properties = torch.from_numpy(made[0]), made[-1]
     with ledger("network"):
         logits = predictor.predict_logits_from_preprocessed_data(data)
-    ledger.seconds["network"] += clock.left_out
+    ledger.seconds["network"] += clock.left_out[0]
+    ledger.processor_s += clock.left_out[1]
     logits = torch.nan_to_num(logits)  # where no window was
     with ledger("mask"):
         labels = on_ct(logits, plans, own, predictor.label_manager, properties)
@@ -146,7 +147,7 @@ class _Windows:
     def __init__(self, predictor: Any, wanted: int, say: Any) -> None:
         self.windows = self.timed = 0
         self.wanted, self.say = wanted, say
-        self.starts: list[float] = []
+        self.starts: list[tuple[float, float]] = []  # on the wall, and of the processor
         self.laid = predictor._internal_get_sliding_window_slicers
         self.network = predictor._internal_maybe_mirror_and_predict
         predictor._internal_get_sliding_window_slicers = self.lay
@@ -164,14 +165,18 @@ class _Windows:
 
     def predict(self, x: Any) -> Any:
         """A window; a window's seconds are those from its start to the next one's."""
-        self.starts.append(time.perf_counter())
+        self.starts.append((time.perf_counter(), time.process_time()))
         self.say(done=len(self.starts), total=self.kept)
         return self.network(x)
 
     @property
-    def left_out(self) -> float:
-        """Seconds of the windows that were not predicted, at the median of those timed."""
+    def left_out(self) -> tuple[float, float]:
+        """Seconds of the windows that were not predicted, at the median of those timed.
+
+        On the wall, and of the processor.
+        """
         if self.kept == self.windows:
-            return 0.0
-        each = float(np.median(np.diff(self.starts)[ROUNDS_BEFORE:]))
-        return (self.windows - self.kept) * each
+            return 0.0, 0.0
+        each = np.median(np.diff(self.starts, axis=0)[ROUNDS_BEFORE:], axis=0)
+        wall, processor = ((self.windows - self.kept) * each).tolist()
+        return wall, processor
