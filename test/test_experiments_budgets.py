@@ -18,7 +18,7 @@ from hmvnet.experiments.budgets import Budget, Unit, parse_budgets, run_unit
 from hmvnet.experiments.compare_budgets import compare_budgets
 from hmvnet.experiments.compare_networks import Contender
 from hmvnet.state import read_state
-from hmvnet.training.engine import CHECKPOINT
+from hmvnet.training.checkpoints import CHECKPOINT
 
 QUIET = Console(quiet=True)
 SMALL = "hmvnet channels=8 head_channels=8 window=4 depths=1,1,1,1"

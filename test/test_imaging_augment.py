@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hmvnet.config import AugmentationSettings
-from hmvnet.imaging.augment import MARGIN, draw_patch
+from hmvnet.imaging.augment import MARGIN, Move, draw_patch
 
 NOTHING = AugmentationSettings(
     flip=0, affine=0, elastic=0, intensity=0, noise=0, blur=0, low_resolution=0,
@@ -65,3 +65,26 @@ def test_each_augmentation_acts_and_repeats(crop, kind):
     assert not np.allclose(image.numpy(), draw(crop)[0].numpy(), atol=1e-3)
     assert image.shape == (2, *PATCH) and np.isfinite(image.numpy()).all()
     assert set(np.unique(label.numpy())) <= {0, 1}
+
+
+def test_flip_comes_after_every_other_move(crop):
+    """A flipped patch is the mirror image of what the mirrored crop becomes: as ever."""
+    kinds = {"affine": 1.0, "elastic": 1.0, "misalignment": 1.0}
+    image, label = draw(crop, flip=1.0, **kinds)
+    mirrored = tuple(np.ascontiguousarray(array[..., ::-1]) for array in crop)
+    plain, plain_label = draw(mirrored, flip=0.0, **kinds)
+    np.testing.assert_allclose(image.numpy(), plain.numpy(), atol=1e-4)
+    assert (label.numpy() == plain_label.numpy()).mean() > 0.9999
+
+
+def test_what_need_not_be_read_is_not_missed(crop):
+    """Without a move that interpolates, the patch needs no margin."""
+    settings = NOTHING.model_copy(update={"flip": 0.5, "noise": 1.0})
+    move = Move.drawn(settings, np.random.default_rng(0))
+    assert move.margin == 0
+    inner = (..., *(slice(MARGIN, -MARGIN),) * 3)
+    found = draw_patch(
+        crop[0][inner], crop[1][inner], PATCH, settings, np.random.default_rng(5), move
+    )
+    expected = draw_patch(*crop, PATCH, settings, np.random.default_rng(5), move)
+    assert all((a == b).all() for a, b in zip(found, expected))

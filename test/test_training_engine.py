@@ -15,17 +15,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hmvnet import files
-from hmvnet.training import engine
-from hmvnet.training.engine import (
-    CHECKPOINT,
-    LoopSettings,
-    costs_so_far,
-    fork,
-    learning_rate,
-    make_fabric,
-    train,
-    work_clock,
-)
+from hmvnet.training import checkpoints, engine
+from hmvnet.training.checkpoints import CHECKPOINT, costs_so_far, fork
+from hmvnet.training.engine import LoopSettings, learning_rate, make_fabric, train, work_clock
 from hmvnet.training.schedule import ENDLESS, Decay, Trunk
 
 STEPS = 8
@@ -172,7 +164,7 @@ def test_a_kill_in_any_save_leaves_tables_that_the_same_training_completes(tmp_p
                 yield temporary
 
         monkeypatch.setattr(files, "replacing", killed)
-        monkeypatch.setattr(engine, "replacing", killed)
+        monkeypatch.setattr(checkpoints, "replacing", killed)
         with suppress(SystemExit):
             fit(run, validate=validate)
         monkeypatch.undo()
@@ -337,3 +329,74 @@ def test_a_branch_goes_on_where_its_trunk_stands_and_leaves_it_alone(tmp_path):
     assert (tmp_path / "trunk" / CHECKPOINT).read_bytes() == before
     with pytest.raises(ValueError, match="of another training"):
         fork(tmp_path / "trunk", "other", tmp_path / "branch", "k")
+
+
+@pytest.mark.parametrize("every", [3, 100])
+def test_losses_that_are_read_later_are_the_same(tmp_path, monkeypatch, every):
+    whole, history = fit(tmp_path / "whole")
+    monkeypatch.setattr(engine, "_read_every", lambda fabric, settings: every)
+    run = tmp_path / "run"
+    fit(run, stop=lambda done: done == 5)
+    assert stored(run)["losses"] == history.losses[:5]  # with the checkpoint of the last step
+    resumed, found = fit(run)
+    assert_same_weights(resumed, whole)
+    assert found.losses == history.losses
+    for name in ("losses.csv",):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_loss_that_is_read_later_is_named_by_its_own_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_read_every", lambda fabric, settings: 100)
+    loop = replace(LOOP, checkpoint_every=6)
+
+    def losses(network, step):
+        return loss_of_step(network, step, scale=float("nan") if step == 4 else 1.0)
+
+    with pytest.raises(RuntimeError, match="the loss became nan at step 4"):
+        fit(tmp_path, loop=loop, losses=losses)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_the_fused_optimiser_skips_infinite_gradients_by_itself(tmp_path, monkeypatch):
+    """As on a GPU, where nobody waits to see whether they are finite; it runs on CPUs, too."""
+    monkeypatch.setattr(engine, "_is_fused", lambda fabric: True)
+
+    def losses(network, step):  # the loss is finite, its gradients are beyond float32
+        return loss_of_step(network, step, scale=3e38 if step == 1 else 1.0)
+
+    fit(tmp_path / "plain", stop=lambda done: done == 1)
+    before = stored(tmp_path / "plain")["network"]
+    fit(tmp_path / "infinite", losses=losses, stop=lambda done: done == 2)
+    after = stored(tmp_path / "infinite")
+    assert all(torch.equal(before[k], after["network"][k]) for k in before)
+    moments = after["optimizer"]["state"][0]
+    assert torch.isfinite(moments["exp_avg"]).all() and float(moments["step"]) == 1
+    monkeypatch.undo()
+    usual, _ = fit(tmp_path / "usual")
+    monkeypatch.setattr(engine, "_is_fused", lambda fabric: True)
+    fused, _ = fit(tmp_path / "fused")
+    for key, value in usual.state_dict().items():
+        torch.testing.assert_close(fused.state_dict()[key], value)
+
+
+def test_accumulated_gradients_are_those_of_the_batches_together(tmp_path):
+    def together(network, step):
+        losses = [loss_of_step(network, 2 * step + part)["total"] for part in range(2)]
+        return {"total": (losses[0] + losses[1]) / 2}
+
+    whole, history = fit(tmp_path / "whole", losses=together)
+    parts, found = fit(tmp_path / "parts", loop=replace(LOOP, accumulate=2))
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[key], value, atol=1e-6, rtol=1e-5)
+    one, other = ([row["total"] for row in h.losses] for h in (history, found))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_a_compiled_network_keeps_its_names(tmp_path):
+    whole, _ = fit(tmp_path / "whole")
+    compiled, _ = fit(tmp_path / "compiled", compiler="eager")
+    assert_same_weights(compiled, whole)
+    for name in ("network", "average"):
+        assert stored(tmp_path / "compiled")[name].keys() == stored(tmp_path / "whole")[name].keys()
+    assert not any("_orig_mod" in key for key in stored(tmp_path / "compiled")["network"])
+    assert type(compiled) is nn.Sequential

@@ -14,7 +14,7 @@ from hmvnet.experiments.survival_report import FUSIONS, LESIONS_TOO, TRUTH, read
 from hmvnet.survival import baselines
 from hmvnet.survival.bootstrap import Interval
 from hmvnet.survival.metrics import calibration
-from hmvnet.training.engine import History
+from hmvnet.training.checkpoints import History
 from hmvnet.training.pictures import (
     calibration_figure,
     comparison_figure,

@@ -2,6 +2,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,12 +14,14 @@ from conftest import (
 )
 
 from hmvnet.bundle import load_bundle
-from hmvnet.config import NetworkSettings
+from hmvnet.config import NetworkSettings, Settings
+from hmvnet.networks.registry import build_network
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.patches import PatchSampler
 from hmvnet.training.segmentation import (
     SETTLING_PATCHES,
     evaluate,
+    run_key,
     take_over,
     train_segmentation,
 )
@@ -56,6 +60,75 @@ def test_killed_and_resumed_equals_uninterrupted(cases, tmp_path):
     assert [r["step"] for r in resumed.history.losses] == list(range(6))
 
 
+def test_patches_drawn_ahead_are_those_of_the_loop(cases, tmp_path):
+    """Also after a kill, and with the rest drawn by another number of threads."""
+    options = {"freeze_norms_at": 0.5, "batch_size": 2, "steps": 4}
+    alone = short_training(workers=0, **options)
+    whole = train_segmentation(make_fabric(tmp_path / "a"), alone, cases, [], tmp_path / "a")
+    run = tmp_path / "b"
+    for workers, stop in ((2, 3), (1, 0)):
+        settings = short_training(workers=workers, **options)
+        found = train_segmentation(
+            make_fabric(run), settings, cases, [], run, stop=lambda step, at=stop: step == at
+        )
+    for key, value in weights_of(whole.network).items():
+        assert torch.equal(value, weights_of(found.network)[key]), key
+    assert found.history.losses == whole.history.losses
+    assert not [t for t in threading.enumerate() if t.name.startswith("draw")]
+
+
+def test_a_cached_volume_that_is_gone_is_named_though_a_thread_misses_it(cases, tmp_path):
+    def gone(where):
+        raise OSError("A-0.b2nd: the cached volume cannot be read any more")
+
+    shape = cases[0].volume.shape
+    broken = type("Gone", (), {"shape": shape, "__getitem__": lambda self, where: gone(where)})()
+    lost = [replace(case, volume=broken) for case in cases]
+    with pytest.raises(OSError, match=r"A-0.b2nd: the cached volume"):
+        train_segmentation(make_fabric(tmp_path), short_training(workers=2), lost, [], tmp_path)
+    assert not [t for t in threading.enumerate() if t.name.startswith("draw")]
+
+
+def grouped(**training) -> Settings:
+    """Of a network whose norms have no statistics of a batch."""
+    network = NetworkSettings(options=SMALL_NETWORK | {"norm": "group"})
+    return short_training(**training).model_copy(update={"network": network})
+
+
+def test_accumulated_batches_are_one_large_one(cases, tmp_path):
+    runs = [
+        train_segmentation(make_fabric(run), settings, cases, [], run)
+        for run, settings in (
+            (tmp_path / "one", grouped(steps=2, batch_size=2)),
+            (tmp_path / "two", grouped(steps=2, batch_size=1, accumulate=2)),
+        )
+    ]
+    one, two = ([row["total"] for row in run.history.losses] for run in runs)
+    assert one == pytest.approx(two, rel=1e-5)
+    for key, value in weights_of(runs[0].network).items():
+        # AdamW divides by the gradient: single weights whose gradient is next to none may differ.
+        assert (weights_of(runs[1].network)[key] - value).abs().mean() < 1e-5, key
+
+
+def test_how_a_training_is_computed_is_not_what_it_hangs_on(cases):
+    usual = run_key(short_training(), cases)
+    how = {"workers": 3, "log_every": 7, "compile": "eager", "checkpoint_activations": True}
+    assert run_key(short_training(**how), cases) == usual
+    assert run_key(short_training(accumulate=2), cases) != usual
+    assert run_key(short_training(seed=1), cases) != usual
+
+
+def test_a_compiled_training_leaves_a_plain_network(cases, tmp_path):
+    run = train_segmentation(
+        make_fabric(tmp_path), short_training(steps=1, compile="eager"), cases, [], tmp_path
+    )
+    plain = build_network("hmvnet", SMALL_NETWORK)
+    assert run.network.state_dict().keys() == plain.state_dict().keys()
+    both = short_training(compile="eager", checkpoint_activations=True)
+    with pytest.raises(ValueError, match="do not go together"):
+        train_segmentation(make_fabric(tmp_path), both, cases, [], tmp_path)
+
+
 def test_checkpoint_of_another_network_is_refused(cases, tmp_path):
     train_segmentation(make_fabric(tmp_path), short_training(steps=1), cases, [], tmp_path)
     other = short_training().model_copy(
@@ -72,8 +145,6 @@ def test_unknown_network_stops_before_training(cases, tmp_path):
 
 
 def test_initial_weights_are_taken_over(tiny_bundle):
-    from hmvnet.networks.registry import build_network
-
     network = build_network("hmvnet", SMALL_NETWORK)
     assert take_over(network, tiny_bundle) == len(network.state_dict())
     with pytest.raises(ValueError, match="nothing in bundle"):

@@ -767,6 +767,21 @@ def bench_networks(
     console.print(network_table(names.split(","), patch, repeats, console))
 
 
+@bench.command("loader")
+def bench_patches(
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    run: RunOption = Path("runs/bench-loader"),
+    samples: Annotated[int, typer.Option(min=1, help="patches a turn")] = 20,
+    turns: Annotated[int, typer.Option(min=1, help="of each side")] = 5,
+    patients: Annotated[int, typer.Option(min=1, help="of data.root, at most")] = 4,
+) -> None:
+    """Training patches per second and core, beside batchgeneratorsv2's with the same transforms."""
+    from hmvnet.experiments.bench_loader import bench_loader
+
+    bench_loader(_settings(config, overrides), run, _console(), samples, turns, patients)
+
+
 @bench.command("verdict")
 def bench_verdicts(
     weights: WeightsOption = "",

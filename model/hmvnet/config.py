@@ -176,9 +176,18 @@ class NetworkSettings(_Section):
 class TrainingSettings(_Section):
     """Training the segmentation network (Task 1)."""
 
-    steps: int = Field(3000, ge=1, description="Steps of the optimiser, a batch each.")
+    steps: int = Field(3000, ge=1, description="Steps of the optimiser.")
     batch_size: int = Field(
-        1, ge=1, description="Patches a step, over all processes; a multiple of their number."
+        1,
+        ge=1,
+        description="Patches that go through the network together, over all processes; a multiple "
+        "of their number.",
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="Batches a step, whose gradients are added up: a step sees batch_size times "
+        "accumulate patches, in the memory of batch_size.",
     )
     patch_size: Shape = Field(
         (96, 96, 96),
@@ -247,6 +256,39 @@ class TrainingSettings(_Section):
         "taken over; empty: start from nothing.",
     )
     seed: Seed = Field(0, description="Seed of weights, patches and augmentation.")
+    workers: int = Field(
+        -1,
+        ge=-1,
+        description="Threads that draw and augment patches ahead; 0: drawn in the loop; -1: a core "
+        "each beside a GPU, at most 8, and 0 on a CPU. Patches are the same.",
+    )
+    log_every: int = Field(
+        20,
+        ge=1,
+        description="Steps from one reading of the losses on a GPU to the next, for which it is "
+        "waited; losses.csv has every step all the same. On a CPU they are read at each.",
+    )
+    compile: Literal["none", "inductor", "eager"] = Field(
+        "none",
+        description="Backend of torch.compile for the network: inductor needs a C++ compiler and "
+        "minutes before the first step; eager only tries whether it can be traced.",
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description="Compute the stages' activations a second time on the way back in place of "
+        "keeping them: less memory, about a third more time. HM-VNet only.",
+    )
+
+    def course(self) -> dict[str, Any]:
+        """The settings on which the course of a training hangs, for its key.
+
+        Without those that change only how it is computed; those that came later count where they
+        are used, so that older trainings go on.
+        """
+        how = {"workers", "log_every", "compile", "checkpoint_activations"}
+        later = {"accumulate": 1, "keep_best": 0}
+        unused = {name for name, value in later.items() if getattr(self, name) == value}
+        return self.model_dump(mode="json", exclude=how | unused)
 
 
 class AugmentationSettings(_Section):

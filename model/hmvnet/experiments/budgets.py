@@ -32,14 +32,8 @@ from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.forward import Forward
 from hmvnet.state import claimed, read_state, write_state
 from hmvnet.training.cache import Prepared
-from hmvnet.training.engine import (
-    CHECKPOINT,
-    History,
-    costs_so_far,
-    fork,
-    make_fabric,
-    work_clock,
-)
+from hmvnet.training.checkpoints import CHECKPOINT, History, costs_so_far, fork
+from hmvnet.training.engine import make_fabric, work_clock
 from hmvnet.training.schedule import DECAY_SHARE, Decay, Trunk
 from hmvnet.training.segmentation import course_key, settling_batches, train_segmentation
 from hmvnet.training.segmentation_bundle import BUNDLE, Fold, prepare_together, seen_marks

@@ -173,7 +173,8 @@ def _content(everything: Sequence[Fold]) -> dict[str, str]:
 def _dumped(settings: Settings) -> dict[str, object]:
     sections = {"preprocessing", "network", "training", "augmentation", "postprocessing"}
     dumped = settings.model_dump(mode="json", include=sections)
-    dumped["training"] = {k: v for k, v in dumped["training"].items() if k not in FREE}
+    training = settings.training.course()
+    dumped["training"] = {k: v for k, v in training.items() if k not in FREE}
     inference = settings.inference.without_budget().model_dump(mode="json", exclude={"windows"})
     data = settings.data.model_dump(mode="json", include={"region", "extra_region"})
     return {**dumped, "inference": inference, "data": data, "method": [METHOD, DECAY_SHARE]}

@@ -191,9 +191,8 @@ def timed_budget(
     path = folder / "pace.json"
     training = settings.training
     free = {"steps", "validate_every", "checkpoint_every"}  # the pace does not hang on these
-    key = digest(
-        training.model_dump(mode="json", exclude=free), settings.network.model_dump(mode="json")
-    )
+    paced = {k: v for k, v in training.course().items() if k not in free}
+    key = digest(paced, settings.network.model_dump(mode="json"))
     stored = read_state(path, key)
     if stored is None:
         fabric = make_fabric(folder, training.precision)

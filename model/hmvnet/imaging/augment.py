@@ -1,12 +1,13 @@
-"""Augmentation of training patches, on the device the patches are on.
+"""Augmentation of training patches, on the CPU.
 
 Every sample has a random generator of its own, so that a sample depends on its number alone:
-not on the batch it is in, the process that makes it, or when training was resumed.
+not on the batch it is in, the thread or process that makes it, or when training was resumed.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,9 +17,96 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hmvnet.config import AugmentationSettings
+from hmvnet.imaging import warp
 from hmvnet.imaging.intensity import AIR
 
 MARGIN = 12  # voxels read around a patch so that rotation and scaling find content there
+MIRROR = np.array([1.0, 1.0, -1.0])  # z, y, x
+
+
+@dataclass(frozen=True)
+class Move:
+    """How a patch is flipped, rotated, scaled and deformed, and PET is moved against CT.
+
+    Attributes:
+        matrix: ``[3, 3]`` (z, y, x) rotation and scale; None: neither.
+        flip: left-right only: the others are not anatomy.
+        coarse: ``[3, 4, 4, 4]`` voxels of a smooth deformation at corners of the patch and between;
+            None: none.
+        shift: ``[3]`` voxels (z, y, x) between PET and CT.
+    """
+
+    matrix: np.ndarray | None
+    flip: bool
+    coarse: np.ndarray | None
+    shift: np.ndarray
+
+    @classmethod
+    def drawn(cls, settings: AugmentationSettings, rng: np.random.Generator) -> Move:
+        """A random one."""
+        matrix = coarse = None
+        if rng.random() < settings.affine:
+            angles = rng.uniform(-1, 1, 3) * settings.rotation_degrees
+            matrix = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+            matrix *= 1 + rng.uniform(-1, 1) * settings.scale
+        flip = bool(rng.random() < settings.flip)
+        elastic = rng.random() < settings.elastic
+        shift = np.zeros(3)
+        if rng.random() < settings.misalignment:
+            shift = rng.uniform(-1, 1, 3) * settings.misalignment_mm
+        if elastic:
+            coarse = rng.normal(size=(3, 4, 4, 4)) * settings.elastic_mm / 2
+        return cls(matrix, flip, coarse, shift)
+
+    @property
+    def margin(self) -> int:
+        """Voxels that are read around the patch."""
+        return MARGIN if self._deforms or self.shift.any() else 0
+
+    @property
+    def _deforms(self) -> bool:
+        return self.matrix is not None or self.coarse is not None
+
+    def __call__(
+        self, volume: Tensor, labels: Tensor, patch: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Moved image and labels, in new memory; one interpolation for all changes.
+
+        Args:
+            volume: ``[2, z, y, x]`` (CT, PET), larger than the patch by ``margin`` or more on every
+                side; ``[z, y, x]`` of ``labels`` alike.
+        """
+        if self._deforms:
+            points = self._points(patch, np.zeros(3))
+            if not self.shift.any():
+                return warp.linear(volume, points, AIR), warp.nearest(labels, points)
+            ct = warp.linear(volume[:1], points, AIR[:1])
+            labels = warp.nearest(labels, points)
+        else:
+            labels = self._cut(labels, patch)
+            if not self.shift.any():
+                return self._cut(volume, patch).float(), labels
+            ct = self._cut(volume[:1], patch).float()
+        pet = warp.linear(volume[1:], self._points(patch, self.shift), AIR[1:])
+        return torch.cat([ct, pet]), labels
+
+    def _points(self, patch: tuple[int, int, int], shift: np.ndarray) -> warp.Points:
+        matrix = np.eye(3) if self.matrix is None else self.matrix
+        field = None
+        if self.coarse is not None:
+            field = warp.smooth_field(torch.from_numpy(self.coarse).float(), patch)
+        if self.flip:  # of the volume, about the common centre
+            matrix, shift = MIRROR[:, None] * matrix, MIRROR * shift
+            if field is not None:
+                field[2].neg_()
+        return warp.Points(patch, matrix, shift, field)
+
+    def _cut(self, array: Tensor, patch: tuple[int, int, int]) -> Tensor:
+        """The middle, flipped where it is to be, as a copy."""
+        first = [(n - m) // 2 for n, m in zip(array.shape[-3:], patch)]
+        z, y, x = (slice(f, f + n) for f, n in zip(first, patch))
+        inner = array[..., z, y, x]
+        return inner.flip(-1) if self.flip else inner.clone()
 
 
 def draw_patch(
@@ -27,95 +115,52 @@ def draw_patch(
     patch: tuple[int, int, int],
     settings: AugmentationSettings,
     rng: np.random.Generator,
-    device: torch.device | str = "cpu",
+    move: Move | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """An augmented patch from a crop that is ``MARGIN`` voxels larger on every side.
+    """An augmented patch.
 
     Args:
-        volume: ``[2, z, y, x]`` CT in [0, 1], PET in [-1, 1]; ``[z, y, x]`` of ``label`` alike.
+        volume: ``[2, z, y, x]`` CT in [0, 1], PET in [-1, 1], ``MARGIN`` voxels larger than the
+            patch on every side, or ``move.margin``; ``[z, y, x]`` of ``label`` alike.
+        move: None: drawn first.
 
     Returns:
         image ``[2, z, y, x]`` float32 and label ``[z, y, x]`` uint8, both of size ``patch``.
     """
-    image = torch.from_numpy(np.ascontiguousarray(volume, np.float32)).to(device)
-    labels = torch.from_numpy(np.ascontiguousarray(label)).to(device)
-    image, labels = _spatial(image, labels, patch, settings, rng)
+    move = move or Move.drawn(settings, rng)
+    image, labels = move(torch.from_numpy(volume), torch.from_numpy(label), patch)
     return _intensity(image, settings, rng), labels
 
 
-def _spatial(
-    image: Tensor,
-    labels: Tensor,
-    patch: tuple[int, int, int],
-    settings: AugmentationSettings,
-    rng: np.random.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Flip, rotate, scale, deform; PET moved against CT. One interpolation for all of them."""
-    matrix = np.eye(3)  # z, y, x
-    moved = rng.random() < settings.affine
-    if moved:
-        angles = rng.uniform(-1, 1, 3) * settings.rotation_degrees
-        matrix = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-        matrix *= 1 + rng.uniform(-1, 1) * settings.scale
-    if rng.random() < settings.flip:  # left-right only: the others are not anatomy
-        image, labels = image.flip(-1), labels.flip(-1)
-    elastic = rng.random() < settings.elastic
-    shift = np.zeros(3)
-    if rng.random() < settings.misalignment:
-        shift = rng.uniform(-1, 1, 3) * settings.misalignment_mm
-    if not (moved or elastic or shift.any()):
-        z, y, x = (slice(MARGIN, MARGIN + n) for n in patch)
-        return image[:, z, y, x], labels[z, y, x]
-
-    points = _voxel_grid(patch, image.device) @ torch.from_numpy(matrix.T).to(image)
-    if elastic:
-        coarse = (
-            torch.from_numpy(rng.normal(size=(1, 3, 4, 4, 4))).to(image) * settings.elastic_mm / 2
-        )
-        field = F.interpolate(coarse, patch, mode="trilinear", align_corners=True)
-        points = points + field[0].movedim(0, -1)
-    ct = _sample(image[:1], points, AIR[0])
-    pet_points = points + torch.from_numpy(shift).to(image) if shift.any() else points
-    pet = _sample(image[1:], pet_points, AIR[1])
-    warped = _sample(labels[None].float(), points, 0.0, mode="nearest")[0].to(torch.uint8)
-    return torch.cat([ct, pet]), warped
-
-
-def _voxel_grid(patch: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Voxel offsets from the patch centre, ``[z, y, x, 3]`` (z, y, x)."""
-    axes = [torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2 for n in patch]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
-
-
-def _sample(image: Tensor, points: Tensor, fill: float, mode: str = "bilinear") -> Tensor:
-    """``[c, z, y, x]`` at voxel offsets from its centre; ``fill`` outside."""
-    half = torch.tensor([n / 2 for n in image.shape[1:]], device=image.device)
-    grid = (points / half).flip(-1)[None]  # grid_sample wants x, y, z
-    out = F.grid_sample(image[None] - fill, grid, mode=mode, align_corners=False)
-    return out[0] + fill
-
-
 def _intensity(image: Tensor, settings: AugmentationSettings, rng: np.random.Generator) -> Tensor:
-    """Per modality: gain, offset, gamma, noise, blur, low resolution; rarely one is dropped."""
-    channels = []
-    for channel, (low, high) in zip(image, (AIR[:1] + (1.0,), AIR[1:] + (1.0,))):
-        unit = (channel - low) / (high - low)
+    """Per modality: gain, offset, gamma, noise, blur, low resolution; rarely one is dropped.
+
+    Args:
+        image: is overwritten.
+    """
+    for channel, low in zip(image, AIR):
+        span = 1.0 - low
+        unit = channel if low == 0 else channel.sub_(low).div_(span)
         if rng.random() < settings.low_resolution:
             unit = _low_resolution(unit, rng.uniform(1.5, 3.0))
         if rng.random() < settings.blur:
             unit = _blur(unit, rng.uniform(0.4, 1.2))
         if rng.random() < settings.intensity:
-            unit = unit.clamp(0, 1) ** math.exp(rng.uniform(-0.3, 0.3))
-            unit = unit * rng.uniform(0.85, 1.15) + rng.uniform(-0.03, 0.03)
+            unit.clamp_(0, 1).pow_(math.exp(rng.uniform(-0.3, 0.3)))
+            unit.mul_(rng.uniform(0.85, 1.15)).add_(rng.uniform(-0.03, 0.03))
         if rng.random() < settings.noise:
-            seed = torch.Generator(image.device).manual_seed(int(rng.integers(2**62)))
-            noise = torch.randn(unit.shape, generator=seed, device=unit.device)
-            unit = unit + noise * rng.uniform(0.0, 0.06)
-        channels.append(unit.clamp(0, 1) * (high - low) + low)
+            seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            noise = torch.randn(unit.shape, generator=seed)
+            unit.add_(noise.mul_(rng.uniform(0.0, 0.06)))
+        unit.clamp_(0, 1)
+        if low != 0:
+            unit.mul_(span).add_(low)
+        if unit is not channel:
+            channel.copy_(unit)
     if rng.random() < settings.drop_modality:
         lost = int(rng.integers(2))
-        channels[lost] = torch.full_like(channels[lost], AIR[lost])
-    return torch.stack(channels)
+        image[lost] = AIR[lost]
+    return image
 
 
 def _low_resolution(channel: Tensor, factor: float) -> Tensor:
@@ -125,5 +170,5 @@ def _low_resolution(channel: Tensor, factor: float) -> Tensor:
 
 
 def _blur(channel: Tensor, sigma: float) -> Tensor:
-    kernel = gaussian_1d(torch.tensor(sigma, device=channel.device), truncated=3.0)
+    kernel = gaussian_1d(torch.tensor(sigma), truncated=3.0)
     return separable_filtering(channel[None, None], [kernel] * 3, mode="replicate")[0, 0]

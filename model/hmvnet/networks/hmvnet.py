@@ -100,6 +100,10 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.gelu(self.norm2(y)))
 
 
+def _run_stage(stage: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    return stage(*inputs)
+
+
 def stem(inputs: int, channels: int, norm: str) -> nn.Sequential:
     """``[b, inputs, z, y, x]`` to ``[b, channels, z/2, y/2, x/2]``."""
     return nn.Sequential(
@@ -306,6 +310,8 @@ class HMVNet(nn.Module):
     def __init__(self, config: HMVNetConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or HMVNetConfig()
+        # How a stage is run in training; hmvnet.training.recompute puts another way here.
+        self.run_stage: Callable[..., Tensor] = _run_stage
         c, stages = config.channels, len(config.depths)
         self.stride = 2 ** (stages + 1)
         if config.modality == "gated":
@@ -347,7 +353,7 @@ class HMVNet(nn.Module):
         decoded = self._decode(encoded)
         half = self.scale_heads[0](decoded[0])
         fine = F.interpolate(half, scale_factor=2.0, mode="trilinear", align_corners=False)
-        fine = fine + self.refine(torch.cat([padded, fine], 1))
+        fine = fine + self.run_stage(self.refine, torch.cat([padded, fine], 1))
         coarse: list[Tensor] = []
         if scales:
             coarse = [half, *(head(m) for head, m in zip(self.scale_heads[1:], decoded[1:]))]
@@ -375,16 +381,17 @@ class HMVNet(nn.Module):
         """The maps at 1/2, 1/4 ... of what ``padded`` gives, which need not outlive a layer."""
         if self.config.modality == "gated":
             x = padded()
-            modalities = torch.cat([stem(x[:, i : i + 1]) for i, stem in enumerate(self.stems)], 1)
+            stems = [self.run_stage(stem, x[:, i : i + 1]) for i, stem in enumerate(self.stems)]
+            modalities = torch.cat(stems, 1)
             encoded = [self.join(modalities)]
             for stage, gate in zip(self.stages, self.gates):
                 modalities = F.avg_pool3d(modalities, 2)
-                encoded.append(gate(stage(encoded[-1]), modalities))
+                encoded.append(gate(self.run_stage(stage, encoded[-1]), modalities))
             return encoded
         first, block = self.stem
-        encoded = [block(first(padded()))]
+        encoded = [self.run_stage(block, first(padded()))]
         for stage in self.stages:
-            encoded.append(stage(encoded[-1]))
+            encoded.append(self.run_stage(stage, encoded[-1]))
         return encoded
 
     def _decode(self, encoded: Sequence[Tensor]) -> list[Tensor]:
@@ -392,6 +399,6 @@ class HMVNet(nn.Module):
         x = encoded[-1]
         decoded: list[Tensor] = []
         for up, skip in zip(self.ups, reversed(encoded[:-1])):
-            x = up(x, skip)
+            x = self.run_stage(up, x, skip)
             decoded.insert(0, x)
         return decoded

@@ -50,7 +50,9 @@ class SharedBatchNorm(nn.BatchNorm3d):
         assert self.num_batches_tracked is not None
         assert self.running_mean is not None and self.running_var is not None
         self.num_batches_tracked.add_(1)
-        share = self.momentum or 1.0 / float(self.num_batches_tracked)
+        share = self.momentum
+        if share is None:
+            share = 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance, share)
 

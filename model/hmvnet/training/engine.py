@@ -13,31 +13,22 @@ import sys
 import threading
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import Logger, TensorBoardLogger
-from lightning_fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hmvnet.exits import leave_where_asked
-from hmvnet.files import replacing
 from hmvnet.progress import show_progress
-from hmvnet.table_files import write_table
+from hmvnet.training.checkpoints import History, State
 from hmvnet.training.schedule import ENDLESS, cosine, warm_ema
-
-CHECKPOINT = "checkpoint.pt"
-# What torch and zipfile say of a damaged file.
-DAMAGED = (EOFError, OSError, RuntimeError, UnpicklingError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -56,155 +47,8 @@ class LoopSettings:
     ema_decay: float
     checkpoint_every: int
     validate_every: int
-
-
-@dataclass
-class History:
-    """What was measured on the way: rows of ``{"step": ..., name: value}``, and the seconds.
-
-    Attributes:
-        seconds: by the clock on the wall, of all that the loop did.
-        spent: after each step the cost of the steps so far, in seconds of ``train``'s clock; the
-            data's preparation is counted, validations and checkpoints are not. Empty, or short,
-            where a checkpoint without it was resumed.
-    """
-
-    seconds: float = 0.0
-    spent: list[float] = field(default_factory=list)
-    losses: list[dict[str, float]] = field(default_factory=list)
-    validations: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass
-class State:
-    """What a training is between two steps: all that its checkpoint holds.
-
-    Attributes:
-        key: ``hmvnet.files.digest`` of the data and settings that the losses hang on.
-        network: as optimised, without the wrappers of Fabric and DDP.
-        average: its exponential moving average.
-        precision: Fabric's plugin, which holds the gradient scaler of fp16.
-        step: how many steps are done.
-    """
-
-    key: str
-    network: nn.Module
-    average: AveragedModel
-    optimizer: torch.optim.Optimizer
-    precision: Precision
-    history: History = field(default_factory=History)
-    step: int = 0
-
-    @property
-    def scaled(self) -> bool:
-        """Whether a gradient scaler is at work (fp16)."""
-        return isinstance(self.precision, MixedPrecision) and self.precision.scaler is not None
-
-    def save(self, run: Path) -> None:
-        """Write the history's tables under ``run``, then the checkpoint, which stands for both."""
-        state: dict[str, Any] = {
-            "key": self.key,
-            "step": self.step,
-            "precision": self.precision.state_dict(),
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "losses": self.history.losses,
-            "validations": self.history.validations,
-            "seconds": self.history.seconds,
-            "spent": self.history.spent,
-        }
-        # From the history rather than a logger, which would forget the steps before a resume; and
-        # first, since nothing comes after the checkpoint of the last step.
-        tables = {"losses": self.history.losses, "validations": self.history.validations}
-        for name, rows in tables.items():
-            if rows:
-                write_table(pd.DataFrame(rows), run / f"{name}.csv")
-        with replacing(run / CHECKPOINT) as temporary:
-            torch.save(state, temporary)
-
-    def resume(self, run: Path) -> None:
-        """Become what the checkpoint under ``run`` holds; nothing happens where there is none.
-
-        Raises:
-            ValueError: it is damaged, or of another network, other settings or other data.
-        """
-        path = run / CHECKPOINT
-        if not path.exists():
-            return
-        try:
-            state = _load(path)
-        except DAMAGED as error:
-            raise ValueError(
-                f"{path}: the checkpoint is cut or damaged; remove it to start anew, or put a "
-                "whole one in its place"
-            ) from error
-        if state.get("key") != self.key:
-            raise ValueError(
-                f"{path}: the checkpoint of another network, other settings or other data; use "
-                "another --run, or remove it"
-            )
-        if state["precision"]:  # none where it ran in another precision: the scaler starts anew
-            self.precision.load_state_dict(state["precision"])
-        try:
-            self.network.load_state_dict(state["network"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: checkpoint of another network or settings: {error}"
-            ) from error
-        self.step = int(state["step"])
-        self.history.losses[:] = state["losses"]
-        self.history.validations[:] = state["validations"]
-        self.history.seconds = float(state["seconds"])
-        self.history.spent[:] = state.get("spent", [])
-
-
-def is_finished(run: Path, key: str, steps: int) -> bool:
-    """Whether the checkpoint under ``run`` is of a training of this key after its last step."""
-    state = _of_key(run, key)
-    return state is not None and state.get("step") == steps
-
-
-def costs_so_far(run: Path, key: str) -> list[float]:
-    """``History.spent`` of the checkpoint under ``run``; empty where none is of this key."""
-    state = _of_key(run, key)
-    return list(state.get("spent", [])) if state else []
-
-
-def fork(source: Path, key: str, run: Path, new_key: str) -> None:
-    """A checkpoint under ``run`` from which a training of ``new_key`` goes on where another stands.
-
-    Args:
-        source: the other training's folder, which stays as it is.
-        key: the other training's.
-
-    Raises:
-        ValueError: there is no whole checkpoint of that key.
-    """
-    state = _of_key(source, key)
-    if state is None:
-        raise ValueError(f"{source / CHECKPOINT}: missing, damaged, or of another training")
-    with replacing(run / CHECKPOINT) as temporary:
-        torch.save({**state, "key": new_key}, temporary)
-
-
-def _of_key(run: Path, key: str) -> dict[str, Any] | None:
-    """The whole checkpoint of this key under ``run``; None where there is none."""
-    try:
-        state = _load(run / CHECKPOINT)
-    except DAMAGED:
-        return None
-    return state if state.get("key") == key else None
-
-
-def _load(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:  # torch does not look at its checksums
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(damaged)
-    # To the CPU: each tensor is copied to the device of the one that it replaces.
-    return torch.load(path, map_location="cpu", weights_only=True)
+    accumulate: int = 1
+    log_every: int = 1
 
 
 def make_fabric(run: Path, precision: str = "auto", devices: int | str = "auto") -> Fabric:
@@ -270,6 +114,39 @@ class Log:
             self._hook(failed)
 
 
+class Unread:
+    """Losses of steps, where they were computed until all are read at once: a GPU is waited for."""
+
+    def __init__(self, fabric: Fabric, history: History, log: Log, title: str) -> None:
+        self.fabric = fabric
+        self.history = history
+        self.log = log
+        self.title = title
+        self.steps: dict[int, Mapping[str, Tensor]] = {}
+
+    def add(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        """Remember the losses of this process."""
+        self.steps[step] = losses
+
+    def read(self) -> None:
+        """Add a row a step to the history and the log, the mean over the processes.
+
+        Raises:
+            RuntimeError: one is not finite.
+        """
+        if not self.steps:
+            return
+        values = torch.stack([torch.stack(list(row.values())) for row in self.steps.values()])
+        means = self.fabric.all_reduce(values, reduce_op="mean").tolist()  # type: ignore[union-attr]
+        for (step, losses), numbers in zip(self.steps.items(), means):
+            row = dict(zip(losses, numbers))
+            if not math.isfinite(row["total"]):
+                raise RuntimeError(f"{self.title}: the loss became {row['total']} at step {step}")
+            self.history.losses.append({"step": step, **row})
+            self.log(row, step)
+        self.steps.clear()
+
+
 def learning_rate(step: int, settings: LoopSettings) -> float:
     """Linear warm-up, then a cosine to 1% of the peak."""
     return cosine(step, settings.learning_rate, settings.warmup_steps, settings.steps)
@@ -279,7 +156,7 @@ def train(
     fabric: Fabric,
     network: nn.Module,
     settings: LoopSettings,
-    loss_of_step: Callable[[nn.Module, int], Mapping[str, Tensor]],
+    loss_of_batch: Callable[[nn.Module, int], Mapping[str, Tensor]],
     run: Path,
     *,
     key: str,
@@ -292,15 +169,17 @@ def train(
     ema_warmup: bool = False,
     clock: Callable[[], float] | None = None,
     history: History | None = None,
+    compiler: str = "none",
 ) -> tuple[nn.Module, History]:
     """Optimise ``network`` and return its exponential moving average, and the history.
 
     Args:
-        loss_of_step: the losses of a step, ``total`` among them; gets the network and the step.
+        loss_of_batch: the losses of a batch, ``total`` among them; gets the network and the batch's
+            number, which is the step's where gradients are not accumulated.
         run: folder of the checkpoint and the logs; a checkpoint found there is resumed.
         key: ``hmvnet.files.digest`` of the data and settings that the losses hang on.
         before_step: readies the network for a step, after it was put into training mode and before
-            its losses; gets what ``loss_of_step`` gets.
+            its losses; gets the network and the step.
         validate: figures of the averaged network after so many steps; called on every process,
             since the networks are equal on all of them.
         quiet: do not show the progress.
@@ -310,18 +189,23 @@ def train(
             (``hmvnet.training.schedule.warm_ema``), so that short trainings are not averaged with
             their beginning.
         clock: seconds by which steps are charged; None: ``work_clock`` of the device.
-        history: filled as the loop goes, where ``stop`` has to see it.
+        history: filled as the loop goes, where ``stop`` has to see it; losses as they are read.
+        compiler: the backend of ``torch.compile`` that the network is trained with, or ``none``.
 
     Raises:
         ValueError: the checkpoint is of another network, other settings or other data.
-        RuntimeError: the loss is no longer finite.
+        RuntimeError: the loss is no longer finite (on a GPU found when losses are read).
     """
     ema = warm_ema if ema_warmup else get_ema_multi_avg_fn
     average = AveragedModel(network, multi_avg_fn=ema(settings.ema_decay))
-    wrapped, optimizer = fabric.setup(network, _optimizer(network, settings))
+    if compiler != "none":  # in place: no wrapper, whose prefix names in state dicts would get
+        network.compile(backend=compiler)
+    wrapped, optimizer = fabric.setup(network, _optimizer(network, settings, _is_fused(fabric)))
     precision = fabric.strategy.precision
     history = history or History()
-    state = State(key, network, average.to(fabric.device), optimizer, precision, history)
+    average.to(fabric.device)
+    average.n_averaged = average.n_averaged.cpu()  # it is looked at every step
+    state = State(key, network, average, optimizer, precision, history)
     state.resume(run)
     rate = rate or partial(learning_rate, settings=settings)
     clock = clock or work_clock(fabric.device)
@@ -329,37 +213,37 @@ def train(
     spent = history.spent[-1] if history.spent else 0.0
     before, began = history.seconds, time.monotonic()
     silent = quiet or fabric.global_rank != 0
+    every = _read_every(fabric, settings)
     with show_progress(title, total, state.step, silent) as progress, Log(fabric) as log:
+        unread = Unread(fabric, history, log, title)
         for step in range(state.step, settings.steps):
             started = clock()
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
             wrapped.train()
             before_step(wrapped, step)
-            losses = loss_of_step(wrapped, step)
-            _descend(fabric, wrapped, state, losses["total"], settings.clip_norm)
-            row = {
-                name: float(fabric.all_reduce(value.detach(), reduce_op="mean"))  # type: ignore
-                for name, value in losses.items()
-            }
+            unread.add(step, _descend(fabric, wrapped, state, settings, loss_of_batch))
+            done = state.step = step + 1
+            validates = validate and (done % settings.validate_every == 0 or done == settings.steps)
+            saves = done % settings.checkpoint_every == 0
+            if due := validates or saves or done % every == 0:
+                unread.read()
+                progress.note(_note(history))
             spent += clock() - started
             history.spent.append(spent)
-            if not math.isfinite(row["total"]):
-                raise RuntimeError(f"{title}: the loss became {row['total']} at step {step}")
-            history.losses.append({"step": step, **row})
-            log(row, step)
-            progress.note(_note(history))
             progress.advance()
-            done = state.step = step + 1
-            if validate and (done % settings.validate_every == 0 or done == settings.steps):
+            if validate and validates:
                 figures = dict(validate(average.module, done))
                 history.validations.append({"step": done, **figures})
                 log({f"validation/{k}": v for k, v in figures.items()}, step)
                 progress.say(f"step {done}: " + _text(figures))
-            # One process decides for all: their clocks differ.
-            last = bool(fabric.broadcast(done == settings.steps or stop(done)))
+            last = done == settings.steps or stop(done)
+            if fabric.world_size > 1:  # one process decides for all: their clocks differ
+                last = bool(fabric.broadcast(last)) if due or done == settings.steps else False
+            if last:
+                unread.read()
             history.seconds = before + time.monotonic() - began
-            if last or done % settings.checkpoint_every == 0:
+            if last or saves:
                 if fabric.global_rank == 0:
                     state.save(run)
                 fabric.barrier()
@@ -377,7 +261,21 @@ def work_clock(device: torch.device) -> Callable[[], float]:
     return time.perf_counter if device.type == "cuda" else time.process_time
 
 
-def _optimizer(network: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
+def _read_every(fabric: Fabric, settings: LoopSettings) -> int:
+    """Steps from one reading of the losses to the next."""
+    return settings.log_every if fabric.device.type == "cuda" else 1
+
+
+def _is_fused(fabric: Fabric) -> bool:
+    """Whether AdamW runs as one kernel, which skips a step by itself where it is told to.
+
+    Fabric does not clip gradients for it where a scaler is at work.
+    """
+    scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+    return fabric.device.type == "cuda" and not scaled
+
+
+def _optimizer(network: nn.Module, settings: LoopSettings, fused: bool) -> torch.optim.Optimizer:
     """AdamW; biases and the weights of norms do not decay."""
     decay = [p for p in network.parameters() if p.ndim > 1]
     rest = [p for p in network.parameters() if p.ndim <= 1]
@@ -387,22 +285,48 @@ def _optimizer(network: nn.Module, settings: LoopSettings) -> torch.optim.Optimi
             {"params": rest, "weight_decay": 0.0},
         ],
         lr=settings.learning_rate,
+        fused=fused or None,
     )
 
 
 def _descend(
-    fabric: Fabric, wrapped: nn.Module, state: State, total: Tensor, clip_norm: float
-) -> None:
-    """One step down the gradient of ``total`` and on with the average; none where it is inf."""
-    optimizer = state.optimizer
+    fabric: Fabric,
+    wrapped: nn.Module,
+    state: State,
+    settings: LoopSettings,
+    loss_of_batch: Callable[[nn.Module, int], Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """One step down the gradient of its batches, and on with the average; none where it is inf.
+
+    Returns:
+        The losses' means over the batches; nobody has waited for them yet.
+    """
+    optimizer, parts = state.optimizer, settings.accumulate
     optimizer.zero_grad(set_to_none=True)
-    fabric.backward(total)
-    norm = fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+    means: dict[str, Tensor] = {}
+    for part in range(parts):
+        waits = part < parts - 1
+        with fabric.no_backward_sync(wrapped, enabled=waits):  # type: ignore[arg-type]
+            losses = loss_of_batch(wrapped, state.step * parts + part)
+            fabric.backward(losses["total"] / parts)
+        for name, value in losses.items():
+            means[name] = means.get(name, 0) + value.detach() / parts
+    norm = fabric.clip_gradients(
+        wrapped, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
+    )
+    if norm is not None and optimizer.defaults.get("fused"):
+        # On the device, as GradScaler does it; the average then counts the same weights once more.
+        own: Any = getattr(optimizer, "optimizer", optimizer)  # without Fabric's wrapper
+        own.found_inf = (~torch.isfinite(norm)).float()
+        optimizer.step()
+        state.average.update_parameters(state.network)
+        return means
     finite = norm is None or bool(torch.isfinite(norm))
     if finite or state.scaled:  # fp16's scaler skips the step itself, and must know
         optimizer.step()
     if finite:
         state.average.update_parameters(state.network)
+    return means
 
 
 def _note(history: History) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hmvnet.case import GTVN, GTVP
 from hmvnet.config import Settings
-from hmvnet.imaging.augment import MARGIN, draw_patch
+from hmvnet.imaging.augment import Move, draw_patch
 from hmvnet.imaging.intensity import AIR
-from hmvnet.training.cache import Prepared
+from hmvnet.training.cache import Prepared, Stored
 
 
 class PatchSampler:
@@ -29,43 +28,65 @@ class PatchSampler:
         self.settings = settings
         self.patch = settings.training.patch_size
 
-    def __call__(self, number: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Image ``[2, z, y, x]`` and label ``[z, y, x]``."""
-        rng = np.random.default_rng([self.settings.training.seed, number])
+    def __call__(self, number: int) -> tuple[Tensor, Tensor]:
+        """Image ``[2, z, y, x]`` and label ``[z, y, x]``.
+
+        Raises:
+            OSError: a cached volume cannot be read any more.
+        """
+        case, start, rng = self.place(number)
+        move = Move.drawn(self.settings.augmentation, rng)
+        volume, label = self.read(case, start, move.margin)
+        return draw_patch(volume, label, self.patch, self.settings.augmentation, rng, move)
+
+    def place(self, number: int) -> tuple[Prepared, np.ndarray, np.random.Generator]:
+        """Whose patch it is, its first voxel (z, y, x), and what the rest is drawn by."""
+        seed = self.settings.training.seed
+        rng = np.random.default_rng([seed, number])
         # Every patient is seen once before any is seen twice.
         epoch, place = divmod(number, len(self.cases))
-        order = np.random.default_rng([self.settings.training.seed, epoch]).permutation(
-            len(self.cases)
-        )
+        order = np.random.default_rng([seed, epoch]).permutation(len(self.cases))
         case = self.cases[order[place]]
-        start = self._start(case, rng)
-        size = [n + 2 * MARGIN for n in self.patch]
-        volume = np.stack([_crop(case.volume, c, start, size, fill) for c, fill in enumerate(AIR)])
-        label = _crop(case.label, None, start, size, 0)
-        return draw_patch(volume, label, self.patch, self.settings.augmentation, rng, device)
+        return case, self._start(case, rng), rng
+
+    def read(self, case: Prepared, start: np.ndarray, margin: int) -> tuple[np.ndarray, np.ndarray]:
+        """Volume ``[2, z, y, x]`` and label ``[z, y, x]`` of a patch and ``margin`` around it."""
+        size = [n + 2 * margin for n in self.patch]
+        return (
+            crop(case.volume, start - margin, size, AIR),
+            crop(case.label, start - margin, size, (0,)),
+        )
 
     def _start(self, case: Prepared, rng: np.random.Generator) -> np.ndarray:
-        """First voxel (z, y, x) of the crop with its margin; may lie outside the volume."""
+        """First voxel (z, y, x) of the patch; may lie outside the volume."""
         patch = np.array(self.patch)
         kinds = [k for k in (GTVP, GTVN) if len(case.voxels[k])]
         if kinds and rng.random() < self.settings.training.tumour_fraction:
             voxels = case.voxels[kinds[rng.integers(len(kinds))]]
             centre = voxels[rng.integers(len(voxels))] + rng.uniform(-0.3, 0.3, 3) * patch
-            start = np.round(centre - patch / 2).astype(int)
-        else:
-            room = np.maximum(np.array(case.grid.shape) - patch, 0)
-            start = rng.integers(room + 1)
-        return start - MARGIN
+            return np.round(centre - patch / 2).astype(int)
+        room = np.maximum(np.array(case.grid.shape) - patch, 0)
+        return rng.integers(room + 1)
 
 
-def _crop(array, channel: int | None, start: np.ndarray, size: Sequence[int], fill: float):
-    """A box of a stored array, padded with ``fill`` where it reaches outside."""
+def crop(
+    array: Stored, start: np.ndarray, size: Sequence[int], fill: Sequence[float]
+) -> np.ndarray:
+    """A box of a stored array ``[z, y, x]`` or ``[c, z, y, x]``, with ``fill`` outside of it.
+
+    Args:
+        start: first voxel (z, y, x) of the box; may lie outside.
+        fill: of each channel.
+    """
     shape = array.shape[-3:]
     low = np.clip(start, 0, shape)
     high = np.clip(start + np.array(size), low, shape)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
-    where = box if channel is None else (channel, *box)
-    inner = np.asarray(array[where])
-    inner = inner.reshape([b.stop - b.start for b in box])
-    before, after = low - start, start + np.array(size) - high
-    return np.pad(inner, list(zip(before, after)), constant_values=fill)
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high))
+    inner = array[..., z, y, x]
+    if inner.shape[-3:] == tuple(size):
+        return inner
+    out = np.empty((*inner.shape[:-3], *size), inner.dtype)
+    out[...] = np.reshape(np.array(fill, inner.dtype), (-1, *[1] * 3)[-out.ndim :])
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(low - start, high - start))
+    out[..., z, y, x] = inner
+    return out

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hmvnet.segmentation.metrics import CaseScore
     from hmvnet.survival.decision import DecisionCurve
     from hmvnet.survival.metrics import Calibration
-    from hmvnet.training.engine import History
+    from hmvnet.training.checkpoints import History
 
 
 # Okabe and Ito's colours, which the colour-blind tell apart; low, middle and high risk.

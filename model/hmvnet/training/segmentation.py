@@ -22,9 +22,12 @@ from hmvnet.segmentation.forward import TorchForward, channels_last
 from hmvnet.segmentation.segmenter import label_map
 from hmvnet.training.best import Best
 from hmvnet.training.cache import Prepared
-from hmvnet.training.engine import History, LoopSettings, train
+from hmvnet.training.checkpoints import History
+from hmvnet.training.engine import LoopSettings, train
+from hmvnet.training.loader import Ahead, Batch, stacked, to_device, worker_count
 from hmvnet.training.losses import SegmentationLoss
 from hmvnet.training.patches import PatchSampler
+from hmvnet.training.recompute import recompute_activations
 from hmvnet.training.schedule import Decay, Trunk
 
 SETTLING_PATCHES = 64
@@ -74,21 +77,28 @@ def train_segmentation(
         )
     if options.frozen_norms and not options.initial_weights:
         raise ValueError("frozen_norms needs initial_weights, whose statistics are kept")
+    if options.checkpoint_activations and options.compile != "none":
+        raise ValueError("checkpoint_activations and compile do not go together")
     share = options.batch_size // fabric.world_size
     fabric.seed_everything(options.seed, verbose=False)
     network = channels_last(build_network(settings.network.name, settings.network.options))
     if options.initial_weights:
         take_over(network, Path(options.initial_weights))
+    if options.checkpoint_activations:
+        recompute_activations(network, settings.network.name)
     sampler = PatchSampler(cases, settings)
     loss = SegmentationLoss(options.focal_weight, options.absent_weight)
 
-    def batch(number: int) -> tuple[Tensor, Tensor]:
-        """This process's share."""
+    def draw(number: int) -> Batch:
+        """This process's share of a batch."""
         first = number * options.batch_size + fabric.global_rank * share
-        samples = [sampler(first + i, fabric.device) for i in range(share)]
-        images = torch.stack([image for image, _ in samples])
-        labels = torch.stack([label for _, label in samples])
-        return images.contiguous(memory_format=torch.channels_last_3d), labels
+        return stacked([sampler(first + i) for i in range(share)], fabric.device)
+
+    workers = worker_count(options.workers, fabric.device, fabric.world_size)
+    ahead = Ahead(draw, workers)
+
+    def batch(number: int) -> Batch:
+        return to_device(ahead(number), fabric.device)
 
     steps = course.steps if course else options.steps
     frozen_from = max(1, round(options.freeze_norms_at * options.steps))
@@ -106,8 +116,8 @@ def train_segmentation(
         if step >= frozen_from:
             freeze_norms(model)
 
-    def loss_of_step(model: nn.Module, step: int) -> Mapping[str, Tensor]:
-        images, labels = batch(step)
+    def loss_of_batch(model: nn.Module, number: int) -> Mapping[str, Tensor]:
+        images, labels = batch(number)
         out = model(images, scales=True)
         return {"total": loss([out.logits, *out.scales], labels)}
 
@@ -123,25 +133,27 @@ def train_segmentation(
     best = Best(run, key, options.keep_best)
     values = {k: getattr(options, k) for k in LoopSettings.__dataclass_fields__}
     loop = LoopSettings(**{**values, "steps": steps})
-    network, history = train(
-        fabric,
-        network,
-        loop,
-        loss_of_step,
-        run,
-        key=key,
-        before_step=before_step,
-        validate=validate if validation else None,
-        title=title or settings.network.name,
-        quiet=quiet,
-        stop=stop,
-        rate=course.rate if course else None,
-        ema_warmup=course is not None,
-        clock=clock,
-        history=history,
-    )
-    if not validation and len(history.losses) == steps <= frozen_from:
-        settle(network)  # the last validation has done it otherwise
+    with ahead:
+        network, history = train(
+            fabric,
+            network,
+            loop,
+            loss_of_batch,
+            run,
+            key=key,
+            before_step=before_step,
+            validate=validate if validation else None,
+            title=title or settings.network.name,
+            quiet=quiet,
+            stop=stop,
+            rate=course.rate if course else None,
+            ema_warmup=course is not None,
+            clock=clock,
+            history=history,
+            compiler=options.compile,
+        )
+        if not validation and len(history.losses) == steps <= frozen_from:
+            settle(network)  # the last validation has done it otherwise
     figures = dict(history.validations[-1]) if history.validations else {}
     return SegmentationRun(network, history, figures)
 
@@ -181,10 +193,10 @@ def freeze_norms(network: nn.Module) -> None:
 
 def run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
     """What the course of a training hangs on."""
-    sections = settings.model_dump(
-        mode="json", include={"preprocessing", "network", "training", "augmentation"}
-    )
-    sections["training"] = {k: v for k, v in sections["training"].items() if k not in SAME_COURSE}
+    sections = settings.model_dump(mode="json", include={"preprocessing", "network"})
+    training = settings.training.course()
+    sections["training"] = {k: v for k, v in training.items() if k not in SAME_COURSE}
+    sections["augmentation"] = settings.augmentation.model_dump(mode="json")
     regions = [settings.data.region]
     if settings.data.extra_root:
         regions.append(settings.data.extra_region)

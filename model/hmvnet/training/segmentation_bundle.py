@@ -32,7 +32,8 @@ from hmvnet.reading.images import read_geometry
 from hmvnet.state import claiming_run
 from hmvnet.training.best import Best, fold_file, member_files
 from hmvnet.training.cache import Cache, Prepared
-from hmvnet.training.engine import is_finished, make_fabric
+from hmvnet.training.checkpoints import is_finished
+from hmvnet.training.engine import make_fabric
 from hmvnet.training.folds import split_folds
 from hmvnet.training.segmentation import (
     SegmentationRun,
@@ -166,6 +167,7 @@ def prepare_together(
 def task_key(settings: Settings, everything: Sequence[Fold]) -> str:
     """What a bundle hangs on: settings, patients, and the state of their files."""
     dumped = settings.model_dump(mode="json", exclude={"prognosis", "clinical", "inference"})
+    dumped["training"] = settings.training.course()
     dumped["data"] = settings.data.model_dump(include={"region", "extra_region", "note"})
     return digest(dumped, [p.state() for f in everything for p in [*f.seen, *f.validation]])
 

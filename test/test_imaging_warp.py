@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+from torch.nn import functional as F
+
+from hmvnet.imaging import warp
+
+PATCH = (9, 14, 11)
+
+
+@pytest.fixture
+def volume():
+    return torch.rand(2, 13, 12, 15, generator=torch.Generator().manual_seed(0))
+
+
+def points(field=None, scale=1.3) -> warp.Points:
+    """Some lie outside the volume."""
+    matrix = scale * Rotation.from_euler("xyz", [14, -20, 8], degrees=True).as_matrix()
+    return warp.Points(PATCH, matrix, np.array([0.7, -1.2, 2.3]), field)
+
+
+def by_torch(volume, where: warp.Points, mode: str) -> torch.Tensor:
+    """The same by grid_sample, which wants x, y, z in shares of the volume."""
+    axes = [torch.arange(n) - (n - 1) / 2 for n in PATCH]
+    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).double()
+    offsets = offsets @ torch.from_numpy(where.matrix.T) + torch.from_numpy(where.shift)
+    if where.field is not None:
+        offsets = offsets + where.field.movedim(0, -1)
+    half = torch.tensor([n / 2 for n in volume.shape[1:]], dtype=torch.float64)
+    grid = (offsets / half).flip(-1)[None]
+    return F.grid_sample(volume.double()[None], grid, mode=mode, align_corners=False)[0]
+
+
+@pytest.mark.parametrize("slab", [1, 400, 10**6])
+@pytest.mark.parametrize("bent", [False, True])
+def test_values_are_those_of_grid_sample(volume, monkeypatch, slab, bent):
+    monkeypatch.setattr(warp, "SLAB", slab)
+    where = points(torch.randn(3, *PATCH) if bent else None)
+    fill = (0.25, -1.0)
+    level = torch.tensor(fill)[:, None, None, None]
+    expected = by_torch(volume - level, where, "bilinear") + level
+    found = warp.linear(volume, where, fill)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    labels = (volume[0] > 0.6).to(torch.uint8)
+    near = by_torch(labels[None].float(), where, "nearest")[0].to(torch.uint8)
+    assert torch.equal(warp.nearest(labels, where), near) and near.any()
+    outside = by_torch(torch.ones_like(volume[:1]), where, "nearest")[0] == 0
+    assert outside.any() and not warp.nearest(labels, where)[outside].any()
+
+
+def test_half_precision_is_read_as_it_is(volume):
+    found = warp.linear(volume.half(), points(), (0, 0))
+    assert torch.equal(found, warp.linear(volume.half().float(), points(), (0, 0)))
+
+
+def test_the_last_voxel_is_inside(volume):
+    """A point on the last corner has no cell beyond it."""
+    whole = warp.Points(tuple(volume.shape[1:]), np.eye(3), np.zeros(3))
+    assert torch.equal(warp.linear(volume, whole, (9, 9)), volume)
+    assert torch.equal(warp.nearest(volume[0], whole), volume[0])
+
+
+def test_a_smooth_field_is_linear_between_its_corners():
+    coarse = torch.randn(3, 4, 4, 4)
+    expected = F.interpolate(coarse[None], PATCH, mode="trilinear", align_corners=True)[0]
+    torch.testing.assert_close(warp.smooth_field(coarse, PATCH), expected)

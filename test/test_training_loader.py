@@ -1,0 +1,128 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+from hmvnet.training.loader import Ahead, stacked, to_device, worker_count
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def drawing_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("draw")]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_numbers_come_in_the_order_asked_for(workers):
+    def draw(number):
+        time.sleep(0.002 * (number % 3))  # the later may be done first
+        return number * number
+
+    with Ahead(draw, workers) as ahead:
+        asked = [0, 1, 2, 3, 4, 0, 1, 2, 7, 8, 9, 9, 3]
+        assert [ahead(n) for n in asked] == [n * n for n in asked]
+    assert not drawing_threads()
+
+
+def test_no_more_is_drawn_ahead_than_there_is_room_for():
+    drawn = []
+    with Ahead(lambda n: drawn.append(n), 2) as ahead:
+        ahead(0)
+        ahead(1)
+        time.sleep(0.05)
+    assert sorted(drawn) == [0, 1, 2, 3]
+
+
+def test_what_a_thread_raises_is_raised_where_it_is_asked_for():
+    def draw(number):
+        if number == 2:
+            raise MemoryError("patch 2 is too large")
+        return number
+
+    with pytest.raises(MemoryError, match="patch 2 is too large"), Ahead(draw, 2) as ahead:
+        assert [ahead(0), ahead(1)] == [0, 1]
+        ahead(2)
+    assert not drawing_threads()
+
+
+def test_a_loop_that_ends_early_waits_for_no_more_than_what_is_being_drawn():
+    begun = []
+
+    def draw(number):
+        begun.append(number)
+        time.sleep(0.02)
+        return number
+
+    with pytest.raises(RuntimeError, match="enough"), Ahead(draw, 1) as ahead:
+        ahead(0)
+        raise RuntimeError("enough")
+    count = len(begun)
+    time.sleep(0.05)
+    assert len(begun) == count and not drawing_threads()
+
+
+def test_every_patch_is_drawn_with_one_thread_of_torch():
+    """Sums are then added in one order, and the loop keeps its own threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for workers in (0, 2):
+            with Ahead(lambda n: torch.get_num_threads(), workers) as ahead:
+                assert [ahead(n) for n in range(4)] == [1] * 4
+            assert torch.get_num_threads() == 2
+        later = []
+        other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        assert later == [2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_how_many_threads_there_are(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
+    assert worker_count(-1, CPU) == 0 and worker_count(3, CPU) == 3
+    assert worker_count(-1, GPU) == 7 and worker_count(0, GPU) == 0
+    assert worker_count(-1, GPU, processes=4) == 1 and worker_count(-1, GPU, processes=8) == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
+    assert worker_count(-1, GPU) == 8
+
+
+def test_a_batch_on_the_cpu_stays_where_it_is():
+    samples = [(torch.rand(2, 4, 5, 6), torch.ones(4, 5, 6, dtype=torch.uint8)) for _ in range(3)]
+    batch = stacked(samples, CPU)
+    assert batch[0].is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(batch[0][1], samples[1][0]) and batch[1].shape == (3, 4, 5, 6)
+    assert to_device(batch, CPU)[0] is batch[0]
+
+
+KILLED = """
+import sys, time
+from hmvnet.exits import ending
+from hmvnet.training.loader import Ahead
+
+def work():
+    with Ahead(lambda n: time.sleep(0.01), 2) as ahead:
+        print("ready", flush=True)
+        for n in range(10**6):
+            ahead(n)
+
+sys.exit(ending(work))
+"""
+
+
+def test_sigterm_ends_the_threads_too():
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "model")}
+    run = subprocess.Popen(
+        [sys.executable, "-c", KILLED], stdout=subprocess.PIPE, env=environment, text=True
+    )
+    assert run.stdout and run.stdout.readline() == "ready\n"
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=60) == 143
+    run.stdout.close()
