@@ -43,6 +43,11 @@ def test_what_a_part_adds_counts_and_not_how_good_it_is_alone() -> None:
     assert min(alone, key=alone.get) == "weak" == max(found, key=found.get)
 
 
+def test_a_part_that_is_given_nothing_stays_out() -> None:
+    given = {"good": 0.0, "poor": 1.0}
+    assert shares(*cohort(600), given) == pytest.approx(given)
+
+
 def test_equals_keep_what_they_were_given_and_units_do_not_matter() -> None:
     risks, outcomes, fold = cohort(200)
     same = {"good": risks["good"], "poor": 10 * risks["good"]}

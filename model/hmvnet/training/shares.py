@@ -25,6 +25,7 @@ from hmvnet.case import Outcomes
 from hmvnet.survival.cox import PartialLikelihood, ridge_path
 
 STEADINESS = 25.0  # of the given shares: a prior on each of deviation one over its root
+NOTHING = 1e-9  # a given share that is none, but for rounding: it stays none
 LEAST = 0.01  # a smaller share is none
 LEAST_COEFFICIENT = 0.01  # of all parts together, of unit deviation: below, they order nobody
 MOST_STEEP = 10.0  # times their coefficient as given: perfect order has none
@@ -42,7 +43,7 @@ def judged_shares(
     Args:
         risks: ``[n]`` by part, of patients that it was not fitted to.
         fold: ``[n]``, in which of the inner folds each of them was.
-        given: the share of each part before it is judged.
+        given: the share of each part before it is judged; one of 0 stays 0.
 
     A part's weight is its share over the deviation of its risks: shares are of equal units.
     """
@@ -84,6 +85,7 @@ def _stacked(z: np.ndarray, outcomes: Outcomes, fold: np.ndarray, given: np.ndar
         return value, np.append(by_coefficient, gradient)
 
     start = np.append(slope / spread, given)
-    bounds = [(start[0], MOST_STEEP * start[0]), *[(0, None)] * len(given)]
+    wanted = [(0.0, None if share > NOTHING else 0.0) for share in given]
+    bounds = [(start[0], MOST_STEEP * start[0]), *wanted]
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x[1:]
     return found if found.sum() > 0 else given
