@@ -115,3 +115,9 @@ def test_harrells_concordance_is_scikit_survivals():
 def test_a_record_goes_to_another_process():
     record = ClinicalRecord({"Age": 60.0, "M-stage": "M0", "Treatment": None})
     assert pickle.loads(pickle.dumps(record)) == record  # noqa: S301  our own
+
+
+@pytest.mark.parametrize(("value", "centre"), [(3.0, "3"), ("CHUM", "CHUM"), (None, None)])
+def test_a_record_names_its_centre(value: float | str | None, centre: str | None) -> None:
+    assert ClinicalRecord({"CenterID": value}).centre == centre
+    assert ClinicalRecord().centre is None

@@ -11,14 +11,9 @@ from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSetti
 from hmvnet.exits import UnfinishedError
 from hmvnet.experiments import compare_networks as networks_room
 from hmvnet.experiments import compare_survival as survival_room
-from hmvnet.experiments.compare_networks import (
-    Contender,
-    Cost,
-    Scored,
-    compare_networks,
-    comparison,
-)
+from hmvnet.experiments.compare_networks import Contender, compare_networks
 from hmvnet.experiments.compare_survival import TRUTH, compare_survival, load_cohort
+from hmvnet.experiments.compare_table import Cost, Scored, comparison
 from hmvnet.settings_file import load_settings
 
 QUIET = Console(quiet=True)
@@ -209,6 +204,16 @@ def test_tables_alone_by_a_schema_in_the_settings_file(tables, tmp_path):
     assert set(table.index) == {"fusion-table", "icare"}
     # The grade decides; whoever could not use it would be at 0.5.
     assert all(float(text.split()[0]) > 0.7 for text in table["C (95% CI)"])
+
+
+def test_tables_tell_the_centre(tables, tmp_path):
+    """By CenterID, which need not be a column of the schema; those of nobody are "all"."""
+    record = pd.read_csv(tables / "record.csv", dtype=str)
+    record.insert(1, "CenterID", ["7", "USZ", ""] * 20)
+    record.to_csv(tables / "record.csv", index=False)
+    settings = load_settings(tables / "settings.xml", [f"data.root={tables}"])
+    cohort = load_cohort(settings, None, tmp_path)
+    assert [p.centre for p in cohort.patients[:3]] == ["7", "USZ", "all"]
 
 
 def test_what_needs_images_is_refused_without(tables, tmp_path):

@@ -4,14 +4,33 @@ import pytest
 import torch
 
 from hmvnet.networks.registry import build_network
+from hmvnet.networks.stunet import STUNet
 
 TINY = {"channels": [2, 4, 4], "depths": [1, 2, 1], "strides": [[2, 2, 2], [2, 1, 1]]}
 
 
-def test_the_small_one_has_its_published_size():
-    """14.6 million parameters; a little less with three classes than with the paper's 105."""
+@pytest.mark.parametrize(
+    ("size", "millions"),
+    [("small", 14.60), ("base", 58.26), ("large", 440.30), ("huge", 1457.33)],
+)
+def test_sizes_are_those_of_the_paper(size, millions):
+    """Of a CT and TotalSegmentator's 105 classes (arXiv 2304.06716)."""
+    with torch.device("meta"):  # counted, not allocated
+        network = STUNet(1, 105, size)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == millions
+
+
+def test_the_small_one_of_two_images_and_three_classes():
     count = sum(p.numel() for p in build_network("stu-net").parameters())
     assert count == 14_546_287
+
+
+def test_its_deep_supervision_trains_all_of_it():
+    """As a peer: every parameter has a gradient."""
+    network = build_network("stu-net", TINY | {"deep_supervision": True})
+    output = network(torch.randn(1, 2, 8, 8, 6), scales=True)
+    sum(logits.square().mean() for logits in (output.logits, *output.scales)).backward()
+    assert all(p.grad is not None for p in network.parameters())
 
 
 def test_names_are_those_of_its_checkpoints():

@@ -93,14 +93,14 @@ def test_the_pattern_is_independent_of_what_has_a_name(plans: list[PatientPlan])
 
 
 def test_the_best_c_says_what_the_pattern_is_worth(plans: list[PatientPlan]) -> None:
-    """Worth more than chance among some hundred patients, and not most of the outcome."""
+    """About 0.026, over many patients: something, and not most of the outcome."""
     model = HIDDEN.outcome_model
     days, relapse = [p.rfs_days for p in plans], [p.relapse for p in plans]
     whole, named = (
         best_c_index([model.linear_predictor(p.covariates, n) for p in plans], days, relapse)
         for n in (None, NAMED)
     )
-    assert 0.03 < whole - named <= 0.06
+    assert 0.015 < whole - named < 0.04
     summary = cohort.summarise(Path("."), plans)
     assert (summary.best_c_index, summary.named_c_index) == pytest.approx((whole, named))
     assert f"{named:.3f}" in str(summary)
@@ -134,4 +134,4 @@ def test_truth_holds_the_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     truth = json.loads((tmp_path / "truth.json").read_text())[plans[0].patient_id]
     assert truth["lesions"][0]["hot_towards"] == pytest.approx(plans[0].lesions[0].hot_towards)
     note = (tmp_path / "SYNTHETIC.md").read_text()
-    assert "## Hidden pattern" in note and "| uptake_pole | +0.75 |" in note
+    assert "## Hidden pattern" in note and "| uptake_pole | +0.55 |" in note

@@ -8,7 +8,7 @@ import pytest
 
 from hmvnet.case import Outcome
 from hmvnet.config import DataSettings
-from hmvnet.training.folds import repeated_folds, split_folds
+from hmvnet.training.folds import centre_folds, repeated_folds, split_folds
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,19 @@ def test_folds_are_stratified_by_event_and_centre() -> None:
 def test_too_few_events_for_the_folds() -> None:
     with pytest.raises(ValueError, match=r"5 folds .* found 3 and 47"):
         repeated_folds(np.arange(50) < 3, np.random.default_rng(0))
+
+
+def test_no_centre_is_in_two_folds() -> None:
+    rng = np.random.default_rng(0)
+    centre, event = rng.choice(list("ABCDEFG"), 210), rng.random(210) < 0.4
+    fold = centre_folds(event, centre, np.random.default_rng(1), 3)
+    assert fold is not None and set(fold) == {0, 1, 2}
+    assert all(len(set(fold[centre == name])) == 1 for name in "ABCDEFG")
+    assert np.bincount(fold, event).min() > 0.15 * event.sum()
+
+
+def test_centres_that_make_no_folds() -> None:
+    """Too few, or one that holds most of the patients."""
+    event, rng = np.arange(90) % 2 == 0, np.random.default_rng(0)
+    assert centre_folds(event, np.array(["A", "B"] * 45), rng, 3) is None
+    assert centre_folds(event, np.array(["A"] * 60 + ["B"] * 15 + ["C"] * 15), rng, 3) is None

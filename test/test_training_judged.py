@@ -28,13 +28,13 @@ def test_shares_are_judged_on_patients_that_no_part_was_fitted_to(tmp_path, monk
     assert sorted(fitted) == [44, 44, 44, 66]
     assert harrell_c(outcomes_of(patients), seen.whole) > 0.9
     weights = [m.head.weight + sum(p.weight for p in m.named.values()) for m in members]
-    assert weights == pytest.approx([1.0, 1.0]) and members[0].head.weight != pytest.approx(0.34)
+    assert weights == pytest.approx([1.0, 1.0]) and members[0].head.weight != pytest.approx(0.25)
     as_given, none = fit_judged(
         patients, settings.model_copy(update={"inner_folds": 0}), HECKTOR, tmp_path / "0", True
     )
-    assert none is None and as_given[0].head.weight == pytest.approx(0.34)
+    assert none is None and as_given[0].head.weight == pytest.approx(0.25)
     few, none = fit_judged(patients[:40], settings, HECKTOR, tmp_path / "few", quiet=True)
-    assert none is None and few[0].head.weight == pytest.approx(0.34)
+    assert none is None and few[0].head.weight == pytest.approx(0.25)
 
 
 def test_a_candidate_is_judged_on_patients_that_it_was_not_fitted_to(tmp_path):
@@ -56,3 +56,14 @@ def test_a_candidate_is_judged_on_patients_that_it_was_not_fitted_to(tmp_path):
     assert (np.bincount(fold) == 20).all() and (risks["own"] == 40).all()
     few = settings.model_copy(update={"inner_folds": 0})
     assert inner_risks(patients, few, HECKTOR, tmp_path, True) is None
+
+
+def test_inner_folds_leave_whole_centres_out(tmp_path):
+    """Three of 22 patients each; where one has most of them, it is spread over the folds."""
+    patients = described_patients(66)
+    settings = FAST_PROGNOSIS.model_copy(update={"branches": ("table",)})
+    for large, whole in ((False, True), (True, False)):
+        some = [replace(p, centre="A") if large and i > 5 else p for i, p in enumerate(patients)]
+        fold = inner_risks(some, settings, HECKTOR, tmp_path / str(large), True).fold
+        centre = np.array([p.centre for p in some])
+        assert all(len(set(fold[centre == c])) == 1 for c in "ABC") == whole

@@ -213,6 +213,12 @@ class ClinicalRecord:
         # A mapping proxy cannot be handed to another process.
         return ClinicalRecord, (dict(self.values),)
 
+    @property
+    def centre(self) -> str | None:
+        """The hospital, by the column CenterID; None: not said."""
+        value = self.values.get("CenterID")
+        return f"{value:g}" if isinstance(value, float) else value
+
 
 @dataclass(frozen=True)
 class Stage:

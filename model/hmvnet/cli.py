@@ -87,7 +87,9 @@ EvalTaskOption = Annotated[
 ]
 NetworkOption = Annotated[
     list[str] | None,
-    typer.Option(help="a network and its options, 'hmvnet window=4'; repeatable"),
+    typer.Option(
+        help="a network and its options, 'hmvnet window=4'; nnU-Net itself: nnunet; repeatable"
+    ),
 ]
 TestOption = Annotated[
     Path | None, typer.Option(help="score on this data folder, not on the folds")
@@ -422,9 +424,9 @@ def segmentation_compare(
     ] = True,
 ) -> None:
     """Train and score networks alike; one table, pictures."""
-    from hmvnet.experiments.compare_networks import Contender, compare_networks
+    from hmvnet.experiments.compare_networks import compare_networks, parse_contender
 
-    contenders = [Contender.parse(text) for text in network or COMPARED_NETWORKS]
+    contenders = [parse_contender(text) for text in network or COMPARED_NETWORKS]
     settings = _settings(config, overrides)
     if budgets:
         from hmvnet.experiments.budgets import parse_budgets
@@ -734,8 +736,12 @@ def bench_case(
         typer.Option(help="another checkout, run turn by turn in the baseline's place"),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="turns of each, with --against")] = 3,
+    windows: Annotated[
+        int,
+        typer.Option(min=0, help="of nnU-Net's own predictor, so many are timed; 0: all"),
+    ] = 0,
 ) -> None:
-    """One 512 x 512 x 200 case: every step here and done the official baseline's way."""
+    """One 512 x 512 x 200 case: every step here, the official baseline's way, and nnU-Net's."""
     from hmvnet.experiments.bench import compare_case
     from hmvnet.experiments.bench_against import bench_against
 
@@ -743,13 +749,13 @@ def bench_case(
     if against is not None:
         console.print(bench_against(_bundle(weights), folder, against, repeats, console))
         return
-    console.print(compare_case(_bundle(weights), folder, console))
+    compare_case(_bundle(weights), folder, console, windows)
 
 
 @bench.command("networks")
 def bench_networks(
     names: Annotated[str, typer.Option(help="comma-separated network names")] = (
-        "hmvnet,segresnet,swinunetr,resenc-unet,unet3d,unetr"
+        "hmvnet,segresnet,swinunetr,resenc-unet,stu-net,unet3d,unetr"
     ),
     patch: Annotated[int, typer.Option(help="edge of the patch in voxels")] = 96,
     repeats: Annotated[int, typer.Option(min=1, help="timed passes; the median counts")] = 3,

@@ -523,12 +523,12 @@ class PrognosisSettings(_Section):
         "and their shares moved from those below; 0: shares as given.",
     )
     direct_weight: Probability = Field(
-        0.33,
+        0.25,
         description="Share in the risk of ICARE on the named variables, before it is judged; 0: "
         "none.",
     )
     linear_weight: Probability = Field(
-        0.33,
+        0.5,
         description="Share in the risk of a ridge Cox model on them, alike; 0: none. The networks "
         "have the rest.",
     )

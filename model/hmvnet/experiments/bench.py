@@ -24,6 +24,7 @@ from skimage import measure
 
 from hmvnet.bundle import load_bundle
 from hmvnet.case import HU_OF_AIR, Grid
+from hmvnet.exits import RefusedError
 from hmvnet.imaging.resample import resample
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
@@ -187,12 +188,17 @@ def run_baseline(folder: Path, note: Callable[[str], None] = lambda step: None) 
     return ledger
 
 
-def case_table(ours: Ledger, baseline: Ledger) -> Table:
-    """Both ledgers side by side, with the ratios."""
-    title = "One case: 512 x 512 x 200 CT, 200 x 200 x 200 PET (seconds; peak memory in MB)"
+CASE_TITLE = "One case: 512 x 512 x 200 CT, 200 x 200 x 200 PET (seconds; peak memory in MB)"
+
+
+def case_table(
+    ours: Ledger, baseline: Ledger, name: str = "baseline", title: str = CASE_TITLE
+) -> Table:
+    """Both ledgers side by side, with the ratios; the other one's name heads its columns."""
     table = Table(title=title)
-    for name in ("step", "baseline s", "HM-VNet s", "ratio", "baseline MB", "HM-VNet MB"):
-        table.add_column(name, justify="left" if name == "step" else "right")
+    columns = ("step", f"{name} s", "HM-VNet s", "ratio", f"{name} MB", "HM-VNet MB")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "step" else "right")
 
     def row(name: str, slow: float, fast: float, slow_mb: float, fast_mb: float) -> None:
         ratio = f"{slow / fast:.1f} x" if fast > 0 else "-"
@@ -218,8 +224,13 @@ def case_table(ours: Ledger, baseline: Ledger) -> Table:
     return table
 
 
-def compare_case(weights: Path, folder: Path, console: Console) -> Table:
-    """The whole case done both ways, ours without Task 2; ``folder`` is for scratch."""
+def compare_case(weights: Path, folder: Path, console: Console, windows: int = 0) -> None:
+    """The whole case done all ways, ours without Task 2, and printed side by side.
+
+    Args:
+        folder: for scratch.
+        windows: of nnU-Net's own predictor, where it is installed, so many are timed; 0: all.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with console.status("making the case"):
         write_bench_case(folder)
@@ -229,7 +240,15 @@ def compare_case(weights: Path, folder: Path, console: Console) -> Table:
         ours = run_ours(folder, pipeline)
     with console.status("baseline (minutes)") as status:
         baseline = run_baseline(folder, lambda step: status.update(f"baseline: {step}"))
-    return case_table(ours, baseline)
+    console.print(case_table(ours, baseline))
+    from hmvnet.experiments.bench_nnunet import run_nnunet  # it has its ledger from here
+
+    try:
+        timed = run_nnunet(folder, folder / "output.mha", windows)
+    except RefusedError as error:
+        console.print(f"no row of nnU-Net's own predictor: {error}", markup=False, soft_wrap=True)
+        return
+    console.print(case_table(ours, timed.ledger, "nnU-Net", timed.title))
 
 
 def network_table(names: Sequence[str], patch: int, repeats: int, console: Console) -> Table:

@@ -3,7 +3,7 @@
 So many patients are drawn for training, and all models scored on those left out; again and again.
 The regret is the best single model's mean concordance less the fusion model's: who knew beforehand
 which model would be the best here would gain that much. Models that are no part of it are tried as
-further ones, with equal shares before they are judged: what each of them would gain.
+further ones, each with an equal share before it is judged: what each of them would gain.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ PARTS = {"icare": "network + ICARE", "direct": "ICARE", "linear": "Cox"}
 OTHERS = {"mtlr": "MTLR", "rsf": "random survival forest", "gbm": "gradient boosting"}
 FUSION, WITH = "fusion", "fusion with "
 MOST_TESTED = 1500
+ROWS = 2  # counts changes to rows that no setting shows
 
 
 @claiming_run
@@ -65,9 +66,8 @@ def bench_parts(
         raise ValueError(f"{len(patients)} patients: none are left to test with {max(sizes)}")
     options = settings.prognosis.model_copy(update={"branches": ("table",)})
     models = [*PARTS, *OTHERS]
-    key = digest(
-        options.model_dump(mode="json"), models, data, seed, [p.patient_id for p in patients]
-    )
+    ids = [p.patient_id for p in patients]
+    key = digest(ROWS, options.model_dump(mode="json"), models, data, seed, ids)
     path = run / "draws.csv"
     known = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["key"])
     rows = known[known["key"] == key].to_dict("records")
@@ -146,7 +146,9 @@ def _score(
     scores = {word: harrell_c(unseen, risks[name]) for name, word in (PARTS | OTHERS).items()}
     own = whole[0].weights
     for word, names in {FUSION: (), **{WITH + OTHERS[name]: (name,) for name in OTHERS}}.items():
-        shares = dict(own) if not names else dict.fromkeys((*own, *names), 1 / (len(own) + 1))
+        equal = 1 / (len(own) + len(names))
+        rest = 1 - equal * len(names)
+        shares = {k: rest * share for k, share in own.items()} | dict.fromkeys(names, equal)
         if inner is not None:
             oof = {name: inner.risks[name] for name in shares}
             shares = judged_shares(oof, seen, inner.fold, shares)

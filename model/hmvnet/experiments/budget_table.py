@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hmvnet.experiments.budgets import WAYS, Budget
-from hmvnet.experiments.compare_networks import COMPARED
+from hmvnet.experiments.compare_table import COMPARED
 from hmvnet.files import visible
 from hmvnet.segmentation.metrics import CaseScore, aggregate
 from hmvnet.state import read_state

@@ -26,6 +26,7 @@ from hmvnet.experiments.budget_table import (
 )
 from hmvnet.experiments.budgets import Budget, Unit
 from hmvnet.experiments.compare_networks import Contender
+from hmvnet.experiments.nnunet_peer import NNUNet
 from hmvnet.files import digest
 from hmvnet.progress import track
 from hmvnet.state import claiming_run
@@ -35,7 +36,7 @@ from hmvnet.training.schedule import DECAY_SHARE
 from hmvnet.training.segmentation import SAME_COURSE
 from hmvnet.training.segmentation_bundle import Fold, all_folds, chosen_folds
 
-METHOD = 1  # to be raised when what a result means changes
+METHOD = 2  # to be raised when what a result means changes
 RESULTS, NAME = "results", "segmentation-budgets"
 FREE = {"steps", "freeze_norms_at"} | SAME_COURSE  # not asked here
 
@@ -43,7 +44,7 @@ FREE = {"steps", "freeze_norms_at"} | SAME_COURSE  # not asked here
 @claiming_run
 def compare_budgets(
     settings: Settings,
-    contenders: Sequence[Contender],
+    contenders: Sequence[Contender | NNUNet],
     run: Path,
     budgets: Sequence[Budget],
     folds: Sequence[int] | None,
@@ -74,6 +75,12 @@ def compare_budgets(
         RuntimeError: trainings failed; the others' results are written.
     """
     deadline = time.time() + 60 * minutes if minutes else float("inf")
+    ours = [contender for contender in contenders if not isinstance(contender, NNUNet)]
+    if len(ours) < len(contenders):
+        raise RefusedError(
+            "--budgets cuts one training at every budget, and nnU-Net's rate falls along a length "
+            "that is known beforehand: compare it at equal steps, or with --train-minutes"
+        )
     if len({contender.folder for contender in contenders}) < len(contenders):
         raise RefusedError("a network is given twice, expected each with options of its own")
     everything = all_folds(settings)
@@ -96,10 +103,10 @@ def compare_budgets(
             deadline,
         )
         for budget in budgets
-        for contender in contenders
+        for contender in ours
         for fold in plan
     ]
-    labels = [contender.label for contender in contenders]
+    labels = [contender.label for contender in ours]
     done = sum(not unit.missing() for unit in units)
     console.print(f"{len(units)} trainings, {done} finished before", markup=False)
     missed: list[Ended] = []

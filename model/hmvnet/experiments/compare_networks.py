@@ -8,18 +8,15 @@ mean of the folds, in a test folder of their own).
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from rich.markup import escape
@@ -27,8 +24,9 @@ from rich.markup import escape
 from hmvnet.bundle import MANIFEST, Bundle, load_bundle
 from hmvnet.config import InferenceSettings, NetworkSettings, Settings
 from hmvnet.exits import RefusedError
-from hmvnet.experiments.bench import peak_memory, resident_mb
+from hmvnet.experiments.compare_table import Cost, Scored, comparison, folder_name, peak_mb
 from hmvnet.experiments.evaluate import score_patient
+from hmvnet.experiments.nnunet_peer import NAME, NNUNet, score_nnunet, until
 from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
@@ -38,7 +36,6 @@ from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.settings_file import load_settings
 from hmvnet.state import claiming_run, read_state, write_state
-from hmvnet.survival.bootstrap import bootstrap_segmentation
 from hmvnet.table_files import write_markdown, write_table
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation import train_segmentation
@@ -54,11 +51,6 @@ from hmvnet.training.segmentation_bundle import (
 
 PACE_STEPS = 8
 OWN_SECTIONS = ("preprocessing", "training", "augmentation", "postprocessing")
-COMPARED = {
-    "gtvp_mean_dice": "GTVp mean Dice",
-    "gtvn_aggregated_dice": "GTVn agg. Dice",
-    "gtvn_aggregated_f1": "GTVn agg. F1",
-}
 
 
 @dataclass(frozen=True)
@@ -112,35 +104,23 @@ class Contender:
     @property
     def folder(self) -> str:
         """A file name made of the label."""
-        return re.sub(r"[^A-Za-z0-9.=-]+", "_", self.label)
+        return folder_name(self.label)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a network costs: parameters, training (steps and minutes of all folds), and inference.
+def parse_contender(text: str) -> Contender | NNUNet:
+    """A network of this project's registry, or with the name ``nnunet`` nnU-Net itself.
 
-    ``peak_mb`` is of the GPU where there is one, else what the process's memory grew by.
+    Raises:
+        ValueError: as each of them.
     """
-
-    parameters: int
-    steps: int
-    training_minutes: float
-    network_seconds: float
-    peak_mb: float
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One contender's scores, a patient each, in the order of all contenders."""
-
-    scores: list[metrics.CaseScore]
-    cost: Cost
+    name, *_ = text.split() or [""]
+    return NNUNet.parse(text) if name == NAME else Contender.parse(text)
 
 
 @claiming_run
 def compare_networks(
     settings: Settings,
-    contenders: Sequence[Contender],
+    contenders: Sequence[Contender | NNUNet],
     run: Path,
     folds: Sequence[int] | None,
     console: Console,
@@ -174,6 +154,11 @@ def compare_networks(
     scored: dict[str, Scored] = {}
     for contender in contenders:
         console.rule(escape(contender.label))
+        if isinstance(contender, NNUNet):
+            scored[contender.label] = score_nnunet(
+                contender, settings, run, everything, plan, held_out, until(deadline), train_minutes
+            )
+            continue
         own = contender.settings(settings)
         folder = run / contender.folder
         if train_minutes:
@@ -286,7 +271,7 @@ def _score(
     for one, patients in jobs:
         pipeline = Pipeline(one, pick_device(), inference, needs_risk=False)
         for patient in track(patients, contender.label):
-            with _peak_mb() as peak:
+            with peak_mb() as peak:
                 score, prediction = score_patient(pipeline, patient)
                 peaks.append(peak())
             scores.append(score)
@@ -318,48 +303,3 @@ def _only(bundle: Bundle, folds: Sequence[Fold]) -> Bundle:
     files, seen = ([these[place] for place in places] for these in (part.files, part.seen))
     alone = part.model_copy(update={"files": files, "seen": seen})
     return Bundle(bundle.folder, bundle.manifest.model_copy(update={"segmentation": alone}))
-
-
-@contextmanager
-def _peak_mb() -> Iterator[Callable[[], float]]:
-    """Peak MB of the GPU, or MB by which the process grew."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        yield lambda: torch.cuda.max_memory_allocated() / 2**20
-        return
-    before = resident_mb()
-    with peak_memory() as peak:
-        yield lambda: peak() - before
-
-
-def comparison(
-    scored: Mapping[str, Scored], rng: np.random.Generator | None = None
-) -> pd.DataFrame:
-    """One row a network, in order; differences are the first network less this one.
-
-    With paired 95% bootstrap intervals over patients (``bootstrap_segmentation``).
-    Metrics of nodes are left out where no patient has any.
-    """
-    rng = rng or np.random.default_rng(0)
-    first, *_ = scored
-    with_nodes = any(s.gtvn.truth_mm3 for s in scored[first].scores)
-    compared = {k: v for k, v in COMPARED.items() if with_nodes or k.startswith("gtvp")}
-    rows = []
-    for name, one in scored.items():
-        total = metrics.aggregate(one.scores)
-        row: dict[str, object] = {"network": name, "patients": total.patients}
-        boot = bootstrap_segmentation({first: scored[first].scores, name: one.scores}, rng)
-        for metric, title in compared.items():
-            row[title] = f"{getattr(total, metric):.3f}"
-            difference = boot[metric].difference(first, name)
-            row[f"{first} - this, {title}"] = "" if name == first else f"{difference:+.3f}"
-        row["GTVp HD95 mm"] = f"{total.gtvp_mean_hd95_mm:.1f}"
-        if with_nodes:
-            row["GTVn HD95 mm"] = f"{total.gtvn_mean_hd95_mm:.1f}"
-        row["M parameters"] = f"{one.cost.parameters / 1e6:.1f}"
-        row["steps a fold"] = one.cost.steps
-        row["training min"] = f"{one.cost.training_minutes:.1f}"
-        row["network s a patient"] = f"{one.cost.network_seconds:.2f}"
-        row["peak MB"] = f"{one.cost.peak_mb:.0f}"
-        rows.append(row)
-    return pd.DataFrame(rows)

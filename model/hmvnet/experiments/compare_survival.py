@@ -54,7 +54,7 @@ from hmvnet.training.prognosis import predict
 CURVE_YEARS = 5
 TIMES = np.linspace(30.0, CURVE_YEARS * DAYS_PER_YEAR, 60)  # days at which curves are compared
 CENTRES_LEFT_OUT = "C, centres left out"
-PREDICTIONS = 2  # counts changes to predictions that no setting shows
+PREDICTIONS = 3  # counts changes to predictions that no setting shows
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def without_images(
         LesionFeatures((), np.zeros(0, np.float32)),
     )
     return [
-        Described(name, "all", nothing, record, outcome)
+        Described(name, record.centre or "all", nothing, record, outcome)
         for name, record, outcome in zip(ids, records, outcomes, strict=True)
     ]
 

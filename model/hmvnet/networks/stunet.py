@@ -65,7 +65,8 @@ class STUNet(nn.Module):
     Its features are the encoder's maps from the third stage on, as of ``networks.unet.UNet``.
 
     Args:
-        size: small (14.6 million parameters), base, large or huge: sets channels and depths.
+        size: small, base, large or huge (the paper's S, B, L, H: 14.6, 58.3, 440 and 1457 million
+            parameters): sets channels and depths.
         channels: of each stage, in the place of the size's.
         depths: blocks of each stage, in the place of the size's.
         strides: of each stage but the first, along each axis.

@@ -42,7 +42,7 @@ def _terms() -> dict[str, Term]:
 
 
 # What no variable holds that has a name; a centre's is its patients' common baseline.
-HIDDEN_PATTERN = {"uptake_pole": Term(0.75, 0.0, 3**-0.5)}
+HIDDEN_PATTERN = {"uptake_pole": Term(0.55, 0.0, 3**-0.5)}
 CENTRE_HAZARD = {"centre_log_hazard": Term(1.0, 0.0, 1.0)}
 
 LESION_TERMS = (

@@ -53,9 +53,8 @@ class Patient:
     @property
     def centre(self) -> str:
         """The hospital: the table's CenterID, or the letters of the patient's name."""
-        value = self.record.values.get("CenterID")
-        if value is not None:
-            return f"{value:g}" if isinstance(value, float) else str(value)
+        if (named := self.record.centre) is not None:
+            return named
         return re.split(r"[-_ ]?\d", self.patient_id, maxsplit=1)[0] or "all"
 
     def state(self) -> list[object]:

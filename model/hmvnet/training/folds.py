@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from hmvnet.case import Outcome
 from hmvnet.config import DataSettings
@@ -77,6 +77,26 @@ def repeated_folds(
         )
     strata = event if centre is None else _no_small_strata(_strata(centre, event), event, folds)
     return np.stack([_spread(strata, folds, int(rng.integers(2**31))) for _ in range(repeats)])
+
+
+def centre_folds(
+    event: np.ndarray, centre: np.ndarray, rng: np.random.Generator, folds: int
+) -> np.ndarray | None:
+    """A fold of every patient, int ``[n]``, such that no centre is in two; None where none are.
+
+    Folds hold about equal shares of events. None are made of fewer centres than folds, nor where
+    one of the folds would hold more than half of the patients, as a large centre's does: what is
+    fitted to the rest would say little of what is fitted to all.
+    """
+    names, number = np.unique(centre, return_inverse=True)
+    if len(names) < folds:
+        return None
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=int(rng.integers(2**31)))
+    found = np.empty(len(event), dtype=int)
+    for fold, (_, test) in enumerate(splitter.split(number, event, number)):
+        found[test] = fold
+    size = np.bincount(found, minlength=folds)
+    return found if size.min() > 0 and 2 * size.max() <= len(event) else None
 
 
 def _no_small_strata(strata: np.ndarray, event: np.ndarray, folds: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from hmvnet.prognosis.member import PrognosisMember
 from hmvnet.reading.records import ClinicalSchema
 from hmvnet.survival.calibration import Slopes, fit_curve
 from hmvnet.training.descriptions import Described, outcomes_of
-from hmvnet.training.folds import repeated_folds
+from hmvnet.training.folds import centre_folds, repeated_folds
 from hmvnet.training.prognosis import (
     add_slopes,
     fit_members,
@@ -108,7 +108,9 @@ def inner_risks(
 ) -> Inner | None:
     """Risks by part, each patient's by fits that did not see them.
 
-    Each of ``settings.inner_folds`` folds has one network. None where the settings want no inner
+    Each of ``settings.inner_folds`` folds has one network. No centre is in two of them, where the
+    patients' centres allow it (``centre_folds``): what holds in another hospital is what counts.
+    None where the settings want no inner
     folds, or where there are too few patients or events for them.
 
     Args:
@@ -119,7 +121,7 @@ def inner_risks(
     if not folds or few < LEAST_EVENTS * folds or len(described) < LEAST_PATIENTS * folds:
         return None
     fabric, risks, slopes = quiet_fabric(folder), dict[str, np.ndarray](), Slopes()
-    fold = repeated_folds(outcomes.event, np.random.default_rng(settings.seed), folds, 1)[0]
+    fold = _folds(described, outcomes, settings)
     single = settings.model_copy(update={"members": 1})
     for number in range(folds):
         unseen = np.flatnonzero(fold == number).tolist()
@@ -135,6 +137,19 @@ def inner_risks(
         for name, risk in found.items():
             risks.setdefault(name, np.zeros(len(described)))[unseen] = risk
     return Inner(risks, fold, slopes)
+
+
+def _folds(
+    described: Sequence[Described], outcomes: Outcomes, settings: PrognosisSettings
+) -> np.ndarray:
+    """The inner fold of each patient, int ``[n]``."""
+    centre = np.array([p.centre for p in described])
+    rng, folds = np.random.default_rng(settings.seed), settings.inner_folds
+    whole = centre_folds(outcomes.event, centre, rng, folds)
+    if whole is None or min(np.bincount(whole, outcomes.event, folds)) < LEAST_EVENTS:
+        rng = np.random.default_rng(settings.seed)
+        return repeated_folds(outcomes.event, rng, folds, 1)[0]
+    return whole
 
 
 def predict_candidates(

@@ -18,6 +18,20 @@ ENDING = ".nii.gz"
 CHANNELS = ("CT", "PET")
 
 
+def write_images(case: Case, folder: Path) -> list[Path]:
+    """A case's CT (HU) and PET (SUV), both on the CT's grid, as nnU-Net's channels 0 and 1.
+
+    Returns:
+        The two files.
+    """
+    grid = Grid.of(case.ct)
+    pet = grid.image(np.ascontiguousarray(resample_pet_ct(case, grid)[1]))
+    paths = [folder / f"{case.patient_id}_{channel:04d}{ENDING}" for channel in (0, 1)]
+    for path, image in zip(paths, (case.ct, pet)):
+        write_image(image, path)
+    return paths
+
+
 class DatasetWriter:
     """Writes cases one by one, and the description at the end.
 
@@ -45,15 +59,8 @@ class DatasetWriter:
         """
         if case.truth is None:
             raise CaseError(f"patient {case.patient_id}: no label")
-        grid, name = Grid.of(case.ct), case.patient_id
-        pet = np.ascontiguousarray(resample_pet_ct(case, grid)[1])
-        images = {
-            f"imagesTr/{name}_0000": case.ct,
-            f"imagesTr/{name}_0001": grid.image(pet),
-            f"labelsTr/{name}": case.truth,
-        }
-        for path, image in images.items():
-            write_image(image, self.folder / f"{path}{ENDING}")
+        write_images(case, self.folder / "imagesTr")
+        write_image(case.truth, self.folder / "labelsTr" / f"{case.patient_id}{ENDING}")
         self.written += 1
 
     def close(self) -> None:
