@@ -379,6 +379,18 @@ def test_the_fused_optimiser_skips_infinite_gradients_by_itself(tmp_path, monkey
         torch.testing.assert_close(fused.state_dict()[key], value)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_training_goes_on_with_the_other_optimiser(tmp_path, monkeypatch, first):
+    """From a CPU to a GPU, whose AdamW is fused, or back."""
+    whole, _ = fit(tmp_path / "whole")
+    for fused, stop in ((first, 3), (not first, 0)):
+        monkeypatch.setattr(engine, "_is_fused", lambda fabric, fused=fused: fused)
+        found, _ = fit(tmp_path / "run", stop=lambda done, stop=stop: done == stop)
+    assert bool(stored(tmp_path / "run")["optimizer"]["param_groups"][0]["fused"]) is not first
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[key], value)
+
+
 def test_accumulated_gradients_are_those_of_the_batches_together(tmp_path):
     def together(network, step):
         losses = [loss_of_step(network, 2 * step + part)["total"] for part in range(2)]

@@ -113,6 +113,8 @@ class State:
         try:
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
+            for group in state["optimizer"]["param_groups"]:  # of another device, perhaps
+                group["fused"] = self.optimizer.defaults.get("fused")
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(
