@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from hmvnet.exits import RefusedError
 from hmvnet.files import (
+    MACHINE,
     clear_leftovers,
     digest,
     is_leftover,
@@ -200,6 +201,23 @@ def test_several_that_write_one_folder_leave_the_last_one_whole(tmp_path):
         list(pool.map(write, range(8)))
     assert names(tmp_path) == ["patient"] and names(path) == ["a", "b"]
     assert (path / "a").read_text() == (path / "b").read_text()
+
+
+def test_a_folder_that_another_puts_there_while_the_old_one_goes_back(tmp_path, monkeypatch):
+    """The place was free when it was looked at; then neither is left over."""
+    path, replace = tmp_path / "patient", os.replace
+    old = tmp_path / f".old-{MACHINE}-999999999-1.patient"
+    for folder in (old, tmp_path / "new"):
+        (folder / "a").mkdir(parents=True)
+
+    def after_another(source, target):
+        if (tmp_path / "new").exists():
+            replace(tmp_path / "new", path)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", after_another)
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["patient"]
 
 
 def test_a_signal_while_it_is_cleaned_up_leaves_nothing(tmp_path, monkeypatch):

@@ -105,12 +105,14 @@ def _put(temporary: Path, path: Path, old: Path) -> None:
 
 
 def _put_back(old: Path, path: Path) -> None:
-    """A folder moved away goes back, unless another has its place."""
-    if path.exists():
-        remove(old)
-    else:
-        with suppress(OSError):  # it was not moved at all, or the disk does not let it back now
-            os.replace(old, path)
+    """A folder moved away goes back, unless another has its place, or takes it meanwhile."""
+    while not path.exists():
+        try:
+            return os.replace(old, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                return None  # it was not moved at all, or the disk does not let it back now
+    return remove(old)
 
 
 def is_leftover(path: Path) -> bool:
