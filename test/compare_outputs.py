@@ -21,7 +21,9 @@ MASK = "output.mha"
 RISK = Path("rfs.json")
 LABELS = {1: "GTVp", 2: "GTVn"}
 MIN_DICE = 0.99
-RISK_TOLERANCE = 1e-3  # absolute, and of days as a share
+# Absolute, and of days as a share: a machine's own arithmetic (fp16, bf16) moves a few voxels of
+# the mask, and by them the risk, 0.0012 where it was seen most.
+RISK_TOLERANCE = 5e-3
 # Below the smallest step that a header written with single precision can hide (mm, cosines).
 GEOMETRY_TOLERANCE = 1e-5
 
