@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -279,16 +280,19 @@ class TrainingSettings(_Section):
         "keeping them: less memory, about a third more time. HM-VNet only.",
     )
 
-    def course(self) -> dict[str, Any]:
+    def course(self, without: Set[str] = frozenset()) -> dict[str, Any]:
         """The settings on which the course of a training hangs, for its key.
 
         Without those that change only how it is computed; those that came later count where they
         are used, so that older trainings go on.
+
+        Args:
+            without: others on which the key is not to hang.
         """
         how = {"workers", "log_every", "compile", "checkpoint_activations"}
         later = {"accumulate": 1, "keep_best": 0}
         unused = {name for name, value in later.items() if getattr(self, name) == value}
-        return self.model_dump(mode="json", exclude=how | unused)
+        return self.model_dump(mode="json", exclude=how | unused | without)
 
 
 class AugmentationSettings(_Section):

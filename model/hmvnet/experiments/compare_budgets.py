@@ -171,10 +171,9 @@ def _content(everything: Sequence[Fold]) -> dict[str, str]:
 
 
 def _dumped(settings: Settings) -> dict[str, object]:
-    sections = {"preprocessing", "network", "training", "augmentation", "postprocessing"}
+    sections = {"preprocessing", "network", "augmentation", "postprocessing"}
     dumped = settings.model_dump(mode="json", include=sections)
-    training = settings.training.course()
-    dumped["training"] = {k: v for k, v in training.items() if k not in FREE}
+    dumped["training"] = settings.training.course(FREE)
     inference = settings.inference.without_budget().model_dump(mode="json", exclude={"windows"})
     data = settings.data.model_dump(mode="json", include={"region", "extra_region"})
     return {**dumped, "inference": inference, "data": data, "method": [METHOD, DECAY_SHARE]}

@@ -38,7 +38,7 @@ from hmvnet.settings_file import load_settings
 from hmvnet.state import claiming_run, read_state, write_state
 from hmvnet.table_files import write_markdown, write_table
 from hmvnet.training.engine import make_fabric
-from hmvnet.training.segmentation import train_segmentation
+from hmvnet.training.segmentation import SAME_COURSE, train_segmentation
 from hmvnet.training.segmentation_bundle import (
     BUNDLE,
     Fold,
@@ -190,8 +190,7 @@ def timed_budget(
     """
     path = folder / "pace.json"
     training = settings.training
-    free = {"steps", "validate_every", "checkpoint_every"}  # the pace does not hang on these
-    paced = {k: v for k, v in training.course().items() if k not in free}
+    paced = training.course({"steps"} | SAME_COURSE)
     key = digest(paced, settings.network.model_dump(mode="json"))
     stored = read_state(path, key)
     if stored is None:

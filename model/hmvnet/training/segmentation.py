@@ -193,10 +193,10 @@ def freeze_norms(network: nn.Module) -> None:
 
 def run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
     """What the course of a training hangs on."""
-    sections = settings.model_dump(mode="json", include={"preprocessing", "network"})
-    training = settings.training.course()
-    sections["training"] = {k: v for k, v in training.items() if k not in SAME_COURSE}
-    sections["augmentation"] = settings.augmentation.model_dump(mode="json")
+    sections = settings.model_dump(
+        mode="json", include={"preprocessing", "network", "augmentation"}
+    )
+    sections["training"] = settings.training.course(SAME_COURSE)
     regions = [settings.data.region]
     if settings.data.extra_root:
         regions.append(settings.data.extra_region)
