@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from hmvnet.exits import Exit, RefusedError, UnfinishedError
 from hmvnet.files import replacing
-from hmvnet.state import read_state, write_state
+from hmvnet.state import write_state
 
 PLANNERS = {  # name of the preset: nnU-Net's planner, and what its plans are called
     "ResEncM": ("nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans"),
@@ -228,7 +228,7 @@ def predict(
         model: folder of the trained model.
         cases: ``images``, CT and PET, ``out``, where the mask goes, without ``.nii.gz``, and
             ``key``. Beside each mask goes a state ``.json`` of that key: ``seconds`` of the
-            network, ``peak_mb``. What is there already stays.
+            network, ``peak_mb``.
 
     Raises:
         UnfinishedError: it was stopped by the deadline.
@@ -251,18 +251,15 @@ def predict(
     predictor.predict_logits_from_preprocessed_data = timed
     for done, case in enumerate(cases, 1):
         out = Path(case["out"])
-        if read_state(out.with_name(f"{out.name}.json"), case["key"]) is None:
-            if deadline is not None and time.time() > deadline:
-                raise UnfinishedError(
-                    f"{out.parent}: {done - 1} of {len(cases)} patients predicted"
-                )
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with peak_mb() as peak:
-                predictor.predict_from_files_sequential(
-                    [list(case["images"])], [str(out)], save_probabilities=False, overwrite=True
-                )
-                figures = {"seconds": seconds[-1], "peak_mb": peak()}
-            write_state(out.with_name(f"{out.name}.json"), case["key"], figures)
+        if deadline is not None and time.time() > deadline:
+            raise UnfinishedError(f"{out.parent}: {done - 1} of {len(cases)} patients predicted")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with peak_mb() as peak:
+            predictor.predict_from_files_sequential(
+                [list(case["images"])], [str(out)], save_probabilities=False, overwrite=True
+            )
+            figures = {"seconds": seconds[-1], "peak_mb": peak()}
+        write_state(out.with_name(f"{out.name}.json"), case["key"], figures)
         say(done=done, total=len(cases))
     return {}
 

@@ -212,8 +212,7 @@ def _prepare(shop: Workshop, own: Options, everything: Sequence[Fold], key: str)
         order = {"number": NUMBER, **own.planned}
         made = run_job(shop, "plan", order, "nnU-Net's plans")
         splits = [
-            {"train": sorted(p.patient_id for p in fold.seen), "val": _names(fold.validation)}
-            for fold in everything
+            {"train": _names(fold.seen), "val": _names(fold.validation)} for fold in everything
         ]
         path = shop.folder / "preprocessed" / DATASET / "splits_final.json"
         write_text(json.dumps(splits, indent=2) + "\n", path)
