@@ -110,8 +110,8 @@ def inner_risks(
 
     Each of ``settings.inner_folds`` folds has one network. No centre is in two of them, where the
     patients' centres allow it (``centre_folds``): what holds in another hospital is what counts.
-    None where the settings want no inner
-    folds, or where there are too few patients or events for them.
+    None where the settings want no inner folds, or where there are too few patients or events for
+    them.
 
     Args:
         candidates: fits on the named variables to be judged beside the parts, by name.

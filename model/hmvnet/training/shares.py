@@ -78,8 +78,9 @@ def _stacked(z: np.ndarray, outcomes: Outcomes, fold: np.ndarray, given: np.ndar
         value, gradient = STEADINESS / 2 * float(moved @ moved), STEADINESS * moved
         by_coefficient = 0.0
         for one in likelihoods:
-            value -= one.value(one.x @ (coefficient * shares))
-            slopes = one.derivatives(one.x @ (coefficient * shares))[0]
+            risk = one.x @ (coefficient * shares)
+            value -= one.value(risk)
+            slopes = one.derivatives(risk)[0]
             gradient = gradient - coefficient * slopes
             by_coefficient -= float(slopes @ shares)
         return value, np.append(by_coefficient, gradient)
