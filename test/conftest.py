@@ -23,6 +23,7 @@ from hmvnet.bundle import Bundle, Manifest, PrognosisPart, SegmentationPart, wri
 from hmvnet.case import IDENTITY, ClinicalRecord, Grid, Outcome, Outcomes, Verdict
 from hmvnet.cohort import CohortResult, InTurn, Order, predict_cohort
 from hmvnet.config import (
+    DataSettings,
     NetworkSettings,
     PostprocessingSettings,
     PreprocessingSettings,
@@ -212,6 +213,13 @@ FAST_PROGNOSIS = PrognosisSettings(
     min_concordance=0.5,
 )
 PATCH = (32, 32, 32)
+
+
+def two_folds_of_two(root: Path) -> DataSettings:
+    """Two folds of two patients each, who are written."""
+    for i in range(4):
+        write_patient(root, f"A-{i}", "plain")
+    return DataSettings(root=str(root), folds=2, region="centre")
 
 
 def short_training(**training) -> Settings:

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_patient
+from conftest import two_folds_of_two
 from rich.console import Console
 
 from hmvnet.bundle import load_bundle
-from hmvnet.config import DataSettings, PreprocessingSettings, Settings, TrainingSettings
+from hmvnet.config import PreprocessingSettings, Settings, TrainingSettings
 from hmvnet.exits import RefusedError, UnfinishedError
 from hmvnet.experiments import compare_budgets as room
 from hmvnet.experiments.budget_jobs import InTurn, Processes, run_units
@@ -63,10 +63,8 @@ def test_settling_is_paid_for_by_the_trunk():
 @pytest.fixture
 def task(tmp_path):
     """Settings of two folds of two patients each."""
-    for i in range(4):
-        write_patient(tmp_path / "data", f"A-{i}", "plain")
     return Settings(
-        data=DataSettings(root=str(tmp_path / "data"), folds=2, region="centre"),
+        data=two_folds_of_two(tmp_path / "data"),
         preprocessing=PreprocessingSettings(spacing_mm=4.0, size_mm=(128.0, 128.0, 128.0)),
         training=TrainingSettings(patch_size=(32, 32, 32), warmup_steps=1, checkpoint_every=2),
     )

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import COARSE, FAST_PROGNOSIS, SMALL_NETWORK, described_patients, write_patient
+from conftest import COARSE, FAST_PROGNOSIS, SMALL_NETWORK, described_patients, two_folds_of_two
 from rich.console import Console
 
 from hmvnet.bundle import load_bundle
@@ -39,10 +39,8 @@ def test_a_wrong_contender_stops_before_training(text):
 @pytest.fixture
 def task1(tmp_path):
     """Settings of two short folds, and two contenders."""
-    for i in range(4):
-        write_patient(tmp_path / "data", f"A-{i}", "plain")
     settings = Settings(
-        data=DataSettings(root=str(tmp_path / "data"), folds=2, region="centre"),
+        data=two_folds_of_two(tmp_path / "data"),
         preprocessing=COARSE,
         training=TrainingSettings(steps=2, patch_size=(32, 32, 32), warmup_steps=1),
     )

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import write_patient
+from conftest import two_folds_of_two, write_patient
 from rich.console import Console
 
-from hmvnet.config import DataSettings, InferenceSettings, Settings, TrainingSettings
+from hmvnet.config import InferenceSettings, Settings, TrainingSettings
 from hmvnet.exits import RefusedError, UnfinishedError
 from hmvnet.experiments import nnunet_peer as room
 from hmvnet.experiments import nnunet_process
@@ -27,10 +27,8 @@ QUIET = Console(quiet=True)
 @pytest.fixture
 def task(tmp_path):
     """Settings of two folds of two patients each."""
-    for i in range(4):
-        write_patient(tmp_path / "data", f"A-{i}", "plain")
     return Settings(
-        data=DataSettings(root=str(tmp_path / "data"), folds=2, region="centre"),
+        data=two_folds_of_two(tmp_path / "data"),
         training=TrainingSettings(steps=3, warmup_steps=1),
     )
 
@@ -192,10 +190,8 @@ def test_time_is_up(task, stand_in, tmp_path):
 def test_nnunet_itself_plans_trains_and_predicts(tmp_path, capsys):
     """Ten steps in two calls on four small patients: it runs, goes on, and its masks are scored."""
     pytest.importorskip("nnunetv2", reason="the extra 'nnunet'")
-    for i in range(4):
-        write_patient(tmp_path / "data", f"A-{i}", "plain")
     settings = Settings(
-        data=DataSettings(root=str(tmp_path / "data"), folds=2, region="centre"),
+        data=two_folds_of_two(tmp_path / "data"),
         inference=InferenceSettings(flips="none"),
     )
     run = tmp_path / "run"
