@@ -754,17 +754,24 @@ def bench_case(
 
 @bench.command("networks")
 def bench_networks(
-    names: Annotated[str, typer.Option(help="comma-separated network names")] = (
-        "hmvnet,segresnet,swinunetr,resenc-unet,stu-net,unet3d,unetr"
-    ),
-    patch: Annotated[int, typer.Option(help="edge of the patch in voxels")] = 96,
+    names: Annotated[
+        str, typer.Option(help="networks, comma-separated, each with options after blanks")
+    ] = "hmvnet,segresnet,swinunetr,resenc-unet,stu-net,unet3d,unetr",
+    patch: Annotated[int, typer.Option(min=32, help="edge of the patch in voxels")] = 96,
+    batch: Annotated[int, typer.Option(min=1, help="patches at a time")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="timed passes; the median counts")] = 3,
+    device: DeviceOption = "cpu",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16 (autocast)")] = "fp32",
 ) -> None:
-    """Forward pass, training step and peak memory of each network on the same patch."""
-    from hmvnet.experiments.bench import network_table
+    """Forward pass, training step and peak memory of each network on the same patches."""
+    from hmvnet.experiments.bench_networks import network_table
+    from hmvnet.segmentation.ensemble import pick_device
 
-    console = _console()
-    console.print(network_table(names.split(","), patch, repeats, console))
+    if precision not in ("fp32", "bf16"):
+        raise RefusedError(f"--precision {precision}: expected fp32 or bf16")
+    where = pick_device(device)
+    console, many = _console(), names.split(",")
+    console.print(network_table(many, patch, repeats, console, where, precision, batch))
 
 
 @bench.command("loader")

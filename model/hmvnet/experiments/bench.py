@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,6 @@ from hmvnet.pipeline import Pipeline
 from hmvnet.reading.challenge import read_case
 from hmvnet.reading.images import write_image
 from hmvnet.segmentation.ensemble import pick_device
-from hmvnet.segmentation.forward import channels_last
 
 # The scan of the comparison: sizes of a whole-body CT and PET.
 CT_GRID = Grid((512, 512, 200), (0.98, 0.98, 2.0))
@@ -258,69 +257,3 @@ def compare_case(weights: Path, folder: Path, console: Console, windows: int = 0
         console.print(f"no row of nnU-Net's own predictor: {error}", markup=False, soft_wrap=True)
         return
     console.print(case_table(ours, timed.ledger, "nnU-Net", timed.title))
-
-
-def network_table(names: Sequence[str], patch: int, repeats: int, console: Console) -> Table:
-    """Forward pass, training step and peak memory of networks on one patch, CPU, in one run."""
-    table = Table(title=f"{patch}^3 patch, {torch.get_num_threads()} threads, median of {repeats}")
-    for name in (
-        "network",
-        "M parameters",
-        "forward s",
-        "training step s",
-        "peak MB",
-        "forward / first",
-    ):
-        table.add_column(name, justify="left" if name == "network" else "right")
-    reference = 0.0
-    for name in names:
-        with console.status(name):
-            options = {"img_size": (patch,) * 3} if name == "unetr" else {}
-            network = channels_last(build_network(name, options))
-            forward, step, peak = _time_network(network, patch, repeats)
-        reference = reference or forward
-        count = sum(p.numel() for p in network.parameters()) / 1e6
-        table.add_row(
-            name,
-            f"{count:.1f}",
-            f"{forward:.2f}",
-            f"{step:.2f}",
-            f"{peak:.0f}",
-            f"{forward / reference:.1f}",
-        )
-    return table
-
-
-def _time_network(network: torch.nn.Module, patch: int, repeats: int) -> tuple[float, float, float]:
-    """Median seconds of a forward pass and of a training step; MB the forward pass adds."""
-    x = torch.rand(1, 2, patch, patch, patch).contiguous(memory_format=torch.channels_last_3d)
-    label = torch.zeros(1, patch, patch, patch, dtype=torch.long)
-    optimizer = torch.optim.AdamW(network.parameters())
-
-    def forward() -> None:
-        with torch.inference_mode():
-            network(x)
-
-    def step() -> None:
-        loss = torch.nn.functional.cross_entropy(network(x).logits, label)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    network.eval()
-    before = resident_mb()
-    with peak_memory() as peak:
-        seconds = _median_seconds(forward, repeats)
-        added = peak() - before
-    network.train()
-    return seconds, _median_seconds(step, repeats), added
-
-
-def _median_seconds(work: Callable[[], None], repeats: int) -> float:
-    work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return float(np.median(times))
