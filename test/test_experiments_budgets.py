@@ -15,7 +15,7 @@ from hmvnet.experiments import compare_budgets as room
 from hmvnet.experiments.budget_jobs import InTurn, Processes, run_units
 from hmvnet.experiments.budget_table import load_results
 from hmvnet.experiments.budgets import Budget, Unit, parse_budgets, run_unit
-from hmvnet.experiments.compare_budgets import compare_budgets
+from hmvnet.experiments.compare_budgets import compare_budgets, read_paces
 from hmvnet.experiments.compare_networks import Contender
 from hmvnet.state import read_state
 from hmvnet.training.checkpoints import CHECKPOINT
@@ -180,6 +180,51 @@ def test_minutes_are_those_of_the_clock_and_go_on_over_a_stop(task, tmp_path):
     trained = load_bundle(unit.branch / "bundle").manifest.trained_on
     assert (trained["steps"], trained["decay_steps"]) == (40, 8)
     assert trained["minutes_charged"] == 1.0
+
+
+def test_steps_are_charged_what_they_were_measured_to_cost_elsewhere(task, tmp_path):
+    (unit,) = units_of(task, tmp_path / "run", budgets="1", pace=1.5)
+    with pytest.raises(UnfinishedError):
+        run_unit(replace(unit, deadline=0.0))
+    run_unit(unit)
+    trained = load_bundle(unit.branch / "bundle").manifest.trained_on
+    assert (trained["steps"], trained["minutes_charged"]) == (40, 1.0)
+    assert trained["seconds_a_step_from_elsewhere"] == 1.5
+
+
+def test_paces_are_read_from_a_table_of_runs(tmp_path):
+    table = tmp_path / "runs.csv"
+    table.write_text(
+        "network,fold,steps,minutes_charged\n"
+        '"hmvnet norm=group training.patch_size=96,96,96",0,60,1\n'
+        '"hmvnet norm=group training.patch_size=96,96,96",1,40,1.5\n'
+        "unet3d,0,10,1\n"
+    )
+    label = "hmvnet norm=group training.patch_size=96,96,96"
+    assert read_paces(table, [label, "unet3d"]) == {label: 1.5, "unet3d": 6.0}
+    with pytest.raises(RefusedError, match=r"runs\.csv: no run of network 'segresnet'"):
+        read_paces(table, ["segresnet"])
+    table.write_text("network,steps\nunet3d,3\n")
+    with pytest.raises(RefusedError, match="no column minutes_charged"):
+        read_paces(table, ["unet3d"])
+    table.write_text("")
+    with pytest.raises(RefusedError, match="cannot be read as a table"):
+        read_paces(table, ["unet3d"])
+    with pytest.raises(RefusedError, match="cannot be read as a table"):
+        read_paces(tmp_path / "none.csv", ["unet3d"])
+
+
+def test_patients_that_the_first_weights_saw_are_refused_before_the_training(task, tmp_path):
+    (first,) = units_of(task, tmp_path / "first", budgets="2steps")
+    run_unit(first)
+    training = {"initial_weights": str(first.branch / "bundle")}
+    later = task.model_copy(update={"training": task.training.model_copy(update=training)})
+    (same,) = units_of(later, tmp_path / "later", budgets="2steps")
+    (other,) = units_of(later, tmp_path / "later", budgets="2steps", folds=(1,))
+    with pytest.raises(ValueError, match="not to be scored"):
+        run_unit(other)
+    assert not other.trunk.exists()
+    run_unit(same)
 
 
 # --- a comparison --------------------------------------------------------------------------------

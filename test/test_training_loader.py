@@ -9,7 +9,15 @@ import pytest
 import torch
 from conftest import ROOT
 
-from hmvnet.training.loader import Ahead, stacked, to_device, worker_count
+from hmvnet.training.loader import (
+    Ahead,
+    Processes,
+    in_processes,
+    ready,
+    stacked,
+    to_device,
+    worker_count,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -91,15 +99,42 @@ def test_how_many_threads_there_are(monkeypatch):
     assert worker_count(-1, GPU) == 7 and worker_count(0, GPU) == 0
     assert worker_count(-1, GPU, processes=4) == 1 and worker_count(-1, GPU, processes=8) == 1
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
-    assert worker_count(-1, GPU) == 8
+    assert worker_count(-1, GPU) == 12
+
+
+def test_beside_a_gpu_they_are_processes():
+    assert in_processes("auto", GPU) and not in_processes("auto", CPU)
+    assert in_processes("processes", CPU) and not in_processes("threads", GPU)
 
 
 def test_a_batch_on_the_cpu_stays_where_it_is():
     samples = [(torch.rand(2, 4, 5, 6), torch.ones(4, 5, 6, dtype=torch.uint8)) for _ in range(3)]
-    batch = stacked(samples, CPU)
+    batch = ready(stacked(samples), CPU)
     assert batch[0].is_contiguous(memory_format=torch.channels_last_3d)
     assert torch.equal(batch[0][1], samples[1][0]) and batch[1].shape == (3, 4, 5, 6)
     assert to_device(batch, CPU)[0] is batch[0]
+
+
+def squared(number: int) -> tuple[int, int, int]:
+    if number == 3:
+        raise OSError("patch 3: the cached volume cannot be read any more")
+    if number == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number, os.getpid(), torch.get_num_threads()
+
+
+def test_processes_draw_what_is_asked_for_and_end():
+    with Processes(squared, 2) as drawn, Ahead(drawn, 2) as ahead:
+        found = [ahead(n) for n in range(3)]
+        assert [one[0] for one in found] == [0, 1, 4] and {one[2] for one in found} == {1}
+        assert os.getpid() not in {one[1] for one in found}
+        with pytest.raises(OSError, match="patch 3: the cached volume"):
+            ahead(3)
+        with pytest.raises(RuntimeError, match=r"was killed.* fewer training\.workers"):
+            ahead(5)
+    for _, pid, _ in found:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 KILLED = """

@@ -422,6 +422,10 @@ def segmentation_compare(
     windows: Annotated[
         bool, typer.Option(help="of --budgets: score one-pass networks in sliding windows, too")
     ] = True,
+    paces: Annotated[
+        Path | None,
+        typer.Option(help="of --budgets: a -runs.csv by whose seconds a step minutes are charged"),
+    ] = None,
 ) -> None:
     """Train and score networks alike; one table, pictures."""
     from hmvnet.experiments.compare_networks import compare_networks, parse_contender
@@ -445,10 +449,11 @@ def segmentation_compare(
             scheduler=scheduler,
             minutes=minutes,
             windows=windows,
+            paces=paces,
         )
         return
-    if jobs != 1 or scheduler or not windows:
-        raise RefusedError("--jobs, --scheduler and --no-windows go with --budgets only")
+    if jobs != 1 or scheduler or not windows or paces:
+        raise RefusedError("--jobs, --scheduler, --no-windows and --paces go with --budgets only")
     compare_networks(settings, contenders, run, fold, _console(), test, minutes, train_minutes)
 
 

@@ -260,8 +260,18 @@ class TrainingSettings(_Section):
     workers: int = Field(
         -1,
         ge=-1,
-        description="Threads that draw and augment patches ahead; 0: drawn in the loop; -1: a core "
-        "each beside a GPU, at most 8, and 0 on a CPU. Patches are the same.",
+        description="How many draw and augment patches ahead; 0: drawn in the loop; -1: a core "
+        "each beside a GPU, at most 12, and 0 on a CPU. Patches are the same.",
+    )
+    workers_are: Literal["auto", "threads", "processes"] = Field(
+        "auto",
+        description="What draws patches ahead; auto: processes beside a GPU, threads elsewhere.",
+    )
+    cuda_graph: bool = Field(
+        True,
+        description="On one GPU, record the kernels of a step's forward and backward pass once and "
+        "launch them together; where that can't be done, or with accumulate, compile or "
+        "checkpoint_activations, they are launched one by one.",
     )
     log_every: int = Field(
         20,
@@ -289,7 +299,14 @@ class TrainingSettings(_Section):
         Args:
             without: others on which the key is not to hang.
         """
-        how = {"workers", "log_every", "compile", "checkpoint_activations"}
+        how = {
+            "workers",
+            "workers_are",
+            "log_every",
+            "cuda_graph",
+            "compile",
+            "checkpoint_activations",
+        }
         later = {"accumulate": 1, "keep_best": 0}
         unused = {name for name, value in later.items() if getattr(self, name) == value}
         return self.model_dump(mode="json", exclude=how | unused | without)

@@ -10,6 +10,8 @@ import errno
 import getpass
 import io
 import math
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import signal
@@ -232,3 +234,18 @@ def one_line(text: str) -> str:
     """
     words = " ".join(text.split())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+
+
+def end_with_parent() -> None:
+    """Let this process, one that multiprocessing started, end with the one that started it.
+
+    A parent that is killed can't end it, and it would wait forever for work.
+    """
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(Exit.TERMINATED)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -8,9 +8,7 @@ others go on.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +21,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from hmvnet.cluster import connected, shared_token, threads_asked_for
-from hmvnet.exits import Exit, RefusedError, UnfinishedError, ending, fault, is_out_of_memory
+from hmvnet.exits import (
+    Exit,
+    RefusedError,
+    UnfinishedError,
+    end_with_parent,
+    ending,
+    fault,
+    is_out_of_memory,
+)
 from hmvnet.experiments.budgets import Unit, run_unit
 
 if TYPE_CHECKING:
@@ -186,7 +192,7 @@ class Processes:
 
 def _in_process(unit: Unit, count: int, work: Callable[[Unit], None]) -> None:
     """A training as a process's only work; its error is one line on standard error."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(count)
 
     def named() -> None:
@@ -196,14 +202,6 @@ def _in_process(unit: Unit, count: int, work: Callable[[Unit], None]) -> None:
             raise RefusedError(f"{unit}: {error}") from error
 
     sys.exit(ending(named))
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed could not end this process, which would go on holding its folder."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for([parent.sentinel])
-        os._exit(Exit.TERMINATED)
 
 
 class Cluster:

@@ -22,7 +22,7 @@ from hmvnet import __version__
 from hmvnet.bundle import MANIFEST, Bundle, Manifest, SegmentationPart, load_bundle, write_bundle
 from hmvnet.config import Settings
 from hmvnet.exits import RefusedError, UnfinishedError
-from hmvnet.experiments.compare_networks import Contender, refuse_seen
+from hmvnet.experiments.compare_networks import Contender, refuse_known, refuse_seen
 from hmvnet.experiments.evaluate import score_patient
 from hmvnet.files import remove
 from hmvnet.networks.registry import build_network
@@ -117,6 +117,7 @@ class Unit:
         protocol: digest of what all contenders share; results of one protocol make one table.
         key: digest of all that the result hangs on.
         windows: whether a network that sees the region in one pass is scored in windows, too.
+        pace: seconds that a step is charged; 0: those it takes.
         deadline: of ``time.time``; then training stops with a checkpoint.
     """
 
@@ -130,6 +131,7 @@ class Unit:
     protocol: str
     key: str
     windows: bool = True
+    pace: float = 0.0
     deadline: float = float("inf")
     quiet: bool = False
 
@@ -186,9 +188,12 @@ def run_unit(unit: Unit, clock: Callable[[], float] | None = None) -> None:
         UnfinishedError: the deadline came; the same call goes on.
         ValueError: a checkpoint of other settings or data is in the way.
     """
+    if unit.pace and clock is None:
+        clock = Paced(unit.pace)
     with claimed(unit.trunk.parent):
         stored = read_state(unit.result, unit.key)
         ways = dict(stored["ways"]) if stored else {}
+        refuse_known(unit.settings, unit.fold.validation)
         bundle = _trained(unit, clock)
         refuse_seen(bundle, unit.fold.validation)
         for way in unit.missing():
@@ -202,6 +207,23 @@ def run_unit(unit: Unit, clock: Callable[[], float] | None = None) -> None:
             "ways": ways,
         }
         write_state(unit.result, unit.key, values)
+
+
+class Paced:
+    """A clock by which every step takes the same time, as it was measured elsewhere.
+
+    So a curve over minutes of a slow processor can be drawn where steps are fast. The loop reads
+    its clock when a step begins and when it has ended.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.read = 0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        self.read += 1
+        return self.seconds * (self.read // 2)
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -268,6 +290,7 @@ def _said(unit: Unit, decay: Decay, network: nn.Module, history: History) -> dic
         "spacing_mm": unit.settings.preprocessing.spacing_mm,
         "minutes_charged": round(history.spent[-1] / 60, 4),
         "minutes_on_the_wall": round(history.seconds / 60, 4),
+        "seconds_a_step_from_elsewhere": unit.pace or "",
         "parameters": sum(p.numel() for p in network.parameters()),
         "patients_trained_on": len(unit.fold.seen),
         "device": "GPU" if torch.cuda.is_available() else "CPU",

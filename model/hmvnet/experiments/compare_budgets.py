@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
 from hmvnet.config import Settings
@@ -54,6 +55,7 @@ def compare_budgets(
     scheduler: str = "",
     minutes: float | None = None,
     windows: bool = True,
+    paces: Path | None = None,
 ) -> list[Point]:
     """Train and score every network at every budget, and write the table of all that is there.
 
@@ -68,6 +70,7 @@ def compare_budgets(
         jobs, scheduler: as for ``hmvnet.experiments.budget_jobs.hands_of``.
         minutes: stop after so long on the wall.
         windows: score networks that see the region in one pass in sliding windows, too.
+        paces: the ``-runs.csv`` of a comparison, by whose seconds a step minutes are charged here.
 
     Raises:
         ValueError: wrong data, fold or network.
@@ -83,6 +86,7 @@ def compare_budgets(
         )
     if len({contender.folder for contender in contenders}) < len(contenders):
         raise RefusedError("a network is given twice, expected each with options of its own")
+    charged = read_paces(paces, [contender.label for contender in ours]) if paces else {}
     everything = all_folds(settings)
     plan = chosen_folds(everything, settings, folds)
     content = _content(everything)
@@ -100,6 +104,7 @@ def compare_budgets(
             protocol,
             _key(own, budget, fold, content),
             windows,
+            charged.get(contender.label, 0.0),
             deadline,
         )
         for budget in budgets
@@ -126,6 +131,30 @@ def compare_budgets(
         console.print(text, markup=False, soft_wrap=True)
         console.print(f"wrote {NAME}.md, .csv, -runs.csv and .png to {run}", markup=False)
     _raise(missed, [unit for unit in units if unit.missing()])
+    return found
+
+
+def read_paces(table: Path, networks: Sequence[str]) -> dict[str, float]:
+    """Seconds of a step by network, the mean of the runs in a comparison's ``-runs.csv``.
+
+    Raises:
+        RefusedError: no such table, or a network is not in it.
+    """
+    try:
+        runs = pd.read_csv(table)
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"--paces {table}: cannot be read as a table: {error}") from error
+    needed = {"network", "steps", "minutes_charged"}
+    if missing := sorted(needed - set(runs.columns)):
+        raise RefusedError(
+            f"--paces {table}: no column {', '.join(missing)}, expected a table of runs"
+        )
+    found = {}
+    for name in networks:
+        own = runs[runs["network"] == name]
+        if own.empty:
+            raise RefusedError(f"--paces {table}: no run of network '{name}', whose pace is needed")
+        found[name] = float(60 * own["minutes_charged"].sum() / own["steps"].sum())
     return found
 
 

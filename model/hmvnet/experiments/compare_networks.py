@@ -161,6 +161,7 @@ def compare_networks(
             continue
         own = contender.settings(settings)
         folder = run / contender.folder
+        refuse_known(own, held_out or [p for fold in plan for p in fold.validation])
         if train_minutes:
             own = timed_budget(own, plan[0], folder, train_minutes, cache)
         bundle = _trained(own, folder, plan, everything) or train_segmentation_bundle(
@@ -293,6 +294,12 @@ def refuse_seen(bundle: Bundle, patients: Sequence[Patient]) -> None:
     if known := bundle.seen_among(p.patient_id for p in patients):
         names = ", ".join(known[:5])
         raise ValueError(f"{names}: trained on (perhaps by the initial weights), not to be scored")
+
+
+def refuse_known(settings: Settings, patients: Sequence[Patient]) -> None:
+    """As ``refuse_seen``, of the weights a training starts from: before it rather than after."""
+    if settings.training.initial_weights:
+        refuse_seen(load_bundle(Path(settings.training.initial_weights)), patients)
 
 
 def _only(bundle: Bundle, folds: Sequence[Fold]) -> Bundle:

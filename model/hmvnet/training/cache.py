@@ -30,7 +30,11 @@ class Stored:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._array = blosc2.open(str(path), mode="r")
+        # One thread: a pool of as many as there are cores waits for itself at every small block.
+        self._array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+
+    def __reduce__(self) -> tuple[type[Stored], tuple[Path]]:
+        return Stored, (self.path,)  # another process opens the file itself
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,36 +1,44 @@
-"""Batches drawn ahead of the loop in background threads, so that a GPU need not wait for them.
+"""Batches drawn ahead of the loop, so that a GPU need not wait for them.
 
-Threads rather than processes: nothing is pickled, /dev/shm is not needed, the process's CPU time
-holds all of it, and what they do is numpy's and torch's, which let other threads run meanwhile
-(``hmvnet.training.cache.Stored`` does not, some 10 ms a patch of 96 voxels). On two busy cores two
-threads gave a patch in 70 to 90 ms, two processes that send it through a pipe in 84 to 101. What a
-batch holds depends on its number alone, so that it is the same however many threads there are.
+In threads, where nothing is copied, or beside a GPU in processes: what draws a patch holds Python's
+lock for a part of its time (while it reads a stored volume, some 10 ms a patch of 96 voxels, and
+between any two calls), so that beyond a few threads more of them draw no more, and the loop, which
+has to launch the network's kernels, waits for the lock as well. Processes send what they drew
+through a pipe; /dev/shm is not needed. What a batch holds depends on its number alone, so that it
+is the same in either, and however many there are.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import get_context
 from threading import Barrier
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hmvnet.exits import end_with_parent
+
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]  # image [b, 2, z, y, x] and label [b, z, y, x]
-MOST_WORKERS = 8  # where the machine decides: beyond, threads wait for each other
+Arrays = tuple[np.ndarray, np.ndarray]  # image [b, z, y, x, 2] and label [b, z, y, x]
+MOST_WORKERS = 12  # where the machine decides
 
 
 def worker_count(asked: int, device: torch.device, processes: int = 1) -> int:
-    """How many threads draw ahead on this process; 0: the loop draws itself.
+    """How many draw ahead for this process; 0: the loop draws itself.
 
     Args:
-        asked: -1: none where the network runs on the CPU, which the threads would take from it;
-            beside a GPU a thread a core, shared by the training's processes, but one.
+        asked: -1: none where the network runs on the CPU, which they would take from it; beside a
+            GPU one a core, shared by the training's processes, but one.
     """
     if asked >= 0:
         return asked
@@ -38,6 +46,15 @@ def worker_count(asked: int, device: torch.device, processes: int = 1) -> int:
         return 0
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(MOST_WORKERS, max(1, (usable or 1) // processes - 1))
+
+
+def in_processes(asked: str, device: torch.device) -> bool:
+    """Whether those that draw ahead are processes.
+
+    Args:
+        asked: ``threads``, ``processes``, or ``auto``: processes beside a GPU.
+    """
+    return asked == "processes" or (asked == "auto" and device.type == "cuda")
 
 
 class Ahead(Generic[T]):
@@ -116,10 +133,71 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def stacked(samples: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> Batch:
-    """Samples as a batch, channels last; in pinned memory where it goes to a GPU."""
+class Processes(Generic[T]):
+    """``draw(number)`` in a process of its own; ``with`` ends them. To be called from threads.
+
+    Args:
+        draw: pickled, as is what it returns: arrays rather than tensors, which torch sends by way
+            of /dev/shm.
+        workers: processes; each has one thread of torch's.
+    """
+
+    def __init__(self, draw: Callable[[int], T], workers: int) -> None:
+        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (draw,))
+
+    def __enter__(self) -> Processes[T]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, number: int) -> T:
+        """What ``draw(number)`` returns or raises.
+
+        Raises:
+            RuntimeError: a process was killed.
+        """
+        try:
+            return self._pool.submit(_in_process, number).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a process that draws patches was killed; where memory is short, fewer "
+                "training.workers need less"
+            ) from error
+
+
+_draw: Callable[[int], Any]  # of a process
+
+
+def _begin(draw: Callable[[int], Any]) -> None:
+    """Ready a process: it ends with the one it draws for, which alone is asked to leave."""
+    global _draw
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked, signal.SIG_IGN)
+    end_with_parent()
+    torch.set_num_threads(1)
+    _draw = draw
+
+
+def _in_process(number: int) -> Any:
+    return _draw(number)
+
+
+def stacked(samples: Iterable[tuple[Tensor, Tensor]]) -> Arrays:
+    """Samples as a batch, channels last."""
     images, labels = (torch.stack(part) for part in zip(*samples))
-    images = images.contiguous(memory_format=torch.channels_last_3d)
+    return images.movedim(1, -1).contiguous().numpy(), labels.numpy()
+
+
+def ready(batch: Arrays, device: torch.device) -> Batch:
+    """A batch as tensors, in pinned memory where it goes to a GPU."""
+    images, labels = (torch.from_numpy(part) for part in batch)
+    images = images.movedim(-1, 1)
     if device.type != "cuda":
         return images, labels
     with torch.cuda.device(device):  # else a thread would open the first GPU

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,18 @@ from hmvnet.training.best import Best
 from hmvnet.training.cache import Prepared
 from hmvnet.training.checkpoints import History
 from hmvnet.training.engine import LoopSettings, train
-from hmvnet.training.loader import Ahead, Batch, stacked, to_device, worker_count
+from hmvnet.training.graphed import GraphedLoss, can_be_graphed
+from hmvnet.training.loader import (
+    Ahead,
+    Arrays,
+    Batch,
+    Processes,
+    in_processes,
+    ready,
+    stacked,
+    to_device,
+    worker_count,
+)
 from hmvnet.training.losses import SegmentationLoss
 from hmvnet.training.patches import PatchSampler
 from hmvnet.training.recompute import recompute_activations
@@ -89,13 +101,14 @@ def train_segmentation(
     sampler = PatchSampler(cases, settings)
     loss = SegmentationLoss(options.focal_weight, options.absent_weight)
 
-    def draw(number: int) -> Batch:
-        """This process's share of a batch."""
-        first = number * options.batch_size + fabric.global_rank * share
-        return stacked([sampler(first + i) for i in range(share)], fabric.device)
-
     workers = worker_count(options.workers, fabric.device, fabric.world_size)
-    ahead = Ahead(draw, workers)
+    drawn: Callable[[int], Arrays] = Draw(
+        sampler, options.batch_size, fabric.global_rank * share, share
+    )
+    stack = ExitStack()
+    if workers and in_processes(options.workers_are, fabric.device):
+        drawn = stack.enter_context(Processes(drawn, workers))
+    ahead = stack.enter_context(Ahead(lambda number: ready(drawn(number), fabric.device), workers))
 
     def batch(number: int) -> Batch:
         return to_device(ahead(number), fabric.device)
@@ -110,14 +123,22 @@ def train_segmentation(
     def settle(model: nn.Module) -> None:
         settle_norms(model, batch, settling_batches(options.batch_size), fabric)
 
+    graphed = None
+    if can_be_graphed(fabric, options):
+        graphed = GraphedLoss(network, loss, str(fabric.strategy.precision.precision))
+
     def before_step(model: nn.Module, step: int) -> None:
         if step == frozen_from and not options.frozen_norms:
             settle(model)
+        if step == frozen_from and graphed:
+            graphed.forget()
         if step >= frozen_from:
             freeze_norms(model)
 
     def loss_of_batch(model: nn.Module, number: int) -> Mapping[str, Tensor]:
         images, labels = batch(number)
+        if graphed:
+            return {"total": graphed(images, labels)}
         out = model(images, scales=True)
         return {"total": loss([out.logits, *out.scales], labels)}
 
@@ -133,7 +154,7 @@ def train_segmentation(
     best = Best(run, key, options.keep_best)
     values = {k: getattr(options, k) for k in LoopSettings.__dataclass_fields__}
     loop = LoopSettings(**{**values, "steps": steps})
-    with ahead:
+    with stack:
         network, history = train(
             fabric,
             network,
@@ -156,6 +177,21 @@ def train_segmentation(
             settle(network)  # the last validation has done it otherwise
     figures = dict(history.validations[-1]) if history.validations else {}
     return SegmentationRun(network, history, figures)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A process's share of a batch of that number: ``count`` samples from ``first`` on."""
+
+    sampler: PatchSampler
+    batch_size: int
+    first: int
+    count: int
+
+    def __call__(self, number: int) -> Arrays:
+        """Image ``[count, z, y, x, 2]`` and label ``[count, z, y, x]``."""
+        first = number * self.batch_size + self.first
+        return stacked(self.sampler(first + i) for i in range(self.count))
 
 
 def settling_batches(batch_size: int) -> int:
