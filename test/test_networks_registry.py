@@ -41,6 +41,17 @@ def test_networks_by_name(name, options):
         assert len(network(x, scales=True).scales) == (3 if name == "hmvnet" else 0)
 
 
+def test_sizes_of_hmvnet_are_its_width():
+    same = shapes_of(build_network("hmvnet"))
+    assert shapes_of(build_network("hmvnet-s")) == same
+    for name, width in (("hmvnet-b", 32), ("hmvnet-l", 48)):
+        wide = build_network(name)
+        assert shapes_of(wide) == shapes_of(build_network("hmvnet", {"channels": width}))
+        assert wide.whole_region
+    narrow = build_network("hmvnet-l", {"channels": 16, "norm": "group"})
+    assert shapes_of(narrow) == shapes_of(build_network("hmvnet", {"norm": "group"}))
+
+
 def test_logits_of_several_scales_from_another_library():
     network = build_network("resenc-unet", {"width": 4, "stages": 4, "deep_supervision": True})
     x = torch.zeros(1, 2, 32, 32, 32)

@@ -164,8 +164,8 @@ class NetworkSettings(_Section):
     name: str = Field(
         "hmvnet",
         min_length=1,
-        description="Which one: hmvnet, segresnet, swinunetr, resenc-unet, stu-net, unet3d, unetr, "
-        "or nnunet, as an import names it.",
+        description="Which one: hmvnet (as hmvnet-s; hmvnet-b and hmvnet-l are wider), segresnet, "
+        "swinunetr, resenc-unet, stu-net, unet3d, unetr, or nnunet, as an import names it.",
     )
     options: Options = Field(
         {},

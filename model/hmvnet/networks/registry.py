@@ -41,6 +41,11 @@ def _hmvnet(**options: Any) -> nn.Module:
     return HMVNet(HMVNetConfig(in_channels=IN_CHANNELS, classes=OUT_CHANNELS, **options))
 
 
+def _sized(channels: int) -> Callable[..., nn.Module]:
+    """HM-VNet of a size; options may be given beside it, or in its place."""
+    return lambda **options: _hmvnet(**{"channels": channels, **options})
+
+
 class _SegResNet(Peer, SegResNet):  # type: ignore[misc]
     def __init__(self, init_filters: int = 32, **options: Any) -> None:
         super().__init__(
@@ -91,6 +96,9 @@ class _UNETR(Peer, UNETR):
 
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "hmvnet": _hmvnet,
+    "hmvnet-s": _sized(16),  # the default, under a name beside the others
+    "hmvnet-b": _sized(32),
+    "hmvnet-l": _sized(48),
     "segresnet": _SegResNet,
     "swinunetr": _SwinUNETR,
     "resenc-unet": _resenc_unet,
