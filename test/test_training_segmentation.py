@@ -61,13 +61,13 @@ def test_killed_and_resumed_equals_uninterrupted(cases, tmp_path):
 
 
 def test_patches_drawn_ahead_are_those_of_the_loop(cases, tmp_path):
-    """Also after a kill, and with the rest drawn by another number of threads."""
+    """Also after a kill, and with the rest drawn by another number, of processes."""
     options = {"freeze_norms_at": 0.5, "batch_size": 2, "steps": 4}
     alone = short_training(workers=0, **options)
     whole = train_segmentation(make_fabric(tmp_path / "a"), alone, cases, [], tmp_path / "a")
     run = tmp_path / "b"
-    for workers, stop in ((2, 3), (1, 0)):
-        settings = short_training(workers=workers, **options)
+    for workers, kind, stop in ((2, "threads", 3), (1, "processes", 0)):
+        settings = short_training(workers=workers, workers_are=kind, **options)
         found = train_segmentation(
             make_fabric(run), settings, cases, [], run, stop=lambda step, at=stop: step == at
         )

@@ -102,13 +102,6 @@ def train_segmentation(
     loss = SegmentationLoss(options.focal_weight, options.absent_weight)
 
     workers = worker_count(options.workers, fabric.device, fabric.world_size)
-    drawn: Callable[[int], Arrays] = Draw(
-        sampler, options.batch_size, fabric.global_rank * share, share
-    )
-    stack = ExitStack()
-    if workers and in_processes(options.workers_are, fabric.device):
-        drawn = stack.enter_context(Processes(drawn, workers))
-    ahead = stack.enter_context(Ahead(lambda number: ready(drawn(number), fabric.device), workers))
 
     def batch(number: int) -> Batch:
         return to_device(ahead(number), fabric.device)
@@ -154,7 +147,15 @@ def train_segmentation(
     best = Best(run, key, options.keep_best)
     values = {k: getattr(options, k) for k in LoopSettings.__dataclass_fields__}
     loop = LoopSettings(**{**values, "steps": steps})
-    with stack:
+    with ExitStack() as stack:
+        drawn: Callable[[int], Arrays] = Draw(
+            sampler, options.batch_size, fabric.global_rank * share, share
+        )
+        if workers and in_processes(options.workers_are, fabric.device):
+            drawn = stack.enter_context(Processes(drawn, workers))
+        ahead = stack.enter_context(
+            Ahead(lambda number: ready(drawn(number), fabric.device), workers)
+        )
         network, history = train(
             fabric,
             network,
