@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -57,7 +57,28 @@ def in_processes(asked: str, device: torch.device) -> bool:
     return asked == "processes" or (asked == "auto" and device.type == "cuda")
 
 
-class Ahead(Generic[T]):
+class _Pooled:
+    """Ends with ``with`` those who work for it, and what nobody has begun is not done."""
+
+    _pool: Executor | None
+
+    def __enter__(self: Mine) -> Mine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+
+Mine = TypeVar("Mine", bound=_Pooled)
+
+
+class Ahead(_Pooled, Generic[T]):
     """``draw(number)`` for numbers in a row, computed ahead; ``with`` ends its threads.
 
     Asking for a number that does not follow forgets what was computed ahead and goes on from there.
@@ -72,21 +93,10 @@ class Ahead(Generic[T]):
         self._draw = draw
         self._depth = workers + 1
         self._pending: dict[int, Future[T]] = {}
-        self._pool = ThreadPoolExecutor(workers, "draw") if workers else None
-        if self._pool:
-            _calm(self._pool, workers)
-
-    def __enter__(self) -> Ahead[T]:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+        self._pool = None
+        if workers:
+            self._pool = pool = ThreadPoolExecutor(workers, "draw")
+            _calm(pool, workers)
 
     def __call__(self, number: int) -> T:
         """What ``draw(number)`` returns or raises."""
@@ -133,7 +143,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class Processes(Generic[T]):
+class Processes(_Pooled, Generic[T]):
     """``draw(number)`` in a process of its own; ``with`` ends them. To be called from threads.
 
     Args:
@@ -143,18 +153,8 @@ class Processes(Generic[T]):
     """
 
     def __init__(self, draw: Callable[[int], T], workers: int) -> None:
-        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (draw,))
-
-    def __enter__(self) -> Processes[T]:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._pool = pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (draw,))
+        self._submit = pool.submit
 
     def __call__(self, number: int) -> T:
         """What ``draw(number)`` returns or raises.
@@ -163,7 +163,7 @@ class Processes(Generic[T]):
             RuntimeError: a process was killed.
         """
         try:
-            return self._pool.submit(_in_process, number).result()
+            return self._submit(_in_process, number).result()
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a process that draws patches was killed; where memory is short, fewer "
