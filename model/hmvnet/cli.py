@@ -5,6 +5,7 @@ Every command imports what it needs when it runs, so that ``--help`` answers at 
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -775,7 +776,8 @@ def bench_networks(
     if precision not in ("fp32", "bf16"):
         raise RefusedError(f"--precision {precision}: expected fp32 or bf16")
     where = pick_device(device)
-    console, many = _console(), names.split(",")
+    console = _console()
+    many = re.split(r",(?=\s*[A-Za-z][\w-]*(?:[\s,]|$))", names)  # not those of depths=2,2
     console.print(network_table(many, patch, repeats, console, where, precision, batch))
 
 

@@ -31,6 +31,9 @@ def network_table(
 ) -> Table:
     """Forward pass, training step and peak memory of networks on one batch, in one run.
 
+    Columns: million parameters; of each of the two milliseconds, the memory added at its peak, and
+    how many times the first network's milliseconds they are.
+
     Args:
         names: as ``Contender.parse`` reads them: a network's name, and options.
         precision: ``fp32``, or ``bf16`` for autocast.
@@ -38,17 +41,9 @@ def network_table(
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_text()
     title = f"{batch} x {patch}^3, {precision}, {where}, median of {repeats}"
     table = Table(title=title)
-    for name in (
-        "network",
-        "M parameters",
-        "forward ms",
-        "training step ms",
-        "forward MB",
-        "step MB",
-        "forward / first",
-        "step / first",
-    ):
-        table.add_column(name, justify="left" if name == "network" else "right")
+    table.add_column("network", overflow="fold", ratio=1)
+    for name in ("M", "forward ms", "MB", "x", "step ms", "MB", "x"):
+        table.add_column(name, justify="right", no_wrap=True)
     first: Costs | None = None
     for name in names:
         with console.status(name):
@@ -62,10 +57,10 @@ def network_table(
             name,
             f"{count:.1f}",
             f"{1000 * costs.forward_s:.1f}",
-            f"{1000 * costs.step_s:.1f}",
             f"{costs.forward_mb:.0f}",
-            f"{costs.step_mb:.0f}",
             f"{costs.forward_s / first.forward_s:.1f}",
+            f"{1000 * costs.step_s:.1f}",
+            f"{costs.step_mb:.0f}",
             f"{costs.step_s / first.step_s:.1f}",
         )
     return table
