@@ -82,6 +82,14 @@ def peak_memory() -> Iterator[Callable[[], float]]:
         thread.join()
 
 
+@contextmanager
+def growth() -> Iterator[Callable[[], float]]:
+    """MB by which this process grows inside the block, at its peak."""
+    before = resident_mb()
+    with peak_memory() as peak:
+        yield lambda: peak() - before
+
+
 def resident_mb() -> float:
     """Resident memory of this process in MB."""
     return psutil.Process().memory_info().rss / 1e6

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hmvnet.experiments.bench import peak_memory, resident_mb
+from hmvnet.experiments.bench import growth
 from hmvnet.experiments.compare_networks import Contender
 from hmvnet.networks.registry import build_network
 from hmvnet.segmentation.forward import channels_last
@@ -114,9 +114,8 @@ def _time_network(
 def _added_memory(device: torch.device) -> Iterator[Callable[[], float]]:
     """MB that the block takes at its peak beyond what was there before, on a GPU of its own."""
     if device.type != "cuda":
-        before = resident_mb()
-        with peak_memory() as peak:
-            yield lambda: peak() - before
+        with growth() as grown:
+            yield grown
         return
     torch.cuda.reset_peak_memory_stats(device)
     held = torch.cuda.memory_allocated(device)

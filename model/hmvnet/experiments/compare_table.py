@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hmvnet.experiments.bench import peak_memory, resident_mb
+from hmvnet.experiments.bench import growth
 from hmvnet.segmentation import metrics
 from hmvnet.survival.bootstrap import bootstrap_segmentation
 
@@ -56,9 +56,8 @@ def peak_mb() -> Iterator[Callable[[], float]]:
         torch.cuda.reset_peak_memory_stats()
         yield lambda: torch.cuda.max_memory_allocated() / 2**20
         return
-    before = resident_mb()
-    with peak_memory() as peak:
-        yield lambda: peak() - before
+    with growth() as grown:
+        yield grown
 
 
 def comparison(

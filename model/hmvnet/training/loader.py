@@ -152,9 +152,10 @@ class Processes(_Pooled, Generic[T]):
         workers: processes; each has one thread of torch's.
     """
 
+    _pool: Executor
+
     def __init__(self, draw: Callable[[int], T], workers: int) -> None:
-        self._pool = pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (draw,))
-        self._submit = pool.submit
+        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (draw,))
 
     def __call__(self, number: int) -> T:
         """What ``draw(number)`` returns or raises.
@@ -163,7 +164,7 @@ class Processes(_Pooled, Generic[T]):
             RuntimeError: a process was killed.
         """
         try:
-            return self._submit(_in_process, number).result()
+            return self._pool.submit(_in_process, number).result()
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a process that draws patches was killed; where memory is short, fewer "

@@ -121,10 +121,11 @@ def train_segmentation(
         graphed = GraphedLoss(network, loss, str(fabric.strategy.precision.precision))
 
     def before_step(model: nn.Module, step: int) -> None:
-        if step == frozen_from and not options.frozen_norms:
-            settle(model)
-        if step == frozen_from and graphed:
-            graphed.forget()
+        if step == frozen_from:
+            if not options.frozen_norms:
+                settle(model)
+            if graphed:
+                graphed.forget()
         if step >= frozen_from:
             freeze_norms(model)
 
