@@ -68,13 +68,18 @@ def test_tables_have_a_row_a_run_and_a_row_a_network():
 def test_the_curve_has_a_line_a_network_and_way():
     results = [
         result(network, DICE + 0.01 * minutes, way=way, minutes=minutes)
-        for network, way in (("a", "one pass"), ("a", "windows"), ("b", "windows"))
+        for network, way in (
+            ("a", "one pass"),
+            ("a", "windows"),
+            ("a", "both"),
+            ("b", "windows"),
+        )
         for minutes in (3.0, 10.0, 30.0)
     ]
     figure = budgets_figure(points(results, ["a", "b"]))
     left, right = figure.axes
-    assert len(left.containers) == 3 and len(right.lines) == 3
+    assert len(left.containers) == 4 and len(right.lines) == 4
     assert left.get_xscale() == right.get_xscale() == "log"
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
-    assert names == ["a\n(one pass)", "a\n(windows)", "b\n(windows)"]
+    assert names == ["a\n(one pass)", "a\n(windows)", "a\n(both)", "b\n(windows)"]

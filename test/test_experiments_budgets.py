@@ -113,7 +113,7 @@ def test_each_budget_is_as_if_it_were_the_only_one(task, tmp_path):
     run_unit(alone)
     assert_same(weights(large), weights(alone))
     assert large.key == alone.key and measured(large.result) == measured(alone.result)
-    assert set(measured(large.result)["ways"]) == {"one pass", "windows"}
+    assert set(measured(large.result)["ways"]) == {"one pass", "windows", "both"}
     trained = load_bundle(small.branch / "bundle").manifest.trained_on
     assert (trained["steps"], trained["decay_steps"]) == (4, 1)
     # A budget in between, asked for when the trunk is beyond it.

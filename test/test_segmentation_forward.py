@@ -107,3 +107,38 @@ def test_windows_are_as_far_apart_as_the_settings_say():
     assert len(seen) == 3
     in_windows(x, network, (8, 8, 8), own=OWN.model_copy(update={"step": 1.0}))
     assert len(seen) == 5
+
+
+def test_both_is_the_mean_of_one_pass_and_windows():
+    torch.manual_seed(0)
+    network = build_network("hmvnet", SMALL_NETWORK)
+    x = torch.rand(1, 2, 48, 40, 40)
+    found = {
+        windows: TorchForward(network, CPU, (32, 32, 32), "32", windows=windows)(x)
+        for windows in ("never", "always", "both")
+    }
+    one, windows, both = (found[name][0] for name in ("never", "always", "both"))
+    assert not torch.allclose(one, windows, atol=1e-4)
+    torch.testing.assert_close(both, (one + windows) / 2)
+    for ours, of_one_pass in zip(found["both"][1], found["never"][1], strict=True):
+        assert torch.equal(ours, of_one_pass)
+
+
+def test_both_is_windows_alone_where_one_pass_does_not_fit():
+    network = build_network("hmvnet", SMALL_NETWORK)
+    seen = []
+
+    def check(module, arguments):
+        seen.append(tuple(arguments[0].shape[2:]))
+        if max(seen[-1]) > 32:
+            raise MemoryError
+
+    network.register_forward_pre_hook(check)
+    x = torch.rand(1, 2, 48, 32, 32)
+    both, windows = (
+        TorchForward(network, CPU, (32, 32, 32), windows=said) for said in ("both", "always")
+    )
+    values, _ = both(x)
+    tried = len(seen)
+    torch.testing.assert_close(values, windows(x)[0])
+    assert len(both.notes) == 1 and tried == 1 + len(seen[tried:])  # not in windows twice

@@ -1,31 +1,37 @@
-"""One pass or windows, by what validation patients say."""
+"""One pass, windows or both, by what validation patients say."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import COARSE, SMALL_NETWORK, write_patient
+from pydantic import ValidationError
 
-from hmvnet.bundle import load_bundle, write_bundle
+from hmvnet.bundle import SegmentationPart, load_bundle, write_bundle
 from hmvnet.config import InferenceSettings, Settings
 from hmvnet.networks.registry import build_network
 from hmvnet.reading.folder import find_patients
 from hmvnet.segmentation.ensemble import load_ensemble
 from hmvnet.training import ways
 from hmvnet.training.cache import Cache
-from hmvnet.training.ways import GAIN, MOST_PATIENTS, WAYS, Ways, wants_windows
+from hmvnet.training.ways import GAIN, MOST_PATIENTS, WAYS, Ways, wanted
 
 CPU = torch.device("cpu")
 
 
-def way(one_pass: float, windows: float, patients: int = 5) -> Ways:
-    return Ways(patients, one_pass, windows, (1.0, 10.0))
+def way(one_pass: float, windows: float, both: float = 0.0, patients: int = 5) -> Ways:
+    dice = {"never": one_pass, "always": windows, "both": both}
+    return Ways(patients, dice, {"never": 1.0, "always": 10.0, "both": 11.0})
 
 
-def test_windows_are_chosen_where_they_are_worth_it():
-    assert not wants_windows([])
-    assert not wants_windows([way(0.7, 0.7 + 0.9 * GAIN), way(0.7, 0.6)])
-    assert wants_windows([way(0.7, 0.7 + 1.1 * GAIN)])
-    assert not wants_windows([way(0.7, 0.73, patients=1), way(0.7, 0.7, patients=9)])
+def test_what_costs_more_is_chosen_where_it_is_worth_it():
+    less, more = 0.9 * GAIN, 1.1 * GAIN
+    assert wanted([]) == "never"
+    assert wanted([way(0.7, 0.7 + less), way(0.7, 0.6)]) == "never"
+    assert wanted([way(0.7, 0.7 + more)]) == "always"
+    assert wanted([way(0.7, 0.73, patients=1), way(0.7, 0.7, patients=9)]) == "never"
+    assert wanted([way(0.7, 0.6, 0.7 + more)]) == "both"
+    assert wanted([way(0.7, 0.7 + more, 0.7 + more + less)]) == "always"
+    assert wanted([way(0.7, 0.7 + less, 0.7 + more)]) == "both"
 
 
 @pytest.fixture
@@ -48,15 +54,15 @@ def settings() -> Settings:
     )
 
 
-def test_both_are_measured_once(prepared, tmp_path, monkeypatch):
+def test_each_is_measured_once(prepared, tmp_path, monkeypatch):
     asked = []
 
-    def evaluate(network, cases, settings, device, windows=False):
+    def evaluate(network, cases, settings, device, windows="never"):
         asked.append((windows, len(cases)))
         return windows
 
     monkeypatch.setattr(ways, "evaluate", evaluate)
-    dice = {False: 0.4, True: 0.6}
+    dice = {"never": 0.4, "always": 0.6, "both": 0.7}
     monkeypatch.setattr(
         ways,
         "figures_of",
@@ -64,16 +70,17 @@ def test_both_are_measured_once(prepared, tmp_path, monkeypatch):
     )
     network, many = build_network("hmvnet", SMALL_NETWORK), prepared * MOST_PATIENTS
     found = Ways.of(network, many, settings(), CPU, "key", tmp_path)
-    assert asked == [(False, MOST_PATIENTS), (True, MOST_PATIENTS)]
+    assert asked == [(windows, MOST_PATIENTS) for windows in dice]
     assert found is not None and found.figures() == {
         "patients": MOST_PATIENTS,
         "one_pass": 0.4,
         "windows": 0.6,
+        "both": 0.7,
     }
     assert Ways.of(network, many, settings(), CPU, "key", tmp_path) == found
-    assert len(asked) == 2
+    assert len(asked) == 3
     Ways.of(network, many, settings(), CPU, "another training", tmp_path)
-    assert len(asked) == 4 and (tmp_path / WAYS).is_file()
+    assert len(asked) == 6 and (tmp_path / WAYS).is_file()
     assert Ways.of(network, [], settings(), CPU, "key", tmp_path) is None
     network.whole_region = False
     assert Ways.of(network, many, settings(), CPU, "key", tmp_path) is None
@@ -96,12 +103,12 @@ def test_without_statistics_of_what_is_seen_one_pass_is_as_good(prepared, norm, 
         head.bias.copy_(torch.tensor([0.0, -1.0, -9.0]))
     volume = prepared[0].volume[:].astype(np.float32)
     dice = {}
-    for windows in (False, True):
+    for windows in ("never", "always"):
         ensemble = ways_ensemble(network, windows)
         tumour = ensemble(volume).probabilities.argmax(0) > 0
         dice[windows] = tumour
-    both = int((dice[False] & dice[True]).sum())
-    whole = int(dice[False].sum() + dice[True].sum())
+    both = int((dice["never"] & dice["always"]).sum())
+    whole = int(dice["never"].sum() + dice["always"].sum())
     apart = 1 - (2 * both / whole if whole else 1.0)
     assert (apart > GAIN) is gap
 
@@ -114,15 +121,25 @@ def ways_ensemble(network, windows):
 
 def test_a_bundle_says_how_its_networks_are_run(tiny_bundle, tmp_path):
     tiny = load_bundle(tiny_bundle)
-    part = tiny.manifest.segmentation.model_copy(update={"windows": True})
+    part = tiny.manifest.segmentation.model_copy(update={"windows": "both"})
     manifest = tiny.manifest.model_copy(update={"segmentation": part, "prognosis": None})
     weights = {file: tiny.tensors(file) for file in part.files}
     own = load_bundle(write_bundle(tmp_path / "own", manifest, weights))
     for bundle, said, expected in (
-        (tiny, "bundle", False),
-        (own, "bundle", True),
-        (own, "never", False),
-        (tiny, "always", True),
+        (tiny, "bundle", "never"),
+        (own, "bundle", "both"),
+        (own, "never", "never"),
+        (tiny, "always", "always"),
     ):
         (member,) = load_ensemble(bundle, CPU, InferenceSettings(windows=said)).members
-        assert member.windows is expected
+        assert member.windows == expected
+    (member,) = (ensemble := load_ensemble(own, CPU, InferenceSettings(backend="onnx"))).members
+    assert member.windows == "both" and "its graph is of one pass" in ensemble.notes[0]
+
+
+def test_bundles_of_before_say_true_or_false(tiny_bundle):
+    part = load_bundle(tiny_bundle).manifest.segmentation.model_dump()
+    for before, now in ((True, "always"), (False, "never"), ("both", "both")):
+        assert SegmentationPart.model_validate({**part, "windows": before}).windows == now
+    with pytest.raises(ValidationError):
+        SegmentationPart.model_validate({**part, "windows": "sometimes"})

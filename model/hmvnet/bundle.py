@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -37,6 +38,7 @@ from hmvnet.config import (
     PreprocessingSettings,
     RegionName,
     Settings,
+    Windows,
 )
 from hmvnet.exits import RefusedError, shown
 from hmvnet.files import (
@@ -71,11 +73,17 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _windows(value: object) -> object:
+    """As bundles of before said it."""
+    return {True: "always", False: "never"}[value] if isinstance(value, bool) else value
+
+
 class SegmentationPart(_Part):
     """The networks of the ensemble: one file a fold.
 
     Attributes:
-        windows: they are run in sliding windows, though they may see a whole region in one pass.
+        windows: whether they are run in sliding windows, though they may see a whole region in one
+            pass: never, always, or both, whose mean counts. Bundles of before say true or false.
         input: the preprocessing that the networks bring; None: they see the working volume.
         seen: for every file, the fingerprints of the patients it was trained on
             (``fingerprint``), so that Task 2 can keep its lesion features out of sample without
@@ -86,7 +94,7 @@ class SegmentationPart(_Part):
     network: str
     options: dict[str, Any] = {}
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
-    windows: bool = False
+    windows: Annotated[Windows, BeforeValidator(_windows)] = "never"
     files: list[str]
     input: NetworkInput | None = None
     seen: list[list[str]] = []

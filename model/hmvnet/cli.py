@@ -421,7 +421,10 @@ def segmentation_compare(
         str, typer.Option(help="of --budgets: a Dask scheduler, as tcp://host:8786")
     ] = "",
     windows: Annotated[
-        bool, typer.Option(help="of --budgets: score one-pass networks in sliding windows, too")
+        bool,
+        typer.Option(
+            help="of --budgets: score one-pass networks in windows and as both's mean, too"
+        ),
     ] = True,
     paces: Annotated[
         Path | None,

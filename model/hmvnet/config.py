@@ -85,6 +85,7 @@ Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 EventCodes = Annotated[dict[str, str], BeforeValidator(_event_codes)]
 Presence = Annotated[tuple[float, float, float, float], BeforeValidator(_split)]
 Mirroring = Annotated[Literal["none", "left-right", "all"], BeforeValidator(_mirroring)]
+Windows = Literal["never", "always", "both"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 RegionName = Literal["head-neck", "centre"]
 InterfaceName = Literal["auto", "2025", "2026"]
@@ -666,7 +667,7 @@ class InferenceSettings(_Section):
         description="Arithmetic; auto: fp16 on a GPU, bf16 on a CPU that multiplies it "
         "(AVX512-BF16), else full. Networks of nnU-Net have full precision on every CPU.",
     )
-    windows: Literal["bundle", "always", "never"] = Field(
+    windows: Literal["bundle", "never", "always", "both"] = Field(
         "bundle",
         description="Sliding windows of the training patch also where the network may see the "
         "whole region in one pass; bundle: as the bundle says, by what was better on its "

@@ -107,7 +107,7 @@ def in_order(results: Sequence[Result], networks: Sequence[str]) -> list[Result]
     names = [*networks, *sorted({r.network for r in results} - set(networks))]
     return sorted(
         results,
-        key=lambda r: (r.budget, names.index(r.network), WAYS.index(r.way), r.fold),
+        key=lambda r: (r.budget, names.index(r.network), [*WAYS].index(r.way), r.fold),
     )
 
 

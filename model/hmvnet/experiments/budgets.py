@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hmvnet import __version__
 from hmvnet.bundle import MANIFEST, Bundle, Manifest, SegmentationPart, load_bundle, write_bundle
-from hmvnet.config import Settings
+from hmvnet.config import Settings, Windows
 from hmvnet.exits import RefusedError, UnfinishedError
 from hmvnet.experiments.compare_networks import Contender, refuse_known, refuse_seen
 from hmvnet.experiments.evaluate import score_patient
@@ -39,7 +39,8 @@ from hmvnet.training.segmentation import course_key, settling_batches, train_seg
 from hmvnet.training.segmentation_bundle import BUNDLE, Fold, prepare_together, seen_marks
 
 FORWARD_SHARE = 1 / 3  # of a training step, the other two being the way back
-WAYS = ("one pass", "windows")  # how a network sees the region
+# How a network sees the region, and inference.windows for it.
+WAYS: dict[str, Windows] = {"one pass": "never", "windows": "always", "both": "both"}
 
 
 @dataclass(frozen=True, order=True)
@@ -116,7 +117,8 @@ class Unit:
         cache: of preprocessed volumes.
         protocol: digest of what all contenders share; results of one protocol make one table.
         key: digest of all that the result hangs on.
-        windows: whether a network that sees the region in one pass is scored in windows, too.
+        windows: whether a network that sees the region in one pass is scored in windows and as the
+            mean of the two, too.
         pace: seconds that a step is charged; 0: those it takes.
         deadline: of ``time.time``; then training stops with a checkpoint.
     """
@@ -164,7 +166,7 @@ class Unit:
         """How it is to be scored."""
         if not _sees_region(self.contender.label):
             return ["windows"]
-        return list(WAYS if self.windows else WAYS[:1])
+        return list(WAYS) if self.windows else ["one pass"]
 
     def missing(self) -> list[str]:
         """The ways in which it was not scored yet; none: it is done."""
@@ -381,7 +383,7 @@ def _scored(unit: Unit, bundle: Bundle, way: str) -> Mapping[str, Any]:
     """Scores of the fold's validation patients on their CT grids, and seconds of the network."""
     device = pick_device()
     inference = unit.settings.inference.without_budget()
-    inference = inference.model_copy(update={"windows": "always" if way == "windows" else "never"})
+    inference = inference.model_copy(update={"windows": WAYS[way]})
     pipeline = Pipeline(bundle, device, inference, needs_risk=False)
     ensemble = pipeline.segmenter.ensemble
     timed = [Timed(member, device) for member in ensemble.members]

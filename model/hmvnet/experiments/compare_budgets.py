@@ -69,7 +69,8 @@ def compare_budgets(
         folds: to train now; None: all.
         jobs, scheduler: as for ``hmvnet.experiments.budget_jobs.hands_of``.
         minutes: stop after so long on the wall.
-        windows: score networks that see the region in one pass in sliding windows, too.
+        windows: score networks that see the region in one pass in sliding windows and as the mean
+            of both, too.
         paces: the ``-runs.csv`` of a comparison, by whose seconds a step minutes are charged here.
 
     Raises:

@@ -16,8 +16,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from hmvnet.bundle import Bundle, WeightsError
-from hmvnet.config import InferenceSettings
+from hmvnet.bundle import Bundle, SegmentationPart, WeightsError
+from hmvnet.config import InferenceSettings, Windows
 from hmvnet.exits import RefusedError, is_out_of_memory
 from hmvnet.imaging.network_input import NetworkInput
 from hmvnet.networks.registry import build_network
@@ -237,7 +237,10 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
     for file in files:
         part = bundle.manifest.segmentation.part_of(file)
         own = part.input
-        if settings.backend == "onnx":
+        windows = _windows(part, settings)
+        if settings.backend == "onnx" and own is None and windows != "never":
+            notes.append(f"{file}: torch instead of ONNX Runtime (its graph is of one pass)")
+        elif settings.backend == "onnx":
             try:
                 graph = bundle.read(Path(file).stem + ".onnx")
                 members.append(OnnxForward(graph, device, own))
@@ -266,8 +269,12 @@ def _load_member(
         settings.precision,
         part.input,
         wants_maps=len(bundle.manifest.segmentation.all_files) == 1,
-        windows={"always": True, "never": False}.get(settings.windows, part.windows),
+        windows=_windows(part, settings),
     )
+
+
+def _windows(part: SegmentationPart, settings: InferenceSettings) -> Windows:
+    return part.windows if settings.windows == "bundle" else settings.windows
 
 
 def _free_bytes(device: torch.device) -> int:

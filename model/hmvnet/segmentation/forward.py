@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain, combinations, pairwise
 from typing import Literal, Protocol
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hmvnet.config import Windows
 from hmvnet.exits import is_out_of_memory
 from hmvnet.imaging.intensity import pad_with_air
 from hmvnet.imaging.network_input import NetworkInput
@@ -68,12 +69,14 @@ def mirrored(
 class TorchForward:
     """A torch network; the whole region at once where it may, else in sliding windows.
 
-    Where memory does not suffice, the GPU's or the machine's, it goes on in windows, and then on
-    the CPU; the notes of each call say so.
+    Or both, whose probabilities are averaged: what a norm or a border makes of the region and what
+    it makes of a window differ, and so do their errors. Where memory does not suffice, the GPU's or
+    the machine's, it goes on in windows, and then on the CPU; the notes of each call say so.
 
     Args:
         wants_maps: whether the encoder maps are asked for, which windows make costly.
-        windows: sliding windows also where the network may see the whole region.
+        windows: sliding windows also where the network may see the whole region. With both, the
+            encoder maps are those of the one pass.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class TorchForward:
         precision: Precision = "auto",
         own: NetworkInput | None = None,
         wants_maps: bool = True,
-        windows: bool = False,
+        windows: Windows = "never",
     ) -> None:
         self.device = device
         self.precision = precision
@@ -101,38 +104,43 @@ class TorchForward:
     ) -> tuple[Tensor, Sequence[Tensor]]:
         self.notes = ()
         home = next((p.device for p in self.network.parameters()), self.device)
-        ways = self._ways()
         try:
-            for way, other in pairwise(ways):
-                try:
-                    return self._run(volume, way, axes)
-                except (MemoryError, RuntimeError) as error:
-                    if not _another_way_may_do(error, way):
-                        raise
-                    short = is_out_of_memory(error)
-                # Not in the block above: the error's frames still hold what was allocated there.
-                why = "did not fit into memory" if short else "failed on the GPU"
-                self.notes += (
-                    f"{way} {why}: done in {other}, which may differ slightly; to avoid it, free "
-                    "memory or name another device",
-                )
-                if short:
-                    torch.cuda.empty_cache()
-            return self._run(volume, ways[-1], axes)
+            if not self.network.whole_region or self.windows == "always":
+                return self._first_that_works(volume, axes, (True,), self.wants_maps)[1:]
+            cut, values, maps = self._first_that_works(volume, axes, (False, True), self.wants_maps)
+            if self.windows == "both" and not cut:
+                values = (values + self._first_that_works(volume, axes, (True,), False)[1]) / 2
+            return values, maps
         finally:
             self.network.to(home)  # a training that validates goes on with it
 
-    def _ways(self) -> list[_Way]:
-        """In the order in which they are tried."""
+    def _first_that_works(
+        self, volume: Tensor, axes: tuple[int, ...], windows: Sequence[bool], wants_maps: bool
+    ) -> tuple[bool, Tensor, Sequence[Tensor]]:
+        """By these ways, then by them on the CPU: whether in windows, and what came of it."""
         devices = dict.fromkeys([self.device, torch.device("cpu")])
-        at_once = self.network.whole_region and not self.windows
-        windows = (False, True) if at_once else (True,)
-        return [_Way(device, cut) for device in devices for cut in windows]
+        ways = [_Way(device, cut) for device in devices for cut in windows]
+        for way, other in pairwise(ways):
+            try:
+                return way.windows, *self._run(volume, way, axes, wants_maps)
+            except (MemoryError, RuntimeError) as error:
+                if not _another_way_may_do(error, way):
+                    raise
+                short = is_out_of_memory(error)
+            # Not in the block above: the error's frames still hold what was allocated there.
+            why = "did not fit into memory" if short else "failed on the GPU"
+            self.notes += (
+                f"{way} {why}: done in {other}, which may differ slightly; to avoid it, free "
+                "memory or name another device",
+            )
+            if short:
+                torch.cuda.empty_cache()
+        return ways[-1].windows, *self._run(volume, ways[-1], axes, wants_maps)
 
     def _run(
-        self, volume: Tensor, way: _Way, axes: tuple[int, ...]
+        self, volume: Tensor, way: _Way, axes: tuple[int, ...], wants_maps: bool
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        outputs = mirrored(self._outputs, axes)
+        outputs = mirrored(partial(self._outputs, wants_maps), axes)
         self.network.to(way.device)
         x = volume.to(way.device)
         if way.windows:  # in one pass the network lays it out as it pads it
@@ -146,10 +154,10 @@ class TorchForward:
             logits = logits.float()
             return (logits if self.own else torch.softmax(logits, 1)).cpu(), features
 
-    def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _outputs(self, wants_maps: bool, x: Tensor) -> tuple[Tensor, ...]:
         """Logits, then the encoder maps."""
         logits, _, features = self.network(x)
-        return (logits, *(features if self.wants_maps else ()))
+        return (logits, *(features if wants_maps else ()))
 
 
 def channels_last(network: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's, which the colour-blind tell apart; the lightest of them left out.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f7f7f")
 MARKERS = "osD^vPX*"
+LOOKS = {"one pass": ("-", "full"), "windows": ("--", "none"), "both": (":", "left")}
 DICE = "gtvp_mean_dice"
 LABEL_WIDTH = 40  # letters
 SPREAD = 1.03  # between neighbours' bars at one budget, as a factor
@@ -34,7 +35,7 @@ def budgets_figure(points: Sequence[Point]) -> Figure:
     """Mean Dice of GTVp against the cost of training, and against that of inference.
 
     A colour a network; solid and filled in one pass over the region, dashed and hollow in sliding
-    windows. Bars are 95% intervals over patients.
+    windows, dotted and half filled as the mean of both. Bars are 95% intervals over patients.
     """
     figure = Figure(figsize=(11.5, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -44,12 +45,13 @@ def budgets_figure(points: Sequence[Point]) -> Figure:
     for place, (network, way) in enumerate(curves):
         mine = [p for p in points if (p.network, p.way) == (network, way)]
         number = networks.index(network)
-        hollow = way == "windows"
+        line, fill_of = LOOKS[way]
         style: dict[str, Any] = {
             "color": COLOURS[number % len(COLOURS)],
             "marker": MARKERS[number % len(MARKERS)],
-            "linestyle": "--" if hollow else "-",
-            "markerfacecolor": "white" if hollow else COLOURS[number % len(COLOURS)],
+            "linestyle": line,
+            "fillstyle": fill_of,
+            "markerfacecoloralt": "white",
             "markersize": 7,
             "linewidth": 1.8,
         }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from hmvnet.bundle import load_bundle
-from hmvnet.config import Settings
+from hmvnet.config import Settings, Windows
 from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
 from hmvnet.segmentation import metrics
@@ -268,7 +268,7 @@ def take_over(network: nn.Module, folder: Path) -> int:
 
 
 def one_network(
-    network: nn.Module, settings: Settings, device: torch.device, windows: bool = False
+    network: nn.Module, settings: Settings, device: torch.device, windows: Windows = "never"
 ) -> Ensemble:
     """A network as inference runs it; ``windows``: where it may see the whole region, too."""
     patch = settings.training.patch_size
@@ -290,7 +290,7 @@ def evaluate(
     settings: Settings,
     device: torch.device,
     progress: Callable[[int], None] | None = None,
-    windows: bool = False,
+    windows: Windows = "never",
 ) -> list[metrics.CaseScore]:
     """The challenge's scores of a network on preprocessed cases, on the working grid.
 

@@ -42,7 +42,7 @@ from hmvnet.training.segmentation import (
     run_key,
     train_segmentation,
 )
-from hmvnet.training.ways import Ways, wants_windows
+from hmvnet.training.ways import Ways, wanted
 from hmvnet.writing.folder import write_optional
 
 BUNDLE = "bundle"
@@ -241,7 +241,7 @@ def train_segmentation_bundle(
             network=settings.network.name,
             options=dict(settings.network.options),
             patch_size=settings.training.patch_size,
-            windows=fabric.broadcast(wants_windows(list(ways.values()))),
+            windows=fabric.broadcast(wanted(list(ways.values()))),
             files=list(networks),
             seen=seen,
         ),
