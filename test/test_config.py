@@ -169,7 +169,8 @@ def arbitrary_settings(seed: int) -> Settings:
             values[section][name] = arbitrary_value(field.annotation, field.metadata, rng)
     values["prognosis"]["direct_weight"] = values["prognosis"]["linear_weight"] / 1e3
     values["prognosis"]["linear_weight"] *= 0.9
-    values["prognosis"]["mtlr_weight"] /= 1e3
+    for name in ("forest_weight", "mtlr_weight"):
+        values["prognosis"][name] /= 1e3
     values["clinical"] |= {"time_unit": "days", "date_format": "<%d> %b & %Y"}  # of dates
     return Settings(**values)
 

@@ -20,7 +20,8 @@ def test_a_file_without_the_model_it_weighs_is_refused(tiny_bundle):
     state = bundle.tensors(part.files[0])
     options = {k: v for k, v in part.settings.items() if k != "image_spacing_mm"}
     encoder = ClinicalEncoder.from_state(part.clinical[0])
-    assert set(PrognosisMember.from_tensors(encoder, options, state).named) == {"direct", "linear"}
+    whole = PrognosisMember.from_tensors(encoder, options, state)
+    assert set(whole.named) == {"direct", "linear", "forest"}
     lacking = {k: v for k, v in state.items() if not k.startswith("linear.")}
-    with pytest.raises(ValueError, match=r"linear_weight is 0\.5, and its file lacks"):
+    with pytest.raises(ValueError, match=r"linear_weight is 0\.45, and its file lacks"):
         PrognosisMember.from_tensors(encoder, options, lacking)

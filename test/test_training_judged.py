@@ -28,13 +28,13 @@ def test_shares_are_judged_on_patients_that_no_part_was_fitted_to(tmp_path, monk
     assert sorted(fitted) == [44, 44, 44, 66]
     assert harrell_c(outcomes_of(patients), seen.whole) > 0.9
     weights = [m.head.weight + sum(p.weight for p in m.named.values()) for m in members]
-    assert weights == pytest.approx([1.0, 1.0]) and members[0].head.weight != pytest.approx(0.25)
+    assert weights == pytest.approx([1.0, 1.0]) and members[0].head.weight != pytest.approx(0.225)
     as_given, none = fit_judged(
         patients, settings.model_copy(update={"inner_folds": 0}), HECKTOR, tmp_path / "0", True
     )
-    assert none is None and as_given[0].head.weight == pytest.approx(0.25)
+    assert none is None and as_given[0].head.weight == pytest.approx(0.225)
     few, none = fit_judged(patients[:40], settings, HECKTOR, tmp_path / "few", quiet=True)
-    assert none is None and few[0].head.weight == pytest.approx(0.25)
+    assert none is None and few[0].head.weight == pytest.approx(0.225)
 
 
 def test_a_candidate_is_judged_on_patients_that_it_was_not_fitted_to(tmp_path):
@@ -52,7 +52,7 @@ def test_a_candidate_is_judged_on_patients_that_it_was_not_fitted_to(tmp_path):
 
     inner = inner_risks(patients, settings, HECKTOR, tmp_path, True, {"own": fit})
     risks, fold = inner.risks, inner.fold
-    assert list(risks) == ["icare", "direct", "linear", "own"]
+    assert list(risks) == ["icare", "direct", "linear", "forest", "own"]
     assert (np.bincount(fold) == 20).all() and (risks["own"] == 40).all()
     few = settings.model_copy(update={"inner_folds": 0})
     assert inner_risks(patients, few, HECKTOR, tmp_path, True) is None

@@ -8,7 +8,7 @@ from conftest import FAST_PROGNOSIS, described_patients, with_crops
 from hmvnet.case import harrell_c
 from hmvnet.config import ESTABLISHED_FEATURES, DataSettings, PrognosisSettings, Settings
 from hmvnet.prognosis.encoder import ClinicalEncoder
-from hmvnet.prognosis.member import PrognosisMember, Weighted
+from hmvnet.prognosis.member import NAMED_MODELS, PrognosisMember, Weighted
 from hmvnet.training import prognosis as training
 from hmvnet.training.descriptions import outcomes_of
 from hmvnet.training.engine import make_fabric
@@ -58,7 +58,7 @@ def test_branch_effects_are_those_of_the_branches_in_use(tmp_path):
 def test_contributions_sum_to_the_named_part_of_the_risk(tmp_path):
     """With no weight on the network, a patient's risk is the sum of what the variables add."""
     patients = described_patients()
-    member = fit(tmp_path, patients, direct_weight=0.4, linear_weight=0.6)
+    member = fit(tmp_path, patients, direct_weight=0.3, linear_weight=0.5, forest_weight=0.2)
     names = patients[0].description.features.names
     for patient, risk in zip(patients[:5], predict([member], patients)):
         parts = member.contributions(inputs_of([patient], member.encoder), names)
@@ -68,14 +68,15 @@ def test_contributions_sum_to_the_named_part_of_the_risk(tmp_path):
 
 
 def test_networks_alone(tmp_path):
-    member = fit(tmp_path, described_patients(), direct_weight=0.0, linear_weight=0.0)
+    none = dict(direct_weight=0.0, linear_weight=0.0, forest_weight=0.0)
+    member = fit(tmp_path, described_patients(), **none)
     assert not member.named and member.head.weight == 1
     assert not member.contributions(inputs_of(described_patients(1), member.encoder), ())
 
 
-@pytest.mark.parametrize("kept", ["direct", "linear"])
+@pytest.mark.parametrize("kept", NAMED_MODELS)
 def test_each_model_on_named_variables_has_its_share(tmp_path, kept):
-    shares = {f"{name}_weight": 0.5 if name == kept else 0.0 for name in ("direct", "linear")}
+    shares = {f"{name}_weight": 0.5 if name == kept else 0.0 for name in NAMED_MODELS}
     patients = described_patients()
     member = fit(tmp_path, patients, **shares)
     inputs = inputs_of(patients, member.encoder)
@@ -86,7 +87,7 @@ def test_each_model_on_named_variables_has_its_share(tmp_path, kept):
 
 
 def test_shares_beyond_the_whole_are_refused():
-    with pytest.raises(ValueError, match=r"sum to 1\.2"):
+    with pytest.raises(ValueError, match=r"sum to 1\.3"):
         PrognosisSettings(direct_weight=0.7, linear_weight=0.5)
 
 
@@ -177,20 +178,22 @@ def test_one_relapse_is_enough_to_fit(tmp_path):
 
 def test_mtlr_may_be_a_part(tmp_path):
     patients = described_patients()
-    member = fit(tmp_path, patients, mtlr_weight=0.2)
-    assert member.weights == pytest.approx(dict(icare=0.05, direct=0.25, linear=0.5, mtlr=0.2))
+    member = fit(tmp_path, patients, mtlr_weight=0.15)
+    shares = dict(icare=0.075, direct=0.225, linear=0.45, forest=0.1, mtlr=0.15)
+    assert member.weights == pytest.approx(shares)
     again = PrognosisMember.from_tensors(member.encoder, member.settings(), member.tensors())
     np.testing.assert_allclose(predict([member], patients), predict([again], patients), atol=1e-5)
     inputs = inputs_of(patients, member.encoder)
-    assert set(member.part_risks(inputs)) == {"icare", "direct", "linear", "mtlr"}
+    assert set(member.part_risks(inputs)) == {"icare", "direct", "linear", "forest", "mtlr"}
     assert member.draws(inputs).shape == (FAST_PROGNOSIS.bags, len(patients))
-    with pytest.raises(ValueError, match=r"mtlr_weight 0\.5: .* sum to 1\.25"):
+    with pytest.raises(ValueError, match=r"mtlr_weight 0\.5: .* sum to 1\.275"):
         PrognosisSettings(mtlr_weight=0.5)
 
 
 def test_a_member_whose_named_part_was_left_out_survives_its_tensors(tmp_path):
     patients = described_patients()
-    member = fit(tmp_path, patients).weighted({"icare": 0.3, "direct": 0.0, "linear": 0.7})
+    shares = {"icare": 0.3, "direct": 0.0, "linear": 0.7, "forest": 0.0}
+    member = fit(tmp_path, patients).weighted(shares)
     assert set(member.named) == {"linear"} and member.head.weight == pytest.approx(0.3)
     again = PrognosisMember.from_tensors(member.encoder, member.settings(), member.tensors())
     np.testing.assert_allclose(predict([member], patients), predict([again], patients), atol=1e-5)
@@ -214,7 +217,8 @@ def test_crops_are_a_part_of_the_risk_where_they_are_wanted(tmp_path):
     parts = member.part_risks(one)
     beside = sum(member.weights[k] * parts[k][0] for k in parts if k != "icare")
     assert sum(c.value for c in reasons) == pytest.approx(beside, rel=1e-4)
-    without = member.weighted({"icare": 0.2, "direct": 0.4, "linear": 0.4, "crops": 0.0})
+    shares = {"icare": 0.2, "direct": 0.4, "linear": 0.4, "forest": 0.0, "crops": 0.0}
+    without = member.weighted(shares)
     assert without.crops is None and "crops_weight" not in without.settings()
     others = ({"images": "none"}, {"images": "lesions", "branches": ("image", "table")})
     for i, other in enumerate(others):

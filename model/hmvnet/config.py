@@ -545,13 +545,17 @@ class PrognosisSettings(_Section):
         "and their shares moved from those below; 0: shares as given.",
     )
     direct_weight: Probability = Field(
-        0.25,
+        0.225,
         description="Share in the risk of ICARE on the named variables, before it is judged; 0: "
         "none.",
     )
     linear_weight: Probability = Field(
-        0.5,
-        description="Share in the risk of a ridge Cox model on them, alike; 0: none. The networks "
+        0.45,
+        description="Share in the risk of a ridge Cox model on them, alike; 0: none.",
+    )
+    forest_weight: Probability = Field(
+        0.1,
+        description="Share in the risk of a random forest on them, alike; 0: none. The networks "
         "have the rest.",
     )
     mtlr_weight: Probability = Field(
@@ -642,6 +646,7 @@ class PrognosisSettings(_Section):
         return {
             "direct": self.direct_weight,
             "linear": self.linear_weight,
+            "forest": self.forest_weight,
             "mtlr": self.mtlr_weight,
         }
 
@@ -670,8 +675,8 @@ class InferenceSettings(_Section):
     windows: Literal["bundle", "never", "always", "both"] = Field(
         "bundle",
         description="Sliding windows of the training patch also where the network may see the "
-        "whole region in one pass; bundle: as the bundle says, by what was better on its "
-        "validation patients.",
+        "whole region in one pass; both: the mean of the two; bundle: as the bundle says, by what "
+        "was better on its validation patients.",
     )
     backend: Literal["torch", "onnx"] = Field(
         "torch", description="What runs the networks; onnx needs the files of hmvnet export."

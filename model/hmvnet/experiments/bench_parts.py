@@ -33,7 +33,12 @@ from hmvnet.training.shares import judged_shares
 
 # Data sets that come with scikit-survival, and columns of them that tell the outcome.
 BUILT_IN = {"flchain": ("chapter",), "gbsg2": (), "whas500": (), "aids": ()}
-PARTS = {"icare": "network + ICARE", "direct": "ICARE", "linear": "Cox"}
+PARTS = {
+    "icare": "network + ICARE",
+    "direct": "ICARE",
+    "linear": "Cox",
+    "forest": "forest of residuals",
+}
 OTHERS = {"mtlr": "MTLR", "rsf": "random survival forest", "gbm": "gradient boosting"}
 FUSION, WITH = "fusion", "fusion with "
 MOST_TESTED = 1500

@@ -14,6 +14,7 @@ from hmvnet.bundle import below
 from hmvnet.case import ClinicalRecord
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.encoder import ClinicalEncoder
+from hmvnet.prognosis.forest import ForestRisk
 from hmvnet.prognosis.fusion import (
     FusionConfig,
     FusionNetwork,
@@ -47,7 +48,7 @@ class LesionDescription:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one named variable adds to the risk, exactly: both its models are sums of parts."""
+    """What one named variable adds to the risk, exactly: its models are sums of parts."""
 
     name: str
     value: float
@@ -79,9 +80,10 @@ class Weighted:
 
 # The models on the named variables, by the name that their tensors and weights have in bundles. A
 # new one is a class with ``from_state`` and a line here.
-NAMED_MODELS: Mapping[str, type[BaggedIcare] | type[LinearRisk]] = {
+NAMED_MODELS: Mapping[str, type[BaggedIcare] | type[LinearRisk] | type[ForestRisk]] = {
     "direct": BaggedIcare,
     "linear": LinearRisk,
+    "forest": ForestRisk,
     "mtlr": LinearRisk,
 }
 

@@ -70,7 +70,7 @@ class Risk:
             patients the one of higher risk has fewer.
         branches: how much of the risk hangs on each branch of the fusion network: its change when
             the branch's output is replaced by its training mean.
-        contributions: what each named variable adds by ICARE and Cox, the strongest first.
+        contributions: what each named variable adds by the models on them, the strongest first.
         notes: what was repaired in the health record.
         interval: 2.5th and 97.5th percentile of the risk over the members and the bootstrap samples
             of the training patients that its parts were fitted to. The networks themselves were

@@ -33,6 +33,7 @@ from hmvnet.survival.beside import fit_beside
 from hmvnet.survival.calibration import Slopes
 from hmvnet.survival.cox import fit_linear_risk
 from hmvnet.survival.discrete import fit_mtlr_risk
+from hmvnet.survival.forest import fit_forest_risk
 from hmvnet.survival.losses import cox_loss, ranking_loss
 from hmvnet.training.descriptions import Described, handcrafted_count, outcomes_of
 from hmvnet.training.engine import LoopSettings, make_fabric, train
@@ -214,6 +215,7 @@ def _fit_named(
     fits: Mapping[str, Callable[..., RiskModel]] = {
         "direct": _icare(settings).fit,
         LINEAR: partial(fit_linear_risk, draws=settings.bags),
+        "forest": fit_forest_risk,
         "mtlr": fit_mtlr_risk,
     }
     weights = settings.named_weights
