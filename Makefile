@@ -22,7 +22,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml constraints.txt
 	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing packages into $(VENV) (minutes, the first time)"
 	@$(PIP) "$(TORCH)"
-	@$(PIP) --constraint constraints.txt -e '.[train,excel,dicom,cluster,dev]'
+	@$(PIP) --constraint constraints.txt -e '.[train,excel,dicom,cluster,openvino,dev]'
 	@# Survival models and docs where their packages have wheels; the tests that need them say so.
 	@$(PIP) --constraint constraints.txt --only-binary ecos,osqp,scikit-survival -e '.[baselines]' \
 		|| echo "note: no wheels of scikit-survival for this Python; survival models are left out"

@@ -8,7 +8,8 @@ from conftest import tensors_of
 from hmvnet.bundle import load_bundle, write_bundle
 from hmvnet.config import InferenceSettings
 from hmvnet.segmentation.ensemble import load_ensemble
-from hmvnet.segmentation.forward import OnnxForward
+from hmvnet.segmentation.forward import has_fast_bf16
+from hmvnet.segmentation.graphs import GraphForward, load_graph
 from hmvnet.segmentation.onnx_export import export_bundle
 
 
@@ -30,11 +31,14 @@ def test_onnx_agrees_with_torch(onnx_bundle):
     assert "fold0.onnx" in manifest["files"]
 
 
-def test_onnx_back_end_and_its_fall_back(onnx_bundle, tiny_bundle):
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_a_back_end_and_its_fall_back(onnx_bundle, tiny_bundle, backend):
     folder, _ = onnx_bundle
-    settings, device = InferenceSettings(backend="onnx"), torch.device("cpu")
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    settings, device = InferenceSettings(backend=backend, precision="32"), torch.device("cpu")
     onnx = load_ensemble(load_bundle(folder), device, settings)
-    assert isinstance(onnx.members[0], OnnxForward)
+    assert isinstance(onnx.members[0], GraphForward)
     volume = np.random.default_rng(1).random((2, 40, 36, 44), np.float32)
     full = InferenceSettings(precision="32")
     torch_output = load_ensemble(load_bundle(folder), device, full)(volume)
@@ -44,8 +48,24 @@ def test_onnx_back_end_and_its_fall_back(onnx_bundle, tiny_bundle):
     with pytest.raises(RuntimeError, match="export the bundle again"):
         onnx(volume[:, :8])
     fallen = load_ensemble(load_bundle(tiny_bundle), device, settings)
-    assert not isinstance(fallen.members[0], OnnxForward)
-    assert any("torch instead of ONNX" in note for note in fallen(volume).notes)
+    assert not isinstance(fallen.members[0], GraphForward)
+    assert any("torch instead of O" in note for note in fallen(volume).notes)
+
+
+def test_openvino_computes_in_bf16_where_torch_would(onnx_bundle):
+    pytest.importorskip("openvino")
+    model = (onnx_bundle[0] / "fold0.onnx").read_bytes()
+    for precision, expected in (("32", "f32"), ("auto", "bf16" if has_fast_bf16() else "f32")):
+        compiled = load_graph("openvino", model, torch.device("cpu"), precision).graph.compiled
+        found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        assert found == expected
+        assert compiled.get_property("INFERENCE_NUM_THREADS") == torch.get_num_threads()
+
+
+def test_openvino_does_not_take_a_gpu_for_a_cpu(onnx_bundle):
+    pytest.importorskip("openvino")
+    with pytest.raises(RuntimeError, match="on the CPU, but cuda was asked for"):
+        load_graph("openvino", b"", torch.device("cuda"))
 
 
 def test_onnx_that_would_quietly_run_on_the_cpu_is_an_error(onnx_bundle):
@@ -53,4 +73,4 @@ def test_onnx_that_would_quietly_run_on_the_cpu_is_an_error(onnx_bundle):
         pytest.skip("a GPU is there")
     folder, _ = onnx_bundle
     with pytest.raises(RuntimeError, match="CUDAExecutionProvider was asked for"):
-        OnnxForward((folder / "fold0.onnx").read_bytes(), torch.device("cuda"))
+        load_graph("onnx", (folder / "fold0.onnx").read_bytes(), torch.device("cuda"))

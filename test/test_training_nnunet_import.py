@@ -19,7 +19,7 @@ from hmvnet.imaging.resample import resample_pet_ct
 from hmvnet.networks.registry import build_network
 from hmvnet.prognosis.risk import describe
 from hmvnet.reading.checks import checked_case
-from hmvnet.segmentation.forward import OnnxForward
+from hmvnet.segmentation.graphs import GraphForward
 from hmvnet.segmentation.onnx_export import export_bundle
 from hmvnet.segmentation.scan import Scan
 from hmvnet.segmentation.segmenter import Segmenter
@@ -195,7 +195,7 @@ def test_onnx_says_the_same(tmp_path, case):
     ((path, difference),) = export_bundle(tmp_path / "bundle")
     assert path.name == "nnunet-fold0.onnx" and difference < 1e-4
     onnx = segmenter(tmp_path / "bundle", backend="onnx", flips=True)
-    assert isinstance(onnx.ensemble.members[0], OnnxForward)
+    assert isinstance(onnx.ensemble.members[0], GraphForward)
     found, known = onnx(case), segmenter(tmp_path / "bundle", flips=True)(case)
     np.testing.assert_allclose(found.probabilities, known.probabilities, atol=1e-4)
     for ours, theirs in zip(found.encoder_maps, known.encoder_maps, strict=True):

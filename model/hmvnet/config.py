@@ -678,8 +678,10 @@ class InferenceSettings(_Section):
         "whole region in one pass; both: the mean of the two; bundle: as the bundle says, by what "
         "was better on its validation patients.",
     )
-    backend: Literal["torch", "onnx"] = Field(
-        "torch", description="What runs the networks; onnx needs the files of hmvnet export."
+    backend: Literal["torch", "onnx", "openvino"] = Field(
+        "torch",
+        description="What runs the networks: torch; onnx, ONNX Runtime; openvino, OpenVINO on the "
+        "CPU. The latter two need the files of hmvnet export.",
     )
 
     def without_budget(self) -> InferenceSettings:

@@ -18,18 +18,19 @@ from torch import Tensor, nn
 
 from hmvnet.bundle import Bundle, SegmentationPart, WeightsError
 from hmvnet.config import InferenceSettings, Windows
-from hmvnet.exits import RefusedError, is_out_of_memory
+from hmvnet.exits import RefusedError, is_out_of_memory, one_line
 from hmvnet.imaging.network_input import NetworkInput
 from hmvnet.networks.registry import build_network
 from hmvnet.segmentation.forward import (
     Forward,
     LoadedForEachPass,
-    OnnxForward,
     TorchForward,
     mirrored_axes,
 )
+from hmvnet.segmentation.graphs import load_graph
 from hmvnet.segmentation.scan import Scan, plain_maps
 
+GRAPH_ENGINES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 MEMORY_SHARE = 0.25  # of what is free, that all networks of an ensemble may have at once
 
 
@@ -227,8 +228,8 @@ def _mean(sums: dict[NetworkInput | None, _Sum], scan: np.ndarray | Scan) -> np.
 def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSettings) -> Ensemble:
     """The bundle's segmentation networks, ready to run on a device.
 
-    With the ``onnx`` back end a fold whose ONNX file is not there, or cannot run on the device,
-    falls back to torch; the ensemble's notes say so.
+    With another back end a fold whose ONNX file is not there, or cannot run on the device, falls
+    back to torch; the ensemble's notes say so.
     """
     files = bundle.manifest.segmentation.all_files
     members: list[Forward] = []
@@ -238,15 +239,16 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
         part = bundle.manifest.segmentation.part_of(file)
         own = part.input
         windows = _windows(part, settings)
-        if settings.backend == "onnx" and own is None and windows != "never":
-            notes.append(f"{file}: torch instead of ONNX Runtime (its graph is of one pass)")
-        elif settings.backend == "onnx":
+        if settings.backend != "torch":
+            asked = GRAPH_ENGINES[settings.backend]
             try:
+                if own is None and windows != "never":
+                    raise RuntimeError("its graph is of one pass")
                 graph = bundle.read(Path(file).stem + ".onnx")
-                members.append(OnnxForward(graph, device, own))
+                members.append(load_graph(settings.backend, graph, device, settings.precision, own))
                 continue
             except (ImportError, RuntimeError, WeightsError) as error:
-                notes.append(f"{file}: torch instead of ONNX Runtime ({error})")
+                notes.append(f"{file}: torch instead of {asked} ({one_line(str(error))})")
         load = partial(_load_member, bundle, file, device, settings)
         if one_by_one:
             load()  # damage is found now

@@ -248,49 +248,6 @@ class LoadedForEachPass:
         return found
 
 
-class OnnxForward:
-    """An ONNX graph of fixed input size, in ONNX Runtime.
-
-    Its size is the volume's, or a window's where the network brings its own preprocessing.
-
-    Raises:
-        RuntimeError: a GPU was asked for and ONNX Runtime would quietly use the CPU.
-    """
-
-    def __init__(self, model: bytes, device: torch.device, own: NetworkInput | None = None) -> None:
-        # After torch: its CUDA libraries are those that ONNX Runtime finds.
-        import onnxruntime
-
-        wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
-        self.session = onnxruntime.InferenceSession(
-            model, providers=list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
-        )
-        found = self.session.get_providers()
-        if wanted not in found:
-            raise RuntimeError(f"ONNX Runtime gave {', '.join(found)}, but {wanted} was asked for")
-        self.input = self.session.get_inputs()[0]
-        self.own = own
-        self.notes: tuple[str, ...] = ()
-
-    def __call__(
-        self, volume: Tensor, axes: tuple[int, ...] = ()
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        outputs = mirrored(self._outputs, axes)
-        if self.own:
-            return in_windows(volume, outputs, self.input.shape[2:], own=self.own)
-        if list(volume.shape) != list(self.input.shape):
-            raise RuntimeError(
-                f"the ONNX graph takes {self.input.shape}, the volume is {list(volume.shape)}: "
-                "export the bundle again for this size"
-            )
-        logits, *maps = outputs(volume)
-        return torch.softmax(logits, 1), maps
-
-    def _outputs(self, x: Tensor) -> list[Tensor]:
-        found = self.session.run(None, {self.input.name: x.contiguous().numpy()})
-        return [torch.from_numpy(values) for values in found]
-
-
 def _autocast(device: torch.device, precision: Precision, own: NetworkInput | None = None):
     """``auto``: fp16 on GPUs (a T4 has no bf16), bf16 on CPUs that multiply it, else full.
 
@@ -298,12 +255,18 @@ def _autocast(device: torch.device, precision: Precision, own: NetworkInput | No
     probabilities differ in the third digit; networks that bring their own preprocessing are to
     give what their own program gives, and stay at full precision on CPUs.
     """
-    on_gpu = device.type == "cuda"
-    if precision == "bf16" or (precision == "auto" and not on_gpu and not own and has_fast_bf16()):
+    if wants_bf16(device, precision, own):
         return torch.autocast(device.type, torch.bfloat16)
-    if precision == "auto" and on_gpu:
+    if precision == "auto" and device.type == "cuda":
         return torch.autocast("cuda", torch.float16)
     return contextlib.nullcontext()
+
+
+def wants_bf16(device: torch.device, precision: Precision, own: NetworkInput | None) -> bool:
+    """Whether a network computes in bf16; see ``_autocast``."""
+    if precision == "auto":
+        return device.type == "cpu" and not own and has_fast_bf16()
+    return precision == "bf16"
 
 
 @cache

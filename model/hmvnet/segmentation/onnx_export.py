@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hmvnet.bundle import add_file, load_bundle
 from hmvnet.files import replacing
 from hmvnet.segmentation.ensemble import load_network
-from hmvnet.segmentation.forward import OnnxForward, TorchForward
+from hmvnet.segmentation.forward import TorchForward
+from hmvnet.segmentation.graphs import load_graph
 
 Size = tuple[int, int, int]  # voxels: z, y, x
 
@@ -68,5 +69,5 @@ def compare(network: nn.Module, path: Path, size: Size) -> float:
     volume = torch.from_numpy(np.random.default_rng(0).random((1, 2, *size), np.float32))
     device = torch.device("cpu")
     expected, _ = TorchForward(network, device, size, "32")(volume)
-    found, _ = OnnxForward(path.read_bytes(), device)(volume)
+    found, _ = load_graph("onnx", path.read_bytes(), device)(volume)
     return float((expected - found).abs().max())

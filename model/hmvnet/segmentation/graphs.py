@@ -1,0 +1,131 @@
+"""A bundle's ONNX graphs, in ONNX Runtime or OpenVINO.
+
+``hmvnet export`` writes them. ONNX Runtime runs them on a GPU as well; OpenVINO is for CPUs, and
+faster there than torch, once it has compiled them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmvnet.imaging.network_input import NetworkInput
+from hmvnet.segmentation.forward import Precision, in_windows, mirrored, wants_bf16
+
+
+class Graph(Protocol):
+    """An ONNX graph of one input.
+
+    Attributes:
+        shape: of the input, ``[1, 2, z, y, x]``.
+    """
+
+    shape: tuple[int, ...]
+
+    def __call__(self, x: np.ndarray) -> Sequence[np.ndarray]:
+        """Logits, then the encoder maps."""
+
+
+class OnnxRuntime:
+    """A graph in ONNX Runtime, at full precision.
+
+    Raises:
+        RuntimeError: a GPU was asked for and ONNX Runtime would quietly use the CPU.
+    """
+
+    def __init__(self, model: bytes, device: torch.device) -> None:
+        # After torch: its CUDA libraries are those that ONNX Runtime finds.
+        import onnxruntime
+
+        wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+        self.session = onnxruntime.InferenceSession(
+            model, providers=list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
+        )
+        found = self.session.get_providers()
+        if wanted not in found:
+            raise RuntimeError(f"ONNX Runtime gave {', '.join(found)}, but {wanted} was asked for")
+        self.input = self.session.get_inputs()[0]
+        self.shape = tuple(self.input.shape)
+
+    def __call__(self, x: np.ndarray) -> Sequence[np.ndarray]:
+        return self.session.run(None, {self.input.name: x})
+
+
+class OpenVino:
+    """A graph in OpenVINO, on the CPU, by as many threads as torch has.
+
+    Args:
+        bf16: compute in it.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+        RuntimeError: a GPU was asked for.
+    """
+
+    def __init__(self, model: bytes, device: torch.device, bf16: bool) -> None:
+        from openvino import Core
+
+        if device.type != "cpu":
+            raise RuntimeError(f"OpenVINO computes on the CPU, but {device} was asked for")
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        core = Core()
+        self.compiled = core.compile_model(core.read_model(model), "CPU", options)
+        self.shape = tuple(self.compiled.input(0).shape)
+
+    def __call__(self, x: np.ndarray) -> Sequence[np.ndarray]:
+        found = self.compiled(x)
+        return [np.array(found[i]) for i in range(len(self.compiled.outputs))]
+
+
+class GraphForward:
+    """A graph as one network of an ensemble (``hmvnet.segmentation.forward.Forward``).
+
+    Its size is the volume's, or a window's where the network brings its own preprocessing.
+    """
+
+    def __init__(self, graph: Graph, own: NetworkInput | None = None) -> None:
+        self.graph = graph
+        self.own = own
+        self.notes: tuple[str, ...] = ()
+
+    def __call__(
+        self, volume: Tensor, axes: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        outputs = mirrored(self._outputs, axes)
+        if self.own:
+            return in_windows(volume, outputs, self.graph.shape[2:], own=self.own)
+        if tuple(volume.shape) != self.graph.shape:
+            raise RuntimeError(
+                f"the ONNX graph takes {list(self.graph.shape)}, the volume is "
+                f"{list(volume.shape)}: export the bundle again for this size"
+            )
+        logits, *maps = outputs(volume)
+        return torch.softmax(logits, 1), maps
+
+    def _outputs(self, x: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(values) for values in self.graph(x.contiguous().numpy())]
+
+
+def load_graph(
+    backend: str,
+    model: bytes,
+    device: torch.device,
+    precision: Precision = "auto",
+    own: NetworkInput | None = None,
+) -> GraphForward:
+    """A network's ONNX graph as ``inference.backend`` runs it: ``onnx`` or ``openvino``.
+
+    Raises:
+        ImportError, RuntimeError: as ``OnnxRuntime`` and ``OpenVino``.
+    """
+    if backend == "onnx":
+        return GraphForward(OnnxRuntime(model, device), own)
+    return GraphForward(OpenVino(model, device, wants_bf16(device, precision, own)), own)
