@@ -7,6 +7,7 @@ from conftest import tensors_of
 
 from hmvnet.bundle import load_bundle, write_bundle
 from hmvnet.config import InferenceSettings
+from hmvnet.networks.registry import build_network
 from hmvnet.segmentation.ensemble import load_ensemble
 from hmvnet.segmentation.forward import has_fast_bf16
 from hmvnet.segmentation.graphs import GraphForward, load_graph
@@ -74,3 +75,24 @@ def test_onnx_that_would_quietly_run_on_the_cpu_is_an_error(onnx_bundle):
     folder, _ = onnx_bundle
     with pytest.raises(RuntimeError, match="CUDAExecutionProvider was asked for"):
         load_graph("onnx", (folder / "fold0.onnx").read_bytes(), torch.device("cuda"))
+
+
+def test_a_network_of_windows_is_one_in_a_graph_too(tmp_path, tiny_bundle):
+    """Of the region in one pass it would say something else, and nobody would know."""
+    manifest = load_bundle(tiny_bundle).manifest
+    torch.manual_seed(0)
+    options = {"init_filters": 8}
+    part = manifest.segmentation.model_copy(
+        update={"network": "segresnet", "options": options, "patch_size": (32, 32, 32)}
+    )
+    manifest = manifest.model_copy(update={"segmentation": part, "prognosis": None})
+    weights = {part.files[0]: build_network("segresnet", options).state_dict()}
+    folder = write_bundle(tmp_path / "bundle", manifest, weights)
+    ((_, difference),) = export_bundle(folder)
+    bundle, volume = load_bundle(folder), np.random.default_rng(0).random((2, 48, 40, 32))
+    found, known = (
+        load_ensemble(bundle, torch.device("cpu"), settings)(volume.astype(np.float32))
+        for settings in (InferenceSettings(backend="onnx"), InferenceSettings(precision="32"))
+    )
+    assert difference < 1e-4 and not any("torch instead" in note for note in found.notes)
+    np.testing.assert_allclose(found.probabilities, known.probabilities, atol=1e-4)

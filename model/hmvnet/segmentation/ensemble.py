@@ -245,7 +245,8 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
                 if own is None and windows != "never":
                     raise RuntimeError("its graph is of one pass")
                 graph = bundle.read(Path(file).stem + ".onnx")
-                members.append(load_graph(settings.backend, graph, device, settings.precision, own))
+                how = (settings.backend, graph, device, settings.precision, own)
+                members.append(load_graph(*how, part.patch_size))
                 continue
             except (ImportError, RuntimeError, WeightsError) as error:
                 notes.append(f"{file}: torch instead of {asked} ({one_line(str(error))})")

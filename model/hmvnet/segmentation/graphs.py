@@ -88,20 +88,27 @@ class OpenVino:
 class GraphForward:
     """A graph as one network of an ensemble (``hmvnet.segmentation.forward.Forward``).
 
-    Its size is the volume's, or a window's where the network brings its own preprocessing.
+    Its size is the volume's, or where the network is one of sliding windows a window's.
+
+    Args:
+        windows: whether it is; always where the network brings its own preprocessing.
     """
 
-    def __init__(self, graph: Graph, own: NetworkInput | None = None) -> None:
+    def __init__(
+        self, graph: Graph, own: NetworkInput | None = None, windows: bool = False
+    ) -> None:
         self.graph = graph
         self.own = own
+        self.windows = windows or own is not None
         self.notes: tuple[str, ...] = ()
 
     def __call__(
         self, volume: Tensor, axes: tuple[int, ...] = ()
     ) -> tuple[Tensor, Sequence[Tensor]]:
         outputs = mirrored(self._outputs, axes)
-        if self.own:
-            return in_windows(volume, outputs, self.graph.shape[2:], own=self.own)
+        if self.windows:
+            logits, maps = in_windows(volume, outputs, self.graph.shape[2:], own=self.own)
+            return (logits if self.own else torch.softmax(logits, 1)), maps
         if tuple(volume.shape) != self.graph.shape:
             raise RuntimeError(
                 f"the ONNX graph takes {list(self.graph.shape)}, the volume is "
@@ -120,12 +127,19 @@ def load_graph(
     device: torch.device,
     precision: Precision = "auto",
     own: NetworkInput | None = None,
+    patch: Sequence[int] = (),
 ) -> GraphForward:
     """A network's ONNX graph as ``inference.backend`` runs it: ``onnx`` or ``openvino``.
+
+    Args:
+        patch: of its training; a graph of this size is one of windows.
 
     Raises:
         ImportError, RuntimeError: as ``OnnxRuntime`` and ``OpenVino``.
     """
+    graph: Graph
     if backend == "onnx":
-        return GraphForward(OnnxRuntime(model, device), own)
-    return GraphForward(OpenVino(model, device, wants_bf16(device, precision, own)), own)
+        graph = OnnxRuntime(model, device)
+    else:
+        graph = OpenVino(model, device, wants_bf16(device, precision, own))
+    return GraphForward(graph, own, graph.shape[2:] == tuple(patch))

@@ -23,8 +23,8 @@ def export_bundle(folder: Path, shape: Size | None = None) -> Iterator[tuple[Pat
     """Write ``<name>.onnx`` for every network of a bundle and add it to the manifest.
 
     Args:
-        shape: (z, y, x) of the graph's input; if None the region's size, or a window's of networks
-            that bring their own preprocessing.
+        shape: (z, y, x) of the graph's input; if None the region's size, or that of a window, the
+            patch of the training, where the network is run in windows.
 
     Yields:
         The file and the largest difference in probability from torch, on random input.
@@ -34,7 +34,8 @@ def export_bundle(folder: Path, shape: Size | None = None) -> Iterator[tuple[Pat
     x, y, z = (round(mm / pre.spacing_mm) for mm in pre.size_mm)
     for file in networks.all_files:
         part, network = networks.part_of(file), load_network(bundle, file)
-        size = shape or (part.patch_size if part.input else (z, y, x))
+        in_windows = part.input or not network.whole_region
+        size = shape or (part.patch_size if in_windows else (z, y, x))
         target = folder / (Path(file).stem + ".onnx")
         write_onnx(network, size, target)
         add_file(folder, target.name)
