@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 # Okabe and Ito's, which the colour-blind tell apart; the lightest of them left out.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f7f7f")
 MARKERS = "osD^vPX*"
-LOOKS = {"one pass": ("-", "full"), "windows": ("--", "none"), "both": (":", "left")}
+# Line, then how much of a marker is filled: white takes the place of a network's colour.
+LOOKS = {
+    "one pass": ("-", "full", ""),
+    "windows": ("--", "full", "white"),
+    "both": (":", "left", ""),
+}
 DICE = "gtvp_mean_dice"
 LABEL_WIDTH = 40  # letters
 SPREAD = 1.03  # between neighbours' bars at one budget, as a factor
@@ -45,12 +50,14 @@ def budgets_figure(points: Sequence[Point]) -> Figure:
     for place, (network, way) in enumerate(curves):
         mine = [p for p in points if (p.network, p.way) == (network, way)]
         number = networks.index(network)
-        line, fill_of = LOOKS[way]
+        line, fill_of, face = LOOKS[way]
+        colour = COLOURS[number % len(COLOURS)]
         style: dict[str, Any] = {
-            "color": COLOURS[number % len(COLOURS)],
+            "color": colour,
             "marker": MARKERS[number % len(MARKERS)],
             "linestyle": line,
             "fillstyle": fill_of,
+            "markerfacecolor": face or colour,
             "markerfacecoloralt": "white",
             "markersize": 7,
             "linewidth": 1.8,
@@ -64,7 +71,7 @@ def budgets_figure(points: Sequence[Point]) -> Figure:
         bar: dict[str, Any] = {"elinewidth": 1.1, "capsize": 3, "zorder": 3 + place}
         left.errorbar([p.minutes * shift for p in mine], dice, bars, **bar, **style)
         right.plot([p.seconds for p in mine], dice, zorder=3 + place, **{**style, "linewidth": 0.8})
-        _name_ends(right, mine, dice, str(style["color"]))
+        _name_ends(right, mine, dice, colour)
         label = fill(network, LABEL_WIDTH, break_long_words=False)
         handles.append(Line2D([], [], label=f"{label}\n({way})", **style))
     left.set(
