@@ -50,7 +50,8 @@ def test_a_back_end_and_its_fall_back(onnx_bundle, tiny_bundle, backend):
         onnx(volume[:, :8])
     fallen = load_ensemble(load_bundle(tiny_bundle), device, settings)
     assert not isinstance(fallen.members[0], GraphForward)
-    assert any("torch instead of O" in note for note in fallen(volume).notes)
+    engine = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[backend]
+    assert any(f"torch instead of {engine}" in note for note in fallen(volume).notes)
 
 
 def test_openvino_computes_in_bf16_where_torch_would(onnx_bundle):

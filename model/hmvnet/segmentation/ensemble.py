@@ -27,10 +27,9 @@ from hmvnet.segmentation.forward import (
     TorchForward,
     mirrored_axes,
 )
-from hmvnet.segmentation.graphs import load_graph
+from hmvnet.segmentation.graphs import ENGINES, load_graph
 from hmvnet.segmentation.scan import Scan, plain_maps
 
-GRAPH_ENGINES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 MEMORY_SHARE = 0.25  # of what is free, that all networks of an ensemble may have at once
 
 
@@ -240,7 +239,6 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
         own = part.input
         windows = _windows(part, settings)
         if settings.backend != "torch":
-            asked = GRAPH_ENGINES[settings.backend]
             try:
                 if own is None and windows != "never":
                     raise RuntimeError("its graph is of one pass")
@@ -249,7 +247,9 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
                 members.append(load_graph(*how, part.patch_size))
                 continue
             except (ImportError, RuntimeError, WeightsError) as error:
-                notes.append(f"{file}: torch instead of {asked} ({one_line(str(error))})")
+                notes.append(
+                    f"{file}: torch instead of {ENGINES[settings.backend]} ({one_line(str(error))})"
+                )
         load = partial(_load_member, bundle, file, device, settings)
         if one_by_one:
             load()  # damage is found now

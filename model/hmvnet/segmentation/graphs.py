@@ -16,6 +16,8 @@ from torch import Tensor
 from hmvnet.imaging.network_input import NetworkInput
 from hmvnet.segmentation.forward import Precision, in_windows, mirrored, wants_bf16
 
+ENGINES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}  # by inference.backend
+
 
 class Graph(Protocol):
     """An ONNX graph of one input.
