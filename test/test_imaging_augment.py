@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
+from monai.networks.layers import gaussian_1d, separable_filtering
 
 from hmvnet.config import AugmentationSettings
-from hmvnet.imaging.augment import MARGIN, Move, draw_patch
+from hmvnet.imaging.augment import MARGIN, Move, blurred, coarsened, draw_patch
 
 NOTHING = AugmentationSettings(
     flip=0, affine=0, elastic=0, intensity=0, noise=0, blur=0, low_resolution=0,
@@ -65,6 +67,25 @@ def test_each_augmentation_acts_and_repeats(crop, kind):
     assert not np.allclose(image.numpy(), draw(crop)[0].numpy(), atol=1e-3)
     assert image.shape == (2, *PATCH) and np.isfinite(image.numpy()).all()
     assert set(np.unique(label.numpy())) <= {0, 1}
+
+
+@pytest.mark.parametrize("sigma", [0.4, 0.8, 1.2])
+def test_blurred_is_a_gaussian_filter(sigma):
+    values = torch.rand(9, 12, 7)
+    kernel = [gaussian_1d(torch.tensor(sigma), truncated=3.0, normalize=True)] * 3
+    expected = separable_filtering(values[None, None], kernel, mode="replicate")[0, 0]
+    torch.testing.assert_close(blurred(values, sigma), expected)
+    torch.testing.assert_close(
+        blurred(torch.full((5, 6, 7), 0.3), sigma), torch.full((5, 6, 7), 0.3)
+    )
+
+
+def test_coarsened_keeps_what_is_linear_and_loses_what_is_fine():
+    slope = torch.linspace(0, 1, 24)[:, None, None].expand(24, 24, 24)
+    found = coarsened(slope, 2.0)
+    torch.testing.assert_close(found[3:-3], slope[3:-3], atol=1e-5, rtol=0)
+    fine = (torch.arange(24) % 2).float().expand(24, 24, 24)
+    assert coarsened(fine, 2.0).std() < 0.3 * fine.std()
 
 
 def test_flip_comes_after_every_other_move(crop):

@@ -61,7 +61,36 @@ def test_the_last_voxel_is_inside(volume):
     assert torch.equal(warp.nearest(volume[0], whole), volume[0])
 
 
-def test_a_smooth_field_is_linear_between_its_corners():
-    coarse = torch.randn(3, 4, 4, 4)
-    expected = F.interpolate(coarse[None], PATCH, mode="trilinear", align_corners=True)[0]
-    torch.testing.assert_close(warp.smooth_field(coarse, PATCH), expected)
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("shape", [(4, 4, 4), (9, 30, 2), (31, 12, 20), (2, 6, 40)])
+def test_stretched_is_linear_interpolation(shape, corners):
+    values = torch.randn(3, *shape)
+    for size in (PATCH, shape, (2, 3, 50)):
+        expected = F.interpolate(values[None], size, mode="trilinear", align_corners=corners)[0]
+        found = warp.stretched(values, size, corners)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bent", [False, True])
+def test_labels_are_found_wherever_they_lie(bent):
+    """A label in one corner, in the middle, at two ends, and nowhere; shrunk to where it is."""
+    field = torch.randn(3, *PATCH) if bent else None
+    where = points(field)
+    boxes = [[], [(0, 0, 0)], [(6, 5, 7)], [(0, 9, 3), (10, 2, 10)], [(12, 11, 14)]]
+    seen = 0
+    for corners in boxes:
+        labels = torch.zeros(13, 12, 15, dtype=torch.uint8)
+        for z, y, x in corners:
+            labels[z : z + 3, y : y + 2, x : x + 4] = 2
+        near = by_torch(labels[None].float(), where, "nearest")[0].to(torch.uint8)
+        found = warp.nearest(labels, where)
+        assert torch.equal(found, near)
+        seen += int(found.any())
+    assert seen >= 2
+
+
+def test_labels_beyond_the_patch_leave_it_empty():
+    labels = torch.zeros(13, 12, 15, dtype=torch.uint8)
+    labels[0, 0, 0] = 1
+    aside = warp.Points((3, 3, 3), np.eye(3), np.array([4.0, 4.0, 4.0]))
+    assert not warp.nearest(labels, aside).any()

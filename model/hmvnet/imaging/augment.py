@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.networks.layers import gaussian_1d, separable_filtering
+from monai.networks.layers import gaussian_1d
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional as F
@@ -94,7 +94,7 @@ class Move:
         matrix = np.eye(3) if self.matrix is None else self.matrix
         field = None
         if self.coarse is not None:
-            field = warp.smooth_field(torch.from_numpy(self.coarse).float(), patch)
+            field = warp.stretched(torch.from_numpy(self.coarse).float(), patch, corners=True)
         if self.flip:  # of the volume, about the common centre
             matrix, shift = MIRROR[:, None] * matrix, MIRROR * shift
             if field is not None:
@@ -142,9 +142,9 @@ def _intensity(image: Tensor, settings: AugmentationSettings, rng: np.random.Gen
         span = 1.0 - low
         unit = channel if low == 0 else channel.sub_(low).div_(span)
         if rng.random() < settings.low_resolution:
-            unit = _low_resolution(unit, rng.uniform(1.5, 3.0))
+            unit = coarsened(unit, rng.uniform(1.5, 3.0))
         if rng.random() < settings.blur:
-            unit = _blur(unit, rng.uniform(0.4, 1.2))
+            unit = blurred(unit, rng.uniform(0.4, 1.2))
         if rng.random() < settings.intensity:
             unit.clamp_(0, 1).pow_(math.exp(rng.uniform(-0.3, 0.3)))
             unit.mul_(rng.uniform(0.85, 1.15)).add_(rng.uniform(-0.03, 0.03))
@@ -163,12 +163,26 @@ def _intensity(image: Tensor, settings: AugmentationSettings, rng: np.random.Gen
     return image
 
 
-def _low_resolution(channel: Tensor, factor: float) -> Tensor:
+def coarsened(channel: Tensor, factor: float) -> Tensor:
+    """``[z, y, x]`` as of voxels that are so many times as large, on the same grid."""
     size = [max(2, round(n / factor)) for n in channel.shape]
-    small = F.interpolate(channel[None, None], size, mode="trilinear")
-    return F.interpolate(small, channel.shape, mode="trilinear")[0, 0]
+    return warp.stretched(warp.stretched(channel, size), channel.shape)
 
 
-def _blur(channel: Tensor, sigma: float) -> Tensor:
-    kernel = gaussian_1d(torch.tensor(sigma), truncated=3.0)
-    return separable_filtering(channel[None, None], [kernel] * 3, mode="replicate")[0, 0]
+def blurred(channel: Tensor, sigma: float) -> Tensor:
+    """``[z, y, x]`` under a Gaussian of ``sigma`` voxels; beyond the border lies what lies on it.
+
+    Sums of shifted volumes: a convolution of one channel by torch takes three times as long, and
+    from nine weights an axis on fourteen times.
+    """
+    weights = gaussian_1d(torch.tensor(sigma), truncated=3.0, normalize=True).tolist()
+    reach = len(weights) // 2
+    for axis, n in enumerate(channel.shape):
+        around = [0] * 6
+        around[-2 * axis - 2] = around[-2 * axis - 1] = reach
+        padded = F.pad(channel[None, None], around, mode="replicate")[0, 0]
+        channel = padded.narrow(axis, reach, n) * weights[reach]
+        for first, weight in enumerate(weights):
+            if first != reach:
+                channel.add_(padded.narrow(axis, first, n), alpha=weight)
+    return channel

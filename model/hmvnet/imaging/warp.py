@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SLAB = 100_000  # points at a time, about
+SLACK = 0.01  # voxels, by which a point's place may be rounded
+FEW = 8  # values along an axis, which a product takes less time to stretch than picking neighbours
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,22 @@ class Points:
     shift: np.ndarray
     field: Tensor | None = None
 
-    def slabs(self, within: Sequence[int]) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Planes of the patch, and the points z, y, x, as indices into a volume of that shape.
+    def slabs(
+        self, within: Sequence[int], part: Sequence[slice] = (slice(None),) * 3
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Planes of a part of the patch, and the points z, y, x, as indices into a volume.
 
         The points of one slab are overwritten by the next.
+
+        Args:
+            within: the volume's shape.
         """
-        z, y, x = (torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in self.shape)
+        z, y, x = (
+            torch.arange(n, dtype=torch.float32)[cut] - (n - 1) / 2
+            for n, cut in zip(self.shape, part)
+        )
+        cut_z, cut_y, cut_x = part
+        field = None if self.field is None else self.field[:, cut_z, cut_y, cut_x]
         step = max(1, SLAB // (len(y) * len(x)))
         room = torch.empty((3, min(step, len(z)), len(y), len(x)))
         for first in range(0, len(z), step):
@@ -50,9 +62,24 @@ class Points:
                 lines = (row[0] * z[planes])[:, None] + row[1] * y
                 along = row[2] * x + (float(self.shift[axis]) + (n - 1) / 2)
                 torch.add(lines[:, :, None], along, out=points[axis])
-                if self.field is not None:
-                    points[axis].add_(self.field[axis, planes])
+                if field is not None:
+                    points[axis].add_(field[axis, planes])
             yield planes, points
+
+    def near(self, low: np.ndarray, high: np.ndarray) -> list[slice]:
+        """The part of the patch whose points can lie in a box; the others do not.
+
+        Args:
+            low: ``[3]`` voxels from the volume's centre; ``high`` alike.
+        """
+        bend = np.zeros(3) if self.field is None else self.field.abs().amax((1, 2, 3)).numpy()
+        back = np.linalg.inv(self.matrix)
+        ends = np.stack([back * (low - self.shift - bend), back * (high - self.shift + bend)])
+        centre = (np.array(self.shape) - 1) / 2
+        first = np.floor(ends.min(0).sum(1) + centre - SLACK)
+        last = np.ceil(ends.max(0).sum(1) + centre + SLACK)
+        cuts = (np.clip(end, 0, self.shape).astype(int) for end in (first, last + 1))
+        return [slice(a, b) for a, b in zip(*cuts)]
 
 
 def linear(volume: Tensor, points: Points, fill: Sequence[float]) -> Tensor:
@@ -98,31 +125,71 @@ def _face(
 
 
 def nearest(labels: Tensor, points: Points) -> Tensor:
-    """The nearest voxels of ``[z, y, x]`` to points; 0 outside."""
+    """The nearest voxels of ``[z, y, x]`` to points; 0 outside.
+
+    Looked up near what is not 0 alone, mostly a small part.
+    """
+    out = torch.zeros(points.shape, dtype=labels.dtype)
+    image = labels.amax(0)
+    if not image.any():
+        return out
+    lines = (labels.flatten(1).amax(1), image.amax(1), image.amax(0))
+    ends = np.array([line.nonzero()[[0, -1], 0].tolist() for line in lines])
+    centre = (np.array(labels.shape) - 1) / 2
+    part = points.near(ends[:, 0] - centre - 0.5, ends[:, 1] - centre + 0.5)
+    if any(cut.start >= cut.stop for cut in part):
+        return out
     padded = _padded(labels, 0)
     _, rows, columns = padded.shape
-    out = torch.empty(points.shape, dtype=labels.dtype)
-    for planes, where in points.slabs(labels.shape):
+    target = out[tuple(part)]
+    for planes, where in points.slabs(labels.shape, part):
         z, y, x = (
             point.round_().clamp_(-1, n).add_(1).to(torch.int32)
             for point, n in zip(where, labels.shape)
         )
         index = z.mul_(rows * columns).add_(y.mul_(columns)).add_(x)
-        out[planes] = padded.flatten().index_select(0, index.flatten()).view_as(index)
+        target[planes] = padded.flatten().index_select(0, index.flatten()).view_as(index)
     return out
 
 
-def smooth_field(coarse: Tensor, shape: Sequence[int]) -> Tensor:
-    """``[c, z, y, x]`` at the corners and between, linearly, to ``[c, *shape]``."""
-    z, y, x = (_shares(n, fine) for n, fine in zip(coarse.shape[1:], shape))
-    lines = torch.einsum("cijk,zi->czjk", coarse, z)
-    planes = torch.einsum("czjk,yj->czyk", lines, y)
-    return planes @ x.T
+def stretched(values: Tensor, shape: Sequence[int], corners: bool = False) -> Tensor:
+    """``[*, z, y, x]`` at another number of voxels, linearly: ``[*, *shape]``, axes of 2 or more.
+
+    What ``torch.nn.functional.interpolate`` computes, to rounding, in less than half of its time:
+    one axis after the other.
+
+    Args:
+        corners: the outermost voxels of the two have the same centres; else the same borders.
+    """
+    grows = shape[-1] > values.shape[-1]
+    for axis in (-1, -2, -3) if grows else (-3, -2, -1):  # x where there are fewest values
+        n, fine = values.shape[axis], shape[axis]
+        if axis == -1 or n <= FEW:
+            values = _times(values, axis, _shares(n, fine, corners))
+            continue
+        step = (n - 1) / (fine - 1) if corners else n / fine
+        where = torch.arange(fine) * step + (0 if corners else (step - 1) / 2)
+        where.clamp_(0, n - 1)
+        first = where.long().clamp_(max=n - 2)
+        share = (where - first).view(-1, *[1] * (-1 - axis))
+        nearer, farther = (values.index_select(axis, index) for index in (first, first + 1))
+        values = nearer.lerp_(farther, share)
+    return values
 
 
-def _shares(n: int, fine: int) -> Tensor:
-    """``[fine, n]``: how much of each of n values is in each of ``fine`` from the first to last."""
-    return F.interpolate(torch.eye(n)[None], fine, mode="linear", align_corners=True)[0].T
+def _times(values: Tensor, axis: int, matrix: Tensor) -> Tensor:
+    """``[*, z, y, x]`` with ``matrix`` ``[fine, n]`` applied along an axis."""
+    if axis == -1:
+        return values @ matrix.T
+    if axis == -2:
+        return matrix @ values
+    return (matrix @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
+
+
+def _shares(n: int, fine: int, corners: bool) -> Tensor:
+    """``[fine, n]``: how much of each of n values is in each of ``fine``, linearly."""
+    eye = torch.eye(n)[None]
+    return F.interpolate(eye, fine, mode="linear", align_corners=corners)[0].T
 
 
 def _padded(values: Tensor, fill: float) -> Tensor:

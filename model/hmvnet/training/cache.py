@@ -23,6 +23,8 @@ from hmvnet.state import made_once
 CACHE_VERSION = 3
 # Voxels of each class remembered for patch sampling.
 SAMPLED_VOXELS = 4000
+# Written once, read in each epoch: beside zstd a box takes half of the time, a file 15% more room.
+PACKED = {"codec": blosc2.Codec.LZ4HC, "clevel": 5}
 
 
 class Stored:
@@ -164,7 +166,7 @@ def _store(array: np.ndarray, path: Path, blocks: tuple[int, ...]) -> None:
     blocks = tuple(min(c, b) for c, b in zip(chunks, blocks))
     with replacing(path) as file:
         blosc2.asarray(
-            array, urlpath=str(file), mode="w", chunks=chunks, blocks=blocks, cparams={"clevel": 3}
+            array, urlpath=str(file), mode="w", chunks=chunks, blocks=blocks, cparams=PACKED
         )
 
 
