@@ -10,10 +10,11 @@ from hmvnet.bundle import SegmentationPart, load_bundle, write_bundle
 from hmvnet.config import InferenceSettings, Settings
 from hmvnet.networks.registry import build_network
 from hmvnet.reading.folder import find_patients
-from hmvnet.segmentation.ensemble import load_ensemble
+from hmvnet.segmentation.ensemble import Ensemble, load_ensemble
+from hmvnet.segmentation.forward import TorchForward
 from hmvnet.training import ways
 from hmvnet.training.cache import Cache
-from hmvnet.training.ways import GAIN, MOST_PATIENTS, WAYS, Ways, wanted
+from hmvnet.training.ways import GAIN, WAYS, Ways, wanted
 
 CPU = torch.device("cpu")
 
@@ -55,32 +56,48 @@ def settings() -> Settings:
 
 
 def test_each_is_measured_once(prepared, tmp_path, monkeypatch):
-    asked = []
+    ran, scored = [], []
 
-    def evaluate(network, cases, settings, device, windows="never"):
-        asked.append((windows, len(cases)))
-        return windows
+    class Forward(TorchForward):
+        def __call__(self, volume, axes=()):
+            ran.append(self.windows)
+            return super().__call__(volume, axes)
 
-    monkeypatch.setattr(ways, "evaluate", evaluate)
-    dice = {"never": 0.4, "always": 0.6, "both": 0.7}
-    monkeypatch.setattr(
-        ways,
-        "figures_of",
-        lambda scores: {"gtvp_mean_dice": dice[scores], "gtvn_aggregated_dice": np.nan},
-    )
-    network, many = build_network("hmvnet", SMALL_NETWORK), prepared * MOST_PATIENTS
+    def score(ensemble, case, settings):
+        scored.append(ensemble(np.asarray(case.volume[:], dtype=np.float32)).probabilities)
+        return len(scored) % 3  # which of the three ways it is
+
+    most = 3
+    monkeypatch.setattr(ways, "MOST_PATIENTS", most)
+    monkeypatch.setattr(ways, "TorchForward", Forward)
+    monkeypatch.setattr(ways, "score", score)
+    dice = [0.7, 0.4, 0.6]  # both, one pass, windows
+
+    def figures(scores):
+        (one,) = set(scores)
+        return {"gtvp_mean_dice": dice[one], "gtvn_aggregated_dice": np.nan}
+
+    monkeypatch.setattr(ways, "figures_of", figures)
+    network, many = build_network("hmvnet", SMALL_NETWORK), prepared * most
     found = Ways.of(network, many, settings(), CPU, "key", tmp_path)
-    assert asked == [(windows, MOST_PATIENTS) for windows in dice]
+    assert ran == ["never", "always"] * most  # for both nothing is run again
+    one_pass, windows, both = scored[-3:]
+    np.testing.assert_allclose(both, (one_pass + windows) / 2, atol=1e-6)
+    assert (one_pass != windows).any()
+    assert set(found.seconds) == set(ways.ALL) and min(found.seconds.values()) > 0
+    np.testing.assert_allclose(
+        found.seconds["both"], found.seconds["never"] + found.seconds["always"]
+    )
     assert found is not None and found.figures() == {
-        "patients": MOST_PATIENTS,
+        "patients": most,
         "one_pass": 0.4,
         "windows": 0.6,
         "both": 0.7,
     }
     assert Ways.of(network, many, settings(), CPU, "key", tmp_path) == found
-    assert len(asked) == 3
+    assert len(ran) == 2 * most
     Ways.of(network, many, settings(), CPU, "another training", tmp_path)
-    assert len(asked) == 6 and (tmp_path / WAYS).is_file()
+    assert len(ran) == 4 * most and (tmp_path / WAYS).is_file()
     assert Ways.of(network, [], settings(), CPU, "key", tmp_path) is None
     network.whole_region = False
     assert Ways.of(network, many, settings(), CPU, "key", tmp_path) is None
@@ -114,9 +131,7 @@ def test_without_statistics_of_what_is_seen_one_pass_is_as_good(prepared, norm, 
 
 
 def ways_ensemble(network, windows):
-    from hmvnet.training.segmentation import one_network
-
-    return one_network(network.eval(), settings(), CPU, windows)
+    return Ensemble([TorchForward(network, CPU, (16, 16, 16), windows=windows)])
 
 
 def test_a_bundle_says_how_its_networks_are_run(tiny_bundle, tmp_path):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hmvnet import __version__
 from hmvnet.bundle import MANIFEST, Bundle, Manifest, SegmentationPart, load_bundle, write_bundle
@@ -29,14 +29,14 @@ from hmvnet.networks.registry import build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.progress import track
 from hmvnet.segmentation.ensemble import pick_device
-from hmvnet.segmentation.forward import Forward
 from hmvnet.state import claimed, read_state, write_state
 from hmvnet.training.cache import Prepared
 from hmvnet.training.checkpoints import CHECKPOINT, History, costs_so_far, fork
-from hmvnet.training.engine import make_fabric, work_clock
+from hmvnet.training.engine import make_fabric
 from hmvnet.training.schedule import DECAY_SHARE, Decay, Trunk
 from hmvnet.training.segmentation import course_key, settling_batches, train_segmentation
 from hmvnet.training.segmentation_bundle import BUNDLE, Fold, prepare_together, seen_marks
+from hmvnet.training.ways import PARTS, EachWay
 
 FORWARD_SHARE = 1 / 3  # of a training step, the other two being the way back
 # How a network sees the region, and inference.windows for it.
@@ -198,8 +198,7 @@ def run_unit(unit: Unit, clock: Callable[[], float] | None = None) -> None:
         refuse_known(unit.settings, unit.fold.validation)
         bundle = _trained(unit, clock)
         refuse_seen(bundle, unit.fold.validation)
-        for way in unit.missing():
-            ways[way] = _scored(unit, bundle, way)
+        ways |= _scored(unit, bundle, unit.missing())
         values = {
             "protocol": unit.protocol,
             "network": unit.contender.label,
@@ -359,38 +358,28 @@ def _settling(settings: Settings) -> float:
 # --- scoring -------------------------------------------------------------------------------------
 
 
-class Timed:
-    """A network whose seconds are taken: of the CPU, or on a GPU of the wall."""
-
-    def __init__(self, network: Forward, device: torch.device) -> None:
-        self.network = network
-        self.own = network.own
-        self.notes: tuple[str, ...] = ()
-        self.clock = work_clock(device)
-        self.seconds: list[float] = []
-
-    def __call__(
-        self, volume: Tensor, axes: tuple[int, ...] = ()
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        began = self.clock()
-        found = self.network(volume, axes)
-        self.seconds.append(self.clock() - began)
-        self.notes = self.network.notes
-        return found
-
-
-def _scored(unit: Unit, bundle: Bundle, way: str) -> Mapping[str, Any]:
+def _scored(unit: Unit, bundle: Bundle, ways: Sequence[str]) -> dict[str, Any]:
     """Scores of the fold's validation patients on their CT grids, and seconds of the network."""
     device = pick_device()
-    inference = unit.settings.inference.without_budget()
-    inference = inference.model_copy(update={"windows": WAYS[way]})
-    pipeline = Pipeline(bundle, device, inference, needs_risk=False)
+    asked = {WAYS[way]: way for way in ways}
+    parts = dict.fromkeys(part for way in asked for part in PARTS[way])
+    pipelines = {part: _pipeline(unit, bundle, part, device) for part in parts}
+    pipeline = next(iter(pipelines.values()))
     ensemble = pipeline.segmenter.ensemble
-    timed = [Timed(member, device) for member in ensemble.members]
-    pipeline.segmenter.ensemble = replace(ensemble, members=timed)
-    scores, seconds = [], []
-    for patient in track(unit.fold.validation, f"{unit} ({way})", quiet=unit.quiet):
-        before = sum(sum(one.seconds) for one in timed)
-        scores.append(score_patient(pipeline, patient)[0].to_dict())
-        seconds.append(round(sum(sum(one.seconds) for one in timed) - before, 4))
-    return {"network_seconds": seconds, "scores": scores}
+    forwards = {part: one.segmenter.ensemble.members[0] for part, one in pipelines.items()}
+    each = EachWay(forwards, device)
+    pipeline.segmenter.ensemble = replace(ensemble, members=[each])
+    found: dict[str, Any] = {way: {"network_seconds": [], "scores": []} for way in ways}
+    title = f"{unit} ({', '.join(ways)})"
+    for patient in track(unit.fold.validation, title, quiet=unit.quiet):
+        for way in each.of_next_patient(asked):
+            scores = score_patient(pipeline, patient)[0].to_dict()
+            found[asked[way]]["scores"].append(scores)
+            found[asked[way]]["network_seconds"].append(round(each.seconds, 4))
+    return found
+
+
+def _pipeline(unit: Unit, bundle: Bundle, windows: Windows, device: torch.device) -> Pipeline:
+    inference = unit.settings.inference.without_budget()
+    inference = inference.model_copy(update={"windows": windows})
+    return Pipeline(bundle, device, inference, needs_risk=False)

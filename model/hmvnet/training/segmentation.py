@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from hmvnet.bundle import load_bundle
-from hmvnet.config import Settings, Windows
+from hmvnet.config import Settings
 from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
 from hmvnet.segmentation import metrics
@@ -267,12 +267,9 @@ def take_over(network: nn.Module, folder: Path) -> int:
     return len(fitting)
 
 
-def one_network(
-    network: nn.Module, settings: Settings, device: torch.device, windows: Windows = "never"
-) -> Ensemble:
-    """A network as inference runs it; ``windows``: where it may see the whole region, too."""
-    patch = settings.training.patch_size
-    return Ensemble([TorchForward(network, device, patch, windows=windows)])
+def one_network(network: nn.Module, settings: Settings, device: torch.device) -> Ensemble:
+    """A network as inference runs it, in one pass where it may see the whole region."""
+    return Ensemble([TorchForward(network, device, settings.training.patch_size)])
 
 
 def predict_labels(ensemble: Ensemble, case: Prepared, settings: Settings) -> np.ndarray:
@@ -284,25 +281,24 @@ def predict_labels(ensemble: Ensemble, case: Prepared, settings: Settings) -> np
     return label_map(probabilities, volume, case.grid, rules, region, window)
 
 
+def score(ensemble: Ensemble, case: Prepared, settings: Settings) -> metrics.CaseScore:
+    """The challenge's scores of a preprocessed case, on the working grid."""
+    mask, truth = predict_labels(ensemble, case, settings), np.asarray(case.label[:])
+    return metrics.score_case(mask, truth, case.grid.spacing[::-1], case.patient_id)
+
+
 def evaluate(
     network: nn.Module,
     cases: Sequence[Prepared],
     settings: Settings,
     device: torch.device,
     progress: Callable[[int], None] | None = None,
-    windows: Windows = "never",
 ) -> list[metrics.CaseScore]:
-    """The challenge's scores of a network on preprocessed cases, on the working grid.
-
-    Args:
-        windows: as for ``one_network``.
-    """
-    ensemble = one_network(network, settings, device, windows)
+    """The challenge's scores of a network on preprocessed cases, on the working grid."""
+    ensemble = one_network(network, settings, device)
     scores = []
     for case in cases:
-        mask = predict_labels(ensemble, case, settings)
-        truth = np.asarray(case.label[:])
-        scores.append(metrics.score_case(mask, truth, case.grid.spacing[::-1], case.patient_id))
+        scores.append(score(ensemble, case, settings))
         if progress:
             progress(len(scores))
     return scores

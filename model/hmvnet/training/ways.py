@@ -6,26 +6,35 @@ there. So each is tried on validation patients, and a bundle says which is to be
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hmvnet.config import Settings, Windows
 from hmvnet.files import digest
+from hmvnet.segmentation.ensemble import Ensemble
+from hmvnet.segmentation.forward import Forward, TorchForward
+from hmvnet.segmentation.metrics import CaseScore
 from hmvnet.state import read_state, write_state
 from hmvnet.training.cache import Prepared
 from hmvnet.training.engine import work_clock
-from hmvnet.training.segmentation import evaluate, figures_of, mean_dice
+from hmvnet.training.segmentation import figures_of, mean_dice, score
 
 MOST_PATIENTS = 20  # that are looked at: windows take many times as long
 GAIN = 0.005  # of Dice, that what costs more has to be worth
 WAYS = "ways.json"
 ALL: tuple[Windows, ...] = get_args(Windows)  # cheapest first
+# Passes whose mean a way is.
+PARTS: dict[Windows, tuple[Windows, ...]] = {
+    "never": ("never",),
+    "always": ("always",),
+    "both": ("never", "always"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,16 @@ class Ways:
         key = digest(key, rules, [case.patient_id for case in some], ALL)
         if stored := read_state(folder / WAYS, key):
             return cls(**stored)
-        dice, seconds, clock = {}, {}, work_clock(device)
-        for windows in ALL:
-            began = clock()
-            found = figures_of(evaluate(network, some, settings, device, windows=windows))
-            dice[windows] = mean_dice(found)
-            seconds[windows] = (clock() - began) / len(some)
+        patch = settings.training.patch_size
+        forwards = {w: TorchForward(network, device, patch, windows=w) for w in PARTS["both"]}
+        each = EachWay(forwards, device)
+        scores: dict[Windows, list[CaseScore]] = {windows: [] for windows in ALL}
+        seconds = dict.fromkeys(ALL, 0.0)
+        for case in some:
+            for windows in each.of_next_patient(ALL):
+                scores[windows].append(score(Ensemble([each]), case, settings))
+                seconds[windows] += each.seconds / len(some)
+        dice = {windows: mean_dice(figures_of(found)) for windows, found in scores.items()}
         ways = cls(len(some), dice, seconds)
         write_state(folder / WAYS, key, asdict(ways))
         return ways
@@ -79,6 +92,51 @@ class Ways:
             "windows": self.dice["always"],
             "both": self.dice["both"],
         }
+
+
+class EachWay:
+    """A network run in one pass, in windows and as both, each computed once of a volume.
+
+    Args:
+        forwards: the network in one pass, in windows, or in either, by ``inference.windows``.
+    """
+
+    def __init__(self, forwards: Mapping[Windows, Forward], device: torch.device) -> None:
+        self.forwards = forwards
+        self.own = next(iter(forwards.values())).own
+        self.notes: tuple[str, ...] = ()
+        self._clock = work_clock(device)
+        self._way: Windows = "never"
+        self._found: dict[Any, tuple[Tensor, Sequence[Tensor], tuple[str, ...], float]] = {}
+
+    def of_next_patient(self, ways: Iterable[Windows]) -> Iterator[Windows]:
+        """Each way in turn, by which it is then called; of the patient before all is forgotten."""
+        self._found.clear()
+        for self._way in ways:
+            yield self._way
+
+    @property
+    def seconds(self) -> float:
+        """That the present way's passes took: of the CPU, or on a GPU of the wall."""
+        parts = PARTS[self._way]
+        return sum(found[-1] for (part, _), found in self._found.items() if part in parts)
+
+    def __call__(
+        self, volume: Tensor, axes: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        passes = [self._once(part, volume, axes) for part in PARTS[self._way]]
+        self.notes = sum((notes for _, _, notes, _ in passes), ())
+        values = (
+            torch.stack([values for values, *_ in passes]).mean(0) if passes[1:] else passes[0][0]
+        )
+        return values, passes[0][1]
+
+    def _once(self, part: Windows, volume: Tensor, axes: tuple[int, ...]):
+        if (part, axes) not in self._found:
+            began, forward = self._clock(), self.forwards[part]
+            values, maps = forward(volume, axes)
+            self._found[part, axes] = values, maps, forward.notes, self._clock() - began
+        return self._found[part, axes]
 
 
 def wanted(folds: Sequence[Ways]) -> Windows:
