@@ -89,8 +89,8 @@ def test_a_wrong_override_is_not_blamed_on_the_file(load):
 
 
 def test_network_options_are_parsed():
-    settings = load_settings(None, ["network.options=channels=8 depths=1,2,3,4 modality=gated"])
-    assert settings.network.options == {"channels": 8, "depths": (1, 2, 3, 4), "modality": "gated"}
+    settings = load_settings(None, ["network.options=channels=8 depths=1,2,3,4 norm=group"])
+    assert settings.network.options == {"channels": 8, "depths": (1, 2, 3, 4), "norm": "group"}
 
 
 def test_config_xml_holds_the_defaults():

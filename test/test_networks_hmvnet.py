@@ -98,9 +98,8 @@ def test_runs_of_windows(size, shift, runs):
 
 
 @pytest.mark.parametrize("size", [(32, 32, 32), (33, 50, 7), (2, 2, 2), (64, 31, 40)])
-@pytest.mark.parametrize("modality", ["early", "gated"])
-def test_any_input_size(size, modality):
-    network = small_network(modality=modality)
+def test_any_input_size(size):
+    network = small_network()
     with torch.inference_mode():
         logits, scales, features = network(torch.randn(1, 2, *size))
     assert logits.shape == (1, 3, *size) and scales == ()
@@ -189,12 +188,10 @@ def test_number_of_stages(stages):
 
 
 def test_every_parameter_gets_a_gradient():
-    for modality in ("early", "gated"):
-        network = small_network(modality=modality).train()
-        output = network(torch.randn(1, 2, 64, 64, 64), scales=True)
-        sum(s.square().mean() for s in (output.logits, *output.scales)).backward()
-        without = [n for n, p in network.named_parameters() if p.grad is None]
-        assert not without
+    network = small_network().train()
+    output = network(torch.randn(1, 2, 64, 64, 64), scales=True)
+    sum(s.square().mean() for s in (output.logits, *output.scales)).backward()
+    assert not [n for n, p in network.named_parameters() if p.grad is None]
 
 
 def test_left_right_learning_signal_reaches_the_loss():
@@ -215,7 +212,7 @@ def test_left_right_learning_signal_reaches_the_loss():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"depths": (2, 2)}, {"head_channels": 5}, {"modality": "late"}, {"norm": "layer"}],
+    [{"depths": (2, 2)}, {"head_channels": 5}, {"norm": "layer"}],
     ids=lambda w: next(iter(w)),
 )
 def test_impossible_settings(wrong):

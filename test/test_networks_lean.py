@@ -31,9 +31,7 @@ def plain(made: HMVNet, x: torch.Tensor, **options):
         return made(x, **options)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"norm": "group"}, {"norm": "voxel"}, {"modality": "gated"}]
-)
+@pytest.mark.parametrize("options", [{}, {"norm": "group"}, {"norm": "voxel"}])
 @pytest.mark.parametrize("size", [(40, 24, 16), (33, 19, 22), (16, 8, 31), (2, 3, 5), (18, 17, 15)])
 def test_the_lean_pass_says_what_the_plain_one_says(size, options):
     made, x = network(**options), torch.randn(1, 2, *size)

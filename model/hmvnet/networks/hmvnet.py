@@ -48,8 +48,6 @@ class HMVNetConfig:
         window: edge of an attention window in tokens (shrunk to the map where that is smaller).
         head_channels: channels of one attention head.
         mlp_ratios: expansion of the MLP in each stage.
-        modality: how PET and CT meet: ``early`` (both into one stem) or ``gated`` (a stem each,
-            and at every stage each modality gates the joint features).
         norm: of the convolutions: ``batch``; ``group`` (about 8 channels a group) where a patch is
             about as large as what inference sees, or it sees windows of the patch's size; or
             ``voxel``, which has no statistics.
@@ -64,7 +62,6 @@ class HMVNetConfig:
     window: int = 6
     head_channels: int = 16
     mlp_ratios: tuple[float, ...] = (2.0, 2.0, 2.0, 4.0)
-    modality: Literal["early", "gated"] = "early"
     norm: Literal["batch", "group", "voxel"] = "batch"
     head_channels_full: int = 8
 
@@ -76,8 +73,6 @@ class HMVNetConfig:
             )
         if (2 * self.channels) % self.head_channels:
             raise ValueError("2 * channels must be a multiple of head_channels")
-        if self.modality not in ("early", "gated"):
-            raise ValueError(f"modality '{self.modality}': expected early or gated")
         if self.norm not in NORMS:
             raise ValueError(f"norm '{self.norm}': expected one of {', '.join(NORMS)}")
 
@@ -268,24 +263,6 @@ class SwinStage(nn.Module):
         return self.blocks(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class CrossModalGate(nn.Module):
-    """Lets CT and PET gate the joint features of a stage.
-
-    ``joint * (1 + tanh(gate(modalities))) + shift(modalities)``, the modalities averaged down to
-    the stage's resolution. Starts as the identity.
-    """
-
-    def __init__(self, modality_channels: int, channels: int) -> None:
-        super().__init__()
-        self.mix = nn.Conv3d(modality_channels, 2 * channels, 1)
-        nn.init.zeros_(self.mix.weight)
-        nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
-
-    def forward(self, joint: Tensor, modalities: Tensor) -> Tensor:
-        gate, shift = self.mix(modalities).chunk(2, 1)
-        return joint * (1 + torch.tanh(gate)) + shift
-
-
 class UpStage(nn.Module):
     """Transposed convolution of stride 2, the skip added, a residual pair of convolutions."""
 
@@ -314,15 +291,7 @@ class HMVNet(nn.Module):
         self.run_stage: Callable[..., Tensor] = _run_stage
         c, stages = config.channels, len(config.depths)
         self.stride = 2 ** (stages + 1)
-        if config.modality == "gated":
-            inputs = config.in_channels
-            self.stems = nn.ModuleList(stem(1, c // 2, config.norm) for _ in range(inputs))
-            self.join = nn.Conv3d(c // 2 * inputs, c, 1)
-            self.gates = nn.ModuleList(
-                CrossModalGate(c // 2 * inputs, c << (i + 1)) for i in range(stages)
-            )
-        else:
-            self.stem = stem(config.in_channels, c, config.norm)
+        self.stem = stem(config.in_channels, c, config.norm)
         self.stages = nn.ModuleList(SwinStage(c << i, config, i) for i in range(stages))
         self.ups = nn.ModuleList(
             UpStage(c << (i + 1), c << i, config.norm) for i in reversed(range(stages))
@@ -379,15 +348,6 @@ class HMVNet(nn.Module):
 
     def _encode(self, padded: Callable[[], Tensor]) -> list[Tensor]:
         """The maps at 1/2, 1/4 ... of what ``padded`` gives, which need not outlive a layer."""
-        if self.config.modality == "gated":
-            x = padded()
-            stems = [self.run_stage(stem, x[:, i : i + 1]) for i, stem in enumerate(self.stems)]
-            modalities = torch.cat(stems, 1)
-            encoded = [self.join(modalities)]
-            for stage, gate in zip(self.stages, self.gates):
-                modalities = F.avg_pool3d(modalities, 2)
-                encoded.append(gate(self.run_stage(stage, encoded[-1]), modalities))
-            return encoded
         first, block = self.stem
         encoded = [self.run_stage(block, first(padded()))]
         for stage in self.stages:
