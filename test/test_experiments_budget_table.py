@@ -6,13 +6,19 @@ from hmvnet.experiments.budget_table import Result, in_order, points, run_table,
 from hmvnet.experiments.budgets import Budget
 from hmvnet.training.pictures_budgets import budgets_figure
 
-TRAINING = {"steps": 10, "minutes_charged": 3.0, "parameters": 1000, "patch_size": [8, 8, 8]}
+TRAINING = {
+    "steps": 10,
+    "minutes_charged": 3.0,
+    "parameters": 1000,
+    "patch_size": [8, 8, 8],
+    "device": "CPU",
+}
 DICE = np.linspace(0.4, 0.8, 6)
 
 
-def result(network, dice, *, way="windows", minutes=3.0, fold=0, seconds=1.0):
+def result(network, dice, *, way="windows", minutes=3.0, fold=0, seconds=1.0, device="CPU"):
     scores = [case_score(float(d), name=f"P{fold}-{i}") for i, d in enumerate(dice)]
-    cost = TRAINING | {"minutes_charged": minutes}
+    cost = TRAINING | {"minutes_charged": minutes, "device": device}
     return Result(network, way, Budget(minutes), fold, cost, [seconds] * len(scores), scores)
 
 
@@ -83,3 +89,18 @@ def test_the_curve_has_a_line_a_network_and_way():
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["a\n(one pass)", "a\n(windows)", "a\n(both)", "b\n(windows)"]
+
+
+def test_seconds_of_another_device_are_not_on_one_axis():
+    cpu = [result("a", DICE, minutes=m, seconds=2.0) for m in (3.0, 10.0)]
+    gpu = [result("b", DICE, seconds=0.1, device="GPU")]
+    both = [result("b", DICE, minutes=10.0), result("b", DICE, minutes=10.0, fold=1, device="GPU")]
+    found = points([*cpu, *gpu, *both], ["a", "b"])
+    assert [p.device for p in found] == ["CPU", "GPU", "CPU", "CPU and GPU"]
+    left, right = budgets_figure(found).axes
+    assert len(left.containers) == 2 and len(right.lines) == 1
+    assert right.get_xlabel().endswith("(CPU; runs on others are left out)")
+    low, _ = right.get_xlim()
+    assert low > 0.1
+    _, alone = budgets_figure(points(cpu, ["a"])).axes
+    assert alone.get_xlabel().endswith("(CPU)")

@@ -63,6 +63,7 @@ class Point:
             first itself, nor where they share no patient.
         minutes: charged, the mean of the folds.
         seconds: of the network, the median patient.
+        device: CPU or GPU, on which they were taken; both where folds differ.
     """
 
     network: str
@@ -77,6 +78,7 @@ class Point:
     minutes: float
     seconds: float
     parameters: int
+    device: str = "CPU"
 
 
 def load_results(folder: Path, protocol: str) -> tuple[list[Result], int]:
@@ -155,6 +157,7 @@ def points(
                 float(np.mean([one.training["minutes_charged"] for one in mine])),
                 float(np.median([s for one in mine for s in one.seconds])),
                 mine[0].training["parameters"],
+                " and ".join(sorted({one.training["device"] for one in mine})),
             )
         )
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
@@ -41,11 +42,13 @@ def budgets_figure(points: Sequence[Point]) -> Figure:
 
     A colour a network; solid and filled in one pass over the region, dashed and hollow in sliding
     windows, dotted and half filled as the mean of both. Bars are 95% intervals over patients.
+    Seconds are of the device that most points are of; the others have no place on that axis.
     """
     figure = Figure(figsize=(11.5, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     networks = list(dict.fromkeys(point.network for point in points))
     curves = list(dict.fromkeys((point.network, point.way) for point in points))
+    device = Counter(point.device for point in points).most_common(1)[0][0]
     handles: list[Line2D] = []
     for place, (network, way) in enumerate(curves):
         mine = [p for p in points if (p.network, p.way) == (network, way)]
@@ -70,17 +73,22 @@ def budgets_figure(points: Sequence[Point]) -> Figure:
         shift = SPREAD ** (place - (len(curves) - 1) / 2)
         bar: dict[str, Any] = {"elinewidth": 1.1, "capsize": 3, "zorder": 3 + place}
         left.errorbar([p.minutes * shift for p in mine], dice, bars, **bar, **style)
-        right.plot([p.seconds for p in mine], dice, zorder=3 + place, **{**style, "linewidth": 0.8})
-        _name_ends(right, mine, dice, colour)
+        same = [p for p in mine if p.device == device]
+        timed = [(p.seconds, p.figures[DICE].estimate) for p in same]
+        if timed:
+            right.plot(*zip(*timed), zorder=3 + place, **{**style, "linewidth": 0.8})
+            _name_ends(right, same, colour)
         label = fill(network, LABEL_WIDTH, break_long_words=False)
         handles.append(Line2D([], [], label=f"{label}\n({way})", **style))
     left.set(
         xlabel="budget, at the minutes charged for training a fold",
         ylabel="GTVp, mean Dice (95% CI)",
     )
-    right.set(xlabel="inference, network seconds a patient")
-    for axes, values in ((left, [p.minutes for p in points]), (right, [p.seconds for p in points])):
-        _logarithmic(axes, values)
+    shown = [p for p in points if p.device == device]
+    more = "" if len(shown) == len(points) else "; runs on others are left out"
+    right.set(xlabel=f"inference, network seconds a patient ({device}{more})")
+    _logarithmic(left, [p.minutes for p in points])
+    _logarithmic(right, [p.seconds for p in shown])
     budgets = sorted({point.budget for point in points})
     charged = [[p.minutes for p in points if p.budget == budget] for budget in budgets]
     left.set_xticks([sum(some) / len(some) for some in charged], [str(b) for b in budgets])
@@ -94,12 +102,12 @@ def budgets_figure(points: Sequence[Point]) -> Figure:
     return figure
 
 
-def _name_ends(axes: Axes, mine: Sequence[Point], dice: Sequence[float], colour: str) -> None:
+def _name_ends(axes: Axes, mine: Sequence[Point], colour: str) -> None:
     """The smallest and the largest budget beside their points."""
-    for number in {0, len(mine) - 1}:
+    for point in {mine[0].budget: mine[0], mine[-1].budget: mine[-1]}.values():
         axes.annotate(
-            str(mine[number].budget),
-            (mine[number].seconds, dice[number]),
+            str(point.budget),
+            (point.seconds, point.figures[DICE].estimate),
             xytext=(8, 0),
             textcoords="offset points",
             va="center",
