@@ -198,7 +198,8 @@ def run_unit(unit: Unit, clock: Callable[[], float] | None = None) -> None:
         refuse_known(unit.settings, unit.fold.validation)
         bundle = _trained(unit, clock)
         refuse_seen(bundle, unit.fold.validation)
-        ways |= _scored(unit, bundle, unit.missing())
+        if missing := unit.missing():
+            ways |= _scored(unit, bundle, missing)
         values = {
             "protocol": unit.protocol,
             "network": unit.contender.label,

@@ -126,10 +126,7 @@ class EachWay:
     ) -> tuple[Tensor, Sequence[Tensor]]:
         passes = [self._once(part, volume, axes) for part in PARTS[self._way]]
         self.notes = sum((notes for _, _, notes, _ in passes), ())
-        values = (
-            torch.stack([values for values, *_ in passes]).mean(0) if passes[1:] else passes[0][0]
-        )
-        return values, passes[0][1]
+        return torch.stack([values for values, *_ in passes]).mean(0), passes[0][1]
 
     def _once(self, part: Windows, volume: Tensor, axes: tuple[int, ...]):
         if (part, axes) not in self._found:
