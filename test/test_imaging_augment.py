@@ -69,6 +69,15 @@ def test_each_augmentation_acts_and_repeats(crop, kind):
     assert set(np.unique(label.numpy())) <= {0, 1}
 
 
+@pytest.mark.parametrize("kind", ["elastic", "blur", "low_resolution"])
+def test_a_patch_is_the_same_within_a_loop_of_mixed_precision(crop, kind):
+    image, label = draw(crop, **{kind: 1.0})
+    with torch.autocast("cpu", torch.bfloat16):
+        within, label_within = draw(crop, **{kind: 1.0})
+    assert within.dtype == torch.float32
+    assert (image == within).all() and (label == label_within).all()
+
+
 @pytest.mark.parametrize("sigma", [0.4, 0.8, 1.2])
 def test_blurred_is_a_gaussian_filter(sigma):
     values = torch.rand(9, 12, 7)

@@ -86,7 +86,6 @@ def test_parameters_keep_the_names_of_their_library(name, options, own):
     ("name", "options", "known"),
     [
         ("hmvnet", {}, "6b57e15417df03c1"),
-        ("hmvnet", {"modality": "gated"}, "e133b20e9cb5c0ae"),
         ("hmvnet", {"norm": "group"}, "61afe4b5b26992c8"),
         ("resenc-unet", {}, "bc06e434e9633d2f"),
     ],

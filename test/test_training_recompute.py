@@ -17,7 +17,7 @@ def passed(network: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     return gradients | dict(network.named_buffers())
 
 
-@pytest.mark.parametrize("options", [{}, {"modality": "gated"}, {"norm": "group"}])
+@pytest.mark.parametrize("options", [{}, {"norm": "group"}])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradients_and_statistics_are_the_same(options, frozen):
     torch.manual_seed(0)

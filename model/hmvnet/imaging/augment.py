@@ -128,8 +128,9 @@ def draw_patch(
         image ``[2, z, y, x]`` float32 and label ``[z, y, x]`` uint8, both of size ``patch``.
     """
     move = move or Move.drawn(settings, rng)
-    image, labels = move(torch.from_numpy(volume), torch.from_numpy(label), patch)
-    return _intensity(image, settings, rng), labels
+    with torch.autocast("cpu", enabled=False):  # the loop's would reach its products
+        image, labels = move(torch.from_numpy(volume), torch.from_numpy(label), patch)
+        return _intensity(image, settings, rng), labels
 
 
 def _intensity(image: Tensor, settings: AugmentationSettings, rng: np.random.Generator) -> Tensor:
