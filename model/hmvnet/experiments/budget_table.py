@@ -78,7 +78,7 @@ class Point:
     minutes: float
     seconds: float
     parameters: int
-    device: str = "CPU"
+    device: str
 
 
 def load_results(folder: Path, protocol: str) -> tuple[list[Result], int]:

@@ -71,7 +71,10 @@ class Ways:
         if stored := read_state(folder / WAYS, key):
             return cls(**stored)
         patch = settings.training.patch_size
-        forwards = {w: TorchForward(network, device, patch, windows=w) for w in PARTS["both"]}
+        forwards = {
+            w: TorchForward(network, device, patch, wants_maps=False, windows=w)
+            for w in PARTS["both"]
+        }
         each = EachWay(forwards, device)
         scores: dict[Windows, list[CaseScore]] = {windows: [] for windows in ALL}
         seconds = dict.fromkeys(ALL, 0.0)
