@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from hmvnet.networks.hmvnet import (
@@ -136,21 +137,35 @@ def test_features_are_the_maps_of_the_encoder_stages():
     with torch.inference_mode():
         features = network(torch.randn(1, 2, 40, 32, 33)).features
     assert [tuple(f.shape) for f in features] == [
-        (1, 16, 16, 8, 16),
-        (1, 32, 8, 4, 8),
-        (1, 64, 4, 2, 4),
+        (1, 16, 10, 8, 9),
+        (1, 32, 5, 4, 5),
+        (1, 64, 3, 2, 3),
         (1, 128, 2, 1, 2),
     ]
     assert all(torch.equal(f, m) for f, m in zip(features, maps, strict=True))
 
 
-def test_padding_at_the_end_is_air():
-    network = small_network()
-    x = torch.rand(1, 2, 20, 32, 32)
-    air = torch.tensor([0.0, -1.0]).view(1, 2, 1, 1, 1).expand(1, 2, 12, 32, 32)
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 5), (20, 33, 17)])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_nothing_is_padded_to_a_multiple(size, norm):
+    """Norms see the region and no air behind it, of which training's patches hold none."""
+    network, seen = small_network(norm=norm), set()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d | nn.GroupNorm):
+            module.register_forward_pre_hook(lambda _, x: seen.add(tuple(x[0].shape[2:])))
+    found = network(torch.rand(1, 2, *size), scales=True)
+    assert found.logits.shape == (1, 3, *size)
+    assert seen == {tuple(-(-n // 2**level) for n in size) for level in range(1, 5)}
+    assert [s.shape[2:] for s in found.scales] == [
+        tuple(-(-n // 2**level) for n in size) for level in (1, 2, 3)
+    ]
+
+
+def test_the_last_plane_of_an_odd_axis_counts_twice():
+    stage = small_network().stages[0]
+    x = torch.rand(1, 8, 4, 5, 6)
     with torch.inference_mode():
-        padded = network(torch.cat([x, air], 2)).logits[:, :, :20]
-        torch.testing.assert_close(network(x).logits, padded, atol=1e-5, rtol=1e-4)
+        assert torch.equal(stage(x), stage(torch.cat([x, x[:, :, :, -1:]], 3)))
 
 
 def test_far_air_does_not_change_what_is_seen():

@@ -49,3 +49,20 @@ def test_coarse_maps_have_their_share_of_the_size():
     (found,) = slide(x, (8, 8, 8), 0.5, lambda part: [F.avg_pool3d(part, 4)])
     assert found.shape == (1, 1, 4, 2, 2)
     torch.testing.assert_close(found, F.avg_pool3d(x, 4))
+
+
+def test_windows_that_begin_between_a_coarse_maps_voxels():
+    """Of what grows evenly, the maps are those of the whole, up to its border."""
+    z, y, x = (torch.arange(n, dtype=torch.float32) for n in (22, 9, 16))
+    volume = (z[:, None, None] + 2 * y[:, None] - x)[None, None]
+
+    def network(part):  # an axis of n to n / 4, rounded up
+        more = [-n % 4 for n in part.shape[2:]]
+        part = F.pad(part, (0, more[2], 0, more[1], 0, more[0]), mode="replicate")
+        return [F.avg_pool3d(part, 4)]
+
+    (found,) = slide(volume, (16, 8, 16), 0.5, network)
+    (whole,) = network(volume)
+    assert found.shape == whole.shape == (1, 1, 6, 3, 4)
+    torch.testing.assert_close(found[:, :, :5, :2], whole[:, :, :5, :2], atol=0.05, rtol=0)
+    assert (found - whole).abs().max() < 6  # within a map's voxel of it, along z and y

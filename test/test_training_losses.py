@@ -12,6 +12,16 @@ def test_shrink_takes_the_commonest_class():
     assert small[0, 0, 0, 0] == 2 and small[0, 1, 0, 0] == 0
 
 
+def test_shrink_to_a_size_that_was_rounded_up():
+    label = torch.zeros(1, 33, 9, 5, dtype=torch.uint8)
+    label[:, 32], label[:, :8] = 1, 2
+    small = shrink_label(label, (5, 2, 1))  # by 8
+    assert small[0, :, 0, 0].tolist() == [2, 0, 0, 0, 0]
+    assert small.shape == (1, 5, 2, 1)
+    fine = shrink_label(label, (17, 5, 3))  # by 2
+    assert fine[0, :, 0, 0].tolist() == [2] * 4 + [0] * 13
+
+
 def test_loss_is_least_at_the_truth():
     label = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
     label[:, :3], label[:, 5:] = 1, 2

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from hmvnet.case import GTVN, GTVP
 from hmvnet.imaging.components import Box, bounding_box, lesions_of, widened
-from hmvnet.lesions.features import LesionFeatures, stride_of
+from hmvnet.lesions.features import LesionFeatures
+from hmvnet.networks.output import stride_of
 
 LESIONS = ("primary", "node")
 # Mean and deviation in the lesion; mean in the shell around it; mean of its upper half less that

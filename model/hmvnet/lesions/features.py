@@ -39,6 +39,7 @@ from hmvnet.lesions.ibsi import (
 )
 from hmvnet.lesions.midline import body_middle_mm
 from hmvnet.lesions.table import Lesion, check_input, lesion_table
+from hmvnet.networks.output import stride_of
 
 PET_BIN_SUV, PET_RANGE_SUV = 0.5, (0.0, 100.0)
 CT_BIN_HU, CT_RANGE_HU = 25.0, (-200.0, 300.0)
@@ -222,8 +223,7 @@ def pool_encoder_features(feature_maps: Sequence[torch.Tensor], mask: np.ndarray
     """Mean and maximum inside the lesions of each channel of each encoder stage.
 
     The mask is brought to each stage's grid by max-pooling, so that no lesion is lost on a coarse
-    grid. The stage's stride on an axis is taken as the smallest power of two that covers the mask,
-    as a network has it that pads its input at the end.
+    grid, its strides being those of ``hmvnet.networks.output.stride_of``.
 
     Args:
         feature_maps: ``[c, z, y, x]`` of each stage, on any device, of any float type.
@@ -271,11 +271,3 @@ def _pool_stage(features: torch.Tensor, lesion: torch.Tensor) -> tuple[torch.Ten
         overall = features.mean(dim=(1, 2, 3))
         return overall, overall
     return chosen.mean(dim=1), chosen.amax(dim=1)
-
-
-def stride_of(full: int, small: int) -> int:
-    """Of a map of ``small`` voxels over ``full`` ones: the smallest power of two that covers them.
-
-    So a network has it that pads its input at the end.
-    """
-    return 2 ** math.ceil(math.log2(max(1, full / small)))

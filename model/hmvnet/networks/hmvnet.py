@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hmvnet.imaging.intensity import pad_with_air
 from hmvnet.networks import lean
 from hmvnet.networks.norms import NORMS, make_norm
 from hmvnet.networks.output import Output
@@ -232,6 +231,8 @@ class SwinBlock(nn.Module):
 class SwinStage(nn.Module):
     """Patch merging (2 x 2 x 2 convolution of stride 2), residual convolutions, Swin blocks.
 
+    An odd axis has its last plane twice, so that an axis of n becomes one of n / 2, rounded up.
+
     The convolutions before the blocks (He et al., "SwinUNETR-V2: stronger Swin Transformers with
     stagewise convolutions", MICCAI 2023) give attention local features to work on.
 
@@ -259,8 +260,16 @@ class SwinStage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.convs(self.merge(x))
+        x = self.convs(self.merge(_even(x)))
         return self.blocks(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def _even(x: Tensor) -> Tensor:
+    """``[b, c, z, y, x]``, the last plane of each odd axis twice."""
+    for axis in (2, 3, 4):
+        if x.shape[axis] % 2:
+            x = torch.cat([x, x.narrow(axis, -1, 1)], axis)
+    return x
 
 
 class UpStage(nn.Module):
@@ -272,14 +281,16 @@ class UpStage(nn.Module):
         self.block = ResidualBlock(outputs, norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.block(self.up(x) + skip)
+        return self.block(lean.cut_to(skip.shape[2:], self.up(x)) + skip)
 
 
 class HMVNet(nn.Module):
-    """PET/CT ``[b, 2, z, y, x]``, any size of 2 voxels or more, to an ``Output``.
+    """PET/CT ``[b, 2, z, y, x]``, of any size, to an ``Output``.
 
     Its features are the maps of the encoder's stages: 2C, 4C ... channels at 1/4, 1/8 ... of the
-    input padded with air to a multiple of ``stride``; its scales are at 1/2, 1/4 and 1/8 of that.
+    input, rounded up at each stage; its scales are at 1/2, 1/4 and 1/8. Nothing is padded to a
+    multiple of 32: that would be a quarter of the work, and what a GroupNorm takes its statistics
+    of would be air, which the patches of a training do not hold.
     """
 
     whole_region = True
@@ -290,7 +301,7 @@ class HMVNet(nn.Module):
         # How a stage is run in training; hmvnet.training.recompute puts another way here.
         self.run_stage: Callable[..., Tensor] = _run_stage
         c, stages = config.channels, len(config.depths)
-        self.stride = 2 ** (stages + 1)
+        self.stride = 2 ** (stages + 1)  # of the coarsest map
         self.stem = stem(config.in_channels, c, config.norm)
         self.stages = nn.ModuleList(SwinStage(c << i, config, i) for i in range(stages))
         self.ups = nn.ModuleList(
@@ -314,42 +325,38 @@ class HMVNet(nn.Module):
         An argument rather than a method of its own, since only ``forward`` passes through DDP and
         mixed precision.
         """
-        more = [-n % self.stride for n in x.shape[2:]]
         if lean.allowed(self):
-            return self._lean(x, [n + m for n, m in zip(x.shape[2:], more)], scales)
-        padded = pad_with_air(x, more)
-        encoded = self._encode(lambda: padded)
+            return self._lean(x, scales)
+        encoded = self._encode(self.stem[0](x))
         decoded = self._decode(encoded)
         half = self.scale_heads[0](decoded[0])
         fine = F.interpolate(half, scale_factor=2.0, mode="trilinear", align_corners=False)
-        fine = fine + self.run_stage(self.refine, torch.cat([padded, fine], 1))
+        fine = lean.cut_to(x.shape[2:], fine)
+        logits = fine + self.run_stage(self.refine, torch.cat([x, fine], 1))
         coarse: list[Tensor] = []
         if scales:
             coarse = [half, *(head(m) for head, m in zip(self.scale_heads[1:], decoded[1:]))]
-        logits = fine[..., : x.shape[2], : x.shape[3], : x.shape[4]]
         return Output(logits, tuple(coarse), tuple(encoded[1:]))
 
-    def _lean(self, x: Tensor, size: Sequence[int], scales: bool) -> Output:
-        """As ``forward``, nothing kept for longer than it is needed; ``size`` is x's, padded."""
-        encoded = self._encode(lambda: lean.padded_channels_last(x, size))
+    def _lean(self, x: Tensor, scales: bool) -> Output:
+        """As ``forward``, nothing kept for longer than it is needed."""
+        encoded = self._encode(self.stem[0](x.contiguous(memory_format=torch.channels_last_3d)))
         features, decoded = tuple(encoded[1:]), [encoded.pop()]
         for up in cast(Iterable[UpStage], self.ups):
-            whole = scales or up is not self.ups[-1]
-            reach = None if whole else lean.half_reach(x.shape[2:], size, margin=2)
-            y = up.block(lean.up_and_add(up.up, decoded[0], encoded.pop, reach))
+            y = up.block(lean.up_and_add(up.up, decoded[0], encoded.pop()))
             decoded = [y, *decoded] if scales else [y]
         del y
         norm, conv = self.scale_heads[0][0], self.scale_heads[0][-1]  # type: ignore[index]
         half = lean.pointwise(conv, lean.norm_and_gelu(norm, decoded[0]))
         coarse = [head(m) for head, m in zip(self.scale_heads[1:], decoded[1:])] if scales else []
         decoded.clear()
-        logits = lean.full_resolution(half, x, self.refine, size)
+        logits = lean.full_resolution(half, x, self.refine)
         return Output(logits, (half, *coarse) if scales else (), features)
 
-    def _encode(self, padded: Callable[[], Tensor]) -> list[Tensor]:
-        """The maps at 1/2, 1/4 ... of what ``padded`` gives, which need not outlive a layer."""
-        first, block = self.stem
-        encoded = [self.run_stage(block, first(padded()))]
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """The maps at 1/2, 1/4 ..., from what the stem's first convolution gives."""
+        encoded = [self.run_stage(self.stem[1], x)]
+        del x
         for stage in self.stages:
             encoded.append(self.run_stage(stage, encoded[-1]))
         return encoded

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hmvnet.imaging.intensity import AIR
-
 SLAB = 16  # planes of the full-resolution head at a time; even
 
 
@@ -56,95 +54,50 @@ def conv_and_norm(conv: nn.Conv3d, norm: nn.Module, x: Tensor) -> Tensor:
     return norm(conv(x))
 
 
-def padded_channels_last(x: Tensor, size: Sequence[int]) -> Tensor:
-    """``[b, c, z, y, x]`` (CT, PET) in channels_last_3d, with air behind it up to ``size``."""
-    if list(size) == list(x.shape[2:]):
-        return x.contiguous(memory_format=torch.channels_last_3d)
-    out = torch.empty(
-        (*x.shape[:2], *size),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last_3d,
-    )
-    put_with_air(x, out)
-    return out
+def cut_to(size: Sequence[int], x: Tensor) -> Tensor:
+    """The first voxels of ``[b, c, z, y, x]``, so many an axis."""
+    return x[..., : size[0], : size[1], : size[2]]
 
 
-def put_with_air(x: Tensor, out: Tensor) -> None:
-    """Write ``[b, c, z, y, x]`` to the first voxels of a larger array, and air behind it."""
-    z, y, w = x.shape[2:]
-    for i in range(x.shape[1]):
-        air = AIR[i % len(AIR)]
-        channel = out[:, i]
-        channel[:, z:] = air
-        channel[:, :z, y:] = air
-        channel[:, :z, :y, w:] = air
-        channel[:, :z, :y, :w] = x[:, i]
+def up_and_add(up: nn.ConvTranspose3d, x: Tensor, skip: Tensor) -> Tensor:
+    """``up(x) + skip``, as far as the skip goes."""
+    y = up(x)
+    return y.add_(skip) if y.shape == skip.shape else cut_to(skip.shape[2:], y) + skip
 
 
-def up_and_add(
-    up: nn.ConvTranspose3d, x: Tensor, skip: Callable[[], Tensor], reach: Sequence[int] | None
-) -> Tensor:
-    """``up(x) + skip``, of which only the first ``reach`` voxels an axis are wanted.
-
-    Args:
-        up: of kernel and stride 2.
-        skip: gives the skip, which nobody holds any longer after the sum.
-        reach: None: all of them.
-    """
-    if reach is None:
-        return up(x).add_(skip())
-    z, y, w = ((n + 1) // 2 for n in reach)
-    x = x[:, :, :z, :y, :w].contiguous(memory_format=torch.channels_last_3d)
-    return up(x).add_(skip()[:, :, : 2 * z, : 2 * y, : 2 * w])
-
-
-def half_reach(size: Sequence[int], padded: Sequence[int], margin: int = 0) -> list[int]:
-    """How far the full-resolution head looks at half the resolution, and ``margin`` voxels more.
-
-    Args:
-        size: of the volume.
-        padded: to which it was padded.
-    """
-    return [min(n // 2 + 2 + margin, p // 2) for n, p in zip(size, padded, strict=True)]
-
-
-def full_resolution(
-    half: Tensor, x: Tensor, refine: nn.Sequential, padded: Sequence[int]
-) -> Tensor:
+def full_resolution(half: Tensor, x: Tensor, refine: nn.Sequential) -> Tensor:
     """The full-resolution head, slab by slab: logits float32 ``[b, classes, z, y, x]``.
 
     Trilinear interpolation of the logits at half the resolution, to which ``refine`` adds what it
-    makes of them and of the volume. Voxels that only pad the volume are computed as far as its own
-    voxels need them.
+    makes of them and of the volume.
 
     Args:
-        half: logits ``[b, classes, *]`` at half the resolution of the padded volume, or that part
-            of them that ``half_reach`` names.
-        padded: size of the padded volume.
-        x: the volume as it was given, not padded.
+        half: logits ``[b, classes, *]`` at half the resolution, rounded up.
+        x: the volume.
         refine: a 3 x 3 x 3 convolution of volume and logits, GELU, a 1 x 1 x 1 convolution.
     """
     (batch, inputs), size = x.shape[:2], x.shape[2:]
-    # One voxel behind the volume's last, which the convolution sees; an even row for the pairs.
-    rows, width = min(size[1] + 1, padded[1]), min(2 * (size[2] // 2 + 1), padded[2])
-    near = half[..., : rows // 2 + 2, : width // 2 + 1].float().contiguous()
+    (depth, rows, width), half = size, half.float().contiguous()
     run = in_pairs(refine) if x.device.type == "cpu" else one_by_one(refine)
     classes = half.shape[1]
     logits = x.new_empty((batch, classes, *size), dtype=torch.float32)
-    for first in range(0, size[0], SLAB):
-        last = min(first + SLAB, size[0])
-        low, high = max(first - 1, 0), min(last + 1, padded[0])  # what the convolution sees
+    # Zeros around the volume, as the convolution pads; an even row for the pairs.
+    frame = x.new_zeros((batch, SLAB + 2, rows, width + width % 2, inputs + classes))
+    for first in range(0, depth, SLAB):
+        last = min(first + SLAB, depth)
+        low, high = max(first - 1, 0), min(last + 1, depth)  # what the convolution sees
         start, stop = max(first // 2 - 1, 0), min((last + 1) // 2 + 1, half.shape[2])
         fine = F.interpolate(
-            near[:, :, start:stop], scale_factor=2.0, mode="trilinear", align_corners=False
+            half[:, :, start:stop], scale_factor=2.0, mode="trilinear", align_corners=False
         )[:, :, low - 2 * start : high - 2 * start, :rows, :width]
-        seen = x.new_zeros((batch, last - first + 2, rows, width, inputs + classes))
-        inside = seen[:, low - first + 1 : high - first + 1].movedim(-1, 1)
-        put_with_air(x[:, :, low:high], inside[:, :inputs])
+        seen = frame[:, : last - first + 2]
+        if high == last:
+            seen[:, -1] = 0
+        inside = seen[:, low - first + 1 : high - first + 1, :, :width].movedim(-1, 1)
+        inside[:, :inputs] = x[:, :, low:high]
         inside[:, inputs:] = fine
-        found = run(seen)[..., : size[1], : size[2]]
-        found += fine[:, :, first - low : last - low, : size[1], : size[2]]
+        found = run(seen)[..., :width]
+        found += fine[:, :, first - low : last - low]
         logits[:, :, first:last] = found
     return logits
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -20,3 +21,11 @@ class Output(NamedTuple):
     logits: Tensor
     scales: tuple[Tensor, ...] = ()
     features: tuple[Tensor, ...] = ()
+
+
+def stride_of(full: int, small: int) -> int:
+    """Of a map of ``small`` voxels over ``full`` ones: the smallest power of two that covers them.
+
+    So networks have it that halve an axis again and again, rounding up, or pad it at its end.
+    """
+    return 2 ** math.ceil(math.log2(max(1, full / small)))

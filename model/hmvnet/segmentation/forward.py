@@ -147,12 +147,12 @@ class TorchForward:
             x = x.contiguous(memory_format=torch.channels_last_3d)
         with torch.inference_mode(), _autocast(way.device, self.precision, self.own):
             if way.windows:
-                stride = getattr(self.network, "stride", 1)
-                logits, features = in_windows(x, outputs, self.patch, stride, self.own)
+                window = whole_windows(self.patch, getattr(self.network, "stride", 1))
+                logits, features = in_windows(x, outputs, window, self.own)
             else:
                 logits, *features = outputs(x)
             logits = logits.float()
-            return (logits if self.own else torch.softmax(logits, 1)).cpu(), features
+            return (logits if self.own else softmax_in_place(logits)).cpu(), features
 
     def _outputs(self, wants_maps: bool, x: Tensor) -> tuple[Tensor, ...]:
         """Logits, then the encoder maps."""
@@ -160,16 +160,27 @@ class TorchForward:
         return (logits, *(features if wants_maps else ()))
 
 
+def softmax_in_place(logits: Tensor) -> Tensor:
+    """Over the classes of ``[1, c, z, y, x]``, some planes at a time: they stay in the cache."""
+    for planes in logits.split(8, 2):
+        planes.copy_(torch.softmax(planes, 1))
+    return logits
+
+
 def channels_last(network: nn.Module) -> nn.Module:
     """The same network, its weights in channels_last_3d."""
     return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def whole_windows(patch: Sequence[int], stride: int) -> tuple[int, ...]:
+    """The patch's size, up to multiples of a network's stride: its maps then fit together."""
+    return tuple(math.ceil(n / stride) * stride for n in patch)
 
 
 def in_windows(
     x: Tensor,
     network: Callable[[Tensor], Sequence[Tensor]],
     patch: Sequence[int],
-    stride: int = 1,
     own: NetworkInput | None = None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """Logits and encoder maps from sliding windows, of the same sizes as of one pass.
@@ -180,11 +191,9 @@ def in_windows(
     Args:
         network: a window to logits and then encoder maps.
         patch: the window.
-        stride: volume and windows are multiples of it, to which the network itself would pad.
     """
     size = x.shape[2:]
-    full, window = ([math.ceil(n / stride) * stride for n in ns] for ns in (size, patch))
-    padded = [max(pair) for pair in zip(full, window, strict=True)]
+    padded = [max(pair) for pair in zip(size, patch, strict=True)]
     more = [p - n for p, n in zip(padded, size, strict=True)]
     if own is None:
         before, full_x = [0, 0, 0], pad_with_air(x, more)
@@ -192,11 +201,11 @@ def in_windows(
         before = [n // 2 for n in more]
         sides = [(first, n - first) for first, n in zip(before, more)]
         full_x = F.pad(x, [n for pair in reversed(sides) for n in pair])
-    logits, *maps = slide(full_x, window, own.step if own else STEP, network)
+    logits, *maps = slide(full_x, patch, own.step if own else STEP, network)
     ends = [
         [
             (b * m // p, math.ceil((b + n) * m / p))
-            for b, m, n, p in zip(before, a.shape[2:], full, padded)
+            for b, m, n, p in zip(before, a.shape[2:], size, padded)
         ]
         for a in maps
     ]

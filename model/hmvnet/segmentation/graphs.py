@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from hmvnet.imaging.network_input import NetworkInput
-from hmvnet.segmentation.forward import Precision, in_windows, mirrored, wants_bf16
+from hmvnet.segmentation.forward import (
+    Precision,
+    in_windows,
+    mirrored,
+    softmax_in_place,
+    wants_bf16,
+)
 
 ENGINES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}  # by inference.backend
 
@@ -110,14 +116,14 @@ class GraphForward:
         outputs = mirrored(self._outputs, axes)
         if self.windows:
             logits, maps = in_windows(volume, outputs, self.graph.shape[2:], own=self.own)
-            return (logits if self.own else torch.softmax(logits, 1)), maps
+            return (logits if self.own else softmax_in_place(logits)), maps
         if tuple(volume.shape) != self.graph.shape:
             raise RuntimeError(
                 f"the ONNX graph takes {list(self.graph.shape)}, the volume is "
                 f"{list(volume.shape)}: export the bundle again for this size"
             )
         logits, *maps = outputs(volume)
-        return torch.softmax(logits, 1), maps
+        return softmax_in_place(logits), maps
 
     def _outputs(self, x: Tensor) -> list[Tensor]:
         return [torch.from_numpy(values) for values in self.graph(x.contiguous().numpy())]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -66,16 +67,57 @@ def slide(
         for number, values in enumerate(network(volume[:, :, z, y, x])):
             small = values.shape[2:]
             if len(sums) == number:
-                full = [round(n * s / w) for n, s, w in zip(size, small, window)]
+                full = [math.ceil(n * s / w) for n, s, w in zip(size, small, window)]
                 sums.append(volume.new_zeros((*values.shape[:2], *full), dtype=torch.float32))
                 weights.append(volume.new_zeros(full, dtype=torch.float32))
             total, weight = sums[number], weights[number]
-            first = [
-                min(round(a * s / w), n - s)
-                for a, s, w, n in zip(corner, small, window, weight.shape)
-            ]
-            z, y, x = (slice(a, a + s) for a, s in zip(first, small))
             own = importance(tuple(small)).to(volume.device)
-            total[:, :, z, y, x] += values.float() * own
+            found = values.float()
+            places = [_place(*each) for each in zip(corner, window, small, weight.shape)]
+            for axis, place in enumerate(places, -3):
+                if place.share is not None:
+                    found = _along(axis, place.share, found)
+                    own = _along(axis, place.share * place.trust, own)
+            z, y, x = (place.at for place in places)
+            total[:, :, z, y, x] += found * own
             weight[z, y, x] += own
     return [total / weight for total, weight in zip(sums, weights, strict=True)]
+
+
+class _Place(NamedTuple):
+    """Where a window's map lies in the whole's along an axis.
+
+    Attributes:
+        at: the whole's voxels.
+        share: ``[voxels, small]``, where the window begins between two of them: of the map's two
+            voxels around each; its nearest, where there is one only.
+        trust: ``[voxels, 1]``, next to nothing where there is one only.
+    """
+
+    at: slice
+    share: Tensor | None = None
+    trust: Tensor | float = 1.0
+
+
+def _place(start: int, window: int, small: int, whole: int) -> _Place:
+    """Of a window's map.
+
+    Args:
+        start: the window's first voxel.
+        window, small: voxels of the window, and of its map.
+        whole: voxels of the whole's map.
+    """
+    begin = start * small / window  # in voxels of the map
+    if begin.is_integer():
+        return _Place(slice(int(begin), int(begin) + small))
+    first, last = math.floor(begin), min(math.ceil(begin + small), whole)
+    at = (torch.arange(first, last) - begin)[:, None]
+    nearest = at.clamp(0, small - 1)
+    share = (1 - (nearest - torch.arange(small)).abs()).clamp(min=0)
+    return _Place(slice(first, last), share, torch.where(at == nearest, 1.0, 1e-3))
+
+
+def _along(axis: int, share: Tensor, values: Tensor) -> Tensor:
+    """An axis's voxels mixed by shares ``[voxels, small]``."""
+    mixed = torch.tensordot(values, share.to(values.device, values.dtype), ([axis], [1]))
+    return mixed.movedim(-1, axis)

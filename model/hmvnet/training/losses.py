@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hmvnet.case import CLASSES
+from hmvnet.networks.output import stride_of
 
 SCALE_WEIGHTS = (1.0, 0.5, 0.25, 0.125)
 
@@ -67,10 +68,10 @@ def shrink_label(label: Tensor, size: Sequence[int]) -> Tensor:
 
     Each voxel gets the commonest class of its block; blocks reach outside as background.
     """
-    step = max(1, round(label.shape[-1] / size[-1]))
-    pad = [m * step - n for n, m in zip(label.shape[1:], size)]
+    steps = [stride_of(n, m) for n, m in zip(label.shape[1:], size)]
+    pad = [m * step - n for n, m, step in zip(label.shape[1:], size, steps)]
     label = F.pad(label, (0, pad[2], 0, pad[1], 0, pad[0]))
-    if step == 1:
+    if max(steps) == 1:
         return label
-    share = F.avg_pool3d(one_hot(label[:, None].float(), len(CLASSES)), step)
+    share = F.avg_pool3d(one_hot(label[:, None].float(), len(CLASSES)), steps)
     return share.argmax(1)
