@@ -177,9 +177,17 @@ def test_a_region_too_large_for_the_memory_is_done_in_windows(error):
     assert [m.shape for m in found_maps] == [m.shape for m in maps]
     # Untrained, of random voxels: windows see other borders.
     assert 0 < (found - whole).abs().mean() < 0.05
-    for ours, theirs in zip(found_maps, maps):
-        # Of noise, between whose voxels windows begin; out of place there would be nothing.
-        assert torch.corrcoef(torch.stack([ours.ravel(), theirs.ravel()]))[0, 1] > 0.7
+    # Of noise, windows beginning between a map's voxels: the coarser, the less alike.
+    for ours, theirs, least in zip(found_maps, maps, (0.9, 0.88, 0.85, 0.77), strict=True):
+        assert alike(ours, theirs) > least
+        # Most of that is each channel's mean; what is left hangs on where the maps lie.
+        ours, theirs = (m - m.mean((2, 3, 4), keepdim=True) for m in (ours, theirs))
+        assert alike(ours, theirs) > 0.2 > 2 * alike(ours.roll(1, 2), theirs)
+
+
+def alike(a, b):
+    """Pearson's correlation of all values."""
+    return torch.corrcoef(torch.stack([a.ravel(), b.ravel()]))[0, 1]
 
 
 def test_windows_that_do_not_fit_either_end_it():

@@ -289,7 +289,7 @@ class HMVNet(nn.Module):
 
     Its features are the maps of the encoder's stages: 2C, 4C ... channels at 1/4, 1/8 ... of the
     input, rounded up at each stage; its scales are at 1/2, 1/4 and 1/8. Nothing is padded to a
-    multiple of 32: that would be a quarter of the work, and what a GroupNorm takes its statistics
+    multiple of 32: that would be a quarter more work, and what a GroupNorm takes its statistics
     of would be air, which the patches of a training do not hold.
     """
 

@@ -76,11 +76,10 @@ def full_resolution(half: Tensor, x: Tensor, refine: nn.Sequential) -> Tensor:
         x: the volume.
         refine: a 3 x 3 x 3 convolution of volume and logits, GELU, a 1 x 1 x 1 convolution.
     """
-    (batch, inputs), size = x.shape[:2], x.shape[2:]
-    (depth, rows, width), half = size, half.float().contiguous()
+    batch, inputs, depth, rows, width = x.shape
+    classes, half = half.shape[1], half.float().contiguous()
     run = in_pairs(refine) if x.device.type == "cpu" else one_by_one(refine)
-    classes = half.shape[1]
-    logits = x.new_empty((batch, classes, *size), dtype=torch.float32)
+    logits = x.new_empty((batch, classes, depth, rows, width), dtype=torch.float32)
     # Zeros around the volume, as the convolution pads; an even row for the pairs.
     frame = x.new_zeros((batch, SLAB + 2, rows, width + width % 2, inputs + classes))
     for first in range(0, depth, SLAB):
