@@ -90,6 +90,25 @@ def test_networks_with_their_own_input_give_logits_and_are_padded_around():
     assert coarse.shape[2:] == (3, 4, 4)  # of all voxels that are not padding alone
 
 
+class HandsOn(nn.Module):
+    """Logits and a map that are parts of what it was given."""
+
+    whole_region = True
+
+    def forward(self, x, scales=False):
+        return Output(x[:, :3], (), (x[:, 1:],))
+
+
+@pytest.mark.parametrize("windows", ["never", "always", "both"])
+def test_nothing_of_a_volume_or_a_map_is_overwritten(windows):
+    x = torch.randn(1, 4, 8, 8, 8)
+    before = x.clone()
+    found, maps = TorchForward(HandsOn(), CPU, (8, 8, 8), precision="32", windows=windows)(x)
+    torch.testing.assert_close(found, torch.softmax(before[:, :3], 1))
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+    torch.testing.assert_close(maps[0], before[:, 1:])
+
+
 def test_maps_are_made_only_where_they_are_asked_for():
     forward = TorchForward(Position(), CPU, (8, 8, 8), own=OWN, wants_maps=False)
     assert forward(torch.zeros(1, 2, 8, 8, 8))[1] == []

@@ -152,7 +152,11 @@ class TorchForward:
             else:
                 logits, *features = outputs(x)
             logits = logits.float()
-            return (logits if self.own else softmax_in_place(logits)).cpu(), features
+            if self.own is None:
+                if _share_memory(logits, x, *features):  # a network may hand on what it was given
+                    logits = logits.clone()
+                logits = softmax_in_place(logits)
+            return logits.cpu(), features
 
     def _outputs(self, wants_maps: bool, x: Tensor) -> tuple[Tensor, ...]:
         """Logits, then the encoder maps."""
@@ -165,6 +169,10 @@ def softmax_in_place(logits: Tensor) -> Tensor:
     for planes in logits.split(8, 2):
         planes.copy_(torch.softmax(planes, 1))
     return logits
+
+
+def _share_memory(array: Tensor, *others: Tensor) -> bool:
+    return array.untyped_storage().data_ptr() in {a.untyped_storage().data_ptr() for a in others}
 
 
 def channels_last(network: nn.Module) -> nn.Module:
