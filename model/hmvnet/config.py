@@ -262,7 +262,7 @@ class TrainingSettings(_Section):
         -1,
         ge=-1,
         description="How many draw and augment patches ahead; 0: drawn in the loop; -1: a core "
-        "each beside a GPU, at most 12, and 0 on a CPU. Patches are the same.",
+        "each but one beside a GPU, at most 12, and 0 on a CPU. Patches are the same.",
     )
     workers_are: Literal["auto", "threads", "processes"] = Field(
         "auto",

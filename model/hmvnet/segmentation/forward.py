@@ -143,7 +143,7 @@ class TorchForward:
         outputs = mirrored(partial(self._outputs, wants_maps), axes)
         self.network.to(way.device)
         x = volume.to(way.device)
-        if way.windows:  # in one pass the network lays it out as it pads it
+        if way.windows:  # in one pass the network lays it out itself
             x = x.contiguous(memory_format=torch.channels_last_3d)
         with torch.inference_mode(), _autocast(way.device, self.precision, self.own):
             if way.windows:
