@@ -8,7 +8,13 @@ from torch import nn
 from hmvnet.imaging.network_input import ChannelScaling, NetworkInput
 from hmvnet.networks.output import Output
 from hmvnet.networks.registry import build_network
-from hmvnet.segmentation.forward import TorchForward, in_windows, mirrored, mirrored_axes
+from hmvnet.segmentation.forward import (
+    TorchForward,
+    in_windows,
+    mirrored,
+    mirrored_axes,
+    whole_windows,
+)
 
 CPU = torch.device("cpu")
 NONE = ChannelScaling(scheme="none")
@@ -87,7 +93,7 @@ def test_networks_with_their_own_input_give_logits_and_are_padded_around():
     assert logits.shape == (1, 3, 5, 8, 6) and (logits[:, :2] == 3).all()
     # One voxel of padding before six of eight.
     torch.testing.assert_close(logits[0, 2, 0, 0], 3 + torch.arange(1.0, 7.0))
-    assert coarse.shape[2:] == (3, 4, 4)  # of all voxels that are not padding alone
+    assert coarse.shape[2:] == (3, 4, 3)  # at strides from its first voxel on
 
 
 class HandsOn(nn.Module):
@@ -126,6 +132,27 @@ def test_windows_are_as_far_apart_as_the_settings_say():
     assert len(seen) == 3
     in_windows(x, network, (8, 8, 8), own=OWN.model_copy(update={"step": 1.0}))
     assert len(seen) == 5
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_one_window_over_the_whole_volume_is_the_one_pass(norm):
+    """Its size is the patch's, though that is no multiple of the network's stride."""
+    torch.manual_seed(0)
+    network = build_network("hmvnet", {**SMALL_NETWORK, "norm": norm})
+    x = torch.rand(1, 2, 40, 33, 32)
+    once, maps = TorchForward(network, CPU, (40, 32, 24), "32")(x[..., :32, :24])
+    again, theirs = TorchForward(network, CPU, (40, 32, 24), "32", windows="always")(
+        x[..., :32, :24]
+    )
+    torch.testing.assert_close(again, once)
+    for one, other in zip(maps, theirs, strict=True):
+        torch.testing.assert_close(other, one)
+
+
+def test_windows_are_whole_strides_no_longer_than_the_volume():
+    assert whole_windows((96, 152, 96), 32, (200, 155, 80)) == (96, 155, 96)
+    assert whole_windows((40, 40), 32, (64, 50)) == (64, 50)
+    assert whole_windows((40,), 1, (200,)) == (40,)
 
 
 def test_both_is_the_mean_of_one_pass_and_windows():

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import COARSE, tiny_ct, tiny_pet
+from torch.nn import functional as F
 
 from hmvnet.case import Grid
 from hmvnet.imaging.network_input import ChannelScaling, NetworkInput
+from hmvnet.imaging.roi import Region
 from hmvnet.reading.checks import checked_case
-from hmvnet.segmentation.scan import Scan
+from hmvnet.segmentation.forward import in_windows
+from hmvnet.segmentation.scan import Scan, Volume
 from hmvnet.segmentation.segmenter import prepare
 
 NONE = ChannelScaling(scheme="none")
@@ -68,6 +71,26 @@ def test_encoder_maps_lie_over_the_working_region(direction, transpose, field):
     c, b, a = (n // 2 for n in found.shape[1:])
     expected = volume.grid.points(np.array([[2 * a + 0.5, 2 * b + 0.5, 2 * c + 0.5]]))[0]
     np.testing.assert_allclose(found[:, c, b, a], expected, atol=0.05)
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16])
+@pytest.mark.parametrize("length", [64, 100, 310, 50], ids="{} voxels".format)
+def test_a_networks_maps_lie_where_its_windows_saw_them(length, stride):
+    """Where the lattice is no multiple of the stride as well, or padded around to a window."""
+    grid = Grid((64, 64, length), (1.0, 1.0, 1.0))
+    raw = np.ones((2, *grid.shape), np.float32)
+    raw[0] = np.arange(length)[:, None, None]  # the CT says how high a voxel lies
+    settings = NetworkInput(field="region", channels=(NONE, NONE), spacing_mm=(1, 1, 1))
+    scan = Scan(None, Volume(Region(grid, "centre", 1.0), raw, raw))
+    volume = torch.from_numpy(scan.seen_by(settings))[None]
+    _, maps = in_windows(
+        volume, lambda w: (w[:, :1], F.avg_pool3d(w[:, :1], stride)), (64, 64, 64), settings
+    )
+    found = scan.maps(settings, maps)[0][0, :, 0, 0]
+    assert len(found) == -(-length // stride)
+    inner = [i for i in range(len(found)) if stride <= i * stride <= length - 2 * stride]
+    expected = [(i + 0.5) * stride - 0.5 for i in inner]
+    np.testing.assert_allclose(found[inner], expected, atol=0.05)
 
 
 def test_maps_of_the_working_volume_stay_as_they_are(case):

@@ -19,7 +19,7 @@ from hmvnet.config import Windows
 from hmvnet.exits import is_out_of_memory
 from hmvnet.imaging.intensity import pad_with_air
 from hmvnet.imaging.network_input import NetworkInput
-from hmvnet.segmentation.windows import slide
+from hmvnet.segmentation.windows import part_of, slide
 
 Precision = Literal["auto", "32", "bf16"]
 STEP = 0.5  # from one window to the next, as a share of it
@@ -147,7 +147,7 @@ class TorchForward:
             x = x.contiguous(memory_format=torch.channels_last_3d)
         with torch.inference_mode(), _autocast(way.device, self.precision, self.own):
             if way.windows:
-                window = whole_windows(self.patch, getattr(self.network, "stride", 1))
+                window = whole_windows(self.patch, getattr(self.network, "stride", 1), x.shape[2:])
                 logits, features = in_windows(x, outputs, window, self.own)
             else:
                 logits, *features = outputs(x)
@@ -180,9 +180,14 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
-def whole_windows(patch: Sequence[int], stride: int) -> tuple[int, ...]:
-    """The patch's size, up to multiples of a network's stride: its maps then fit together."""
-    return tuple(math.ceil(n / stride) * stride for n in patch)
+def whole_windows(patch: Sequence[int], stride: int, size: Sequence[int]) -> tuple[int, ...]:
+    """The patch's size, up to multiples of a network's stride: its maps then fit together.
+
+    But no longer than the volume, where the patch is not: one window's maps need fit no other's,
+    and air behind the volume is nothing that a training's patches hold.
+    """
+    whole = (math.ceil(p / stride) * stride for p in patch)
+    return tuple(max(p, min(w, n)) for p, w, n in zip(patch, whole, size, strict=True))
 
 
 def in_windows(
@@ -192,6 +197,9 @@ def in_windows(
     own: NetworkInput | None = None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """Logits and encoder maps from sliding windows, of the same sizes as of one pass.
+
+    Maps begin where the volume does, and may end behind it: their strides are those of
+    ``hmvnet.networks.output.stride_of``.
 
     A volume smaller than a window is padded: around it with 0 where the network brings its own
     preprocessing, as nnU-Net does; else with air behind it.
@@ -209,16 +217,11 @@ def in_windows(
         before = [n // 2 for n in more]
         sides = [(first, n - first) for first, n in zip(before, more)]
         full_x = F.pad(x, [n for pair in reversed(sides) for n in pair])
-    logits, *maps = slide(full_x, patch, own.step if own else STEP, network)
-    ends = [
-        [
-            (b * m // p, math.ceil((b + n) * m / p))
-            for b, m, n, p in zip(before, a.shape[2:], size, padded)
-        ]
-        for a in maps
-    ]
-    cut = _cut(logits, [(b, b + n) for b, n in zip(before, size)])
-    return cut, [_cut(a, end) for a, end in zip(maps, ends)]
+    logits, *maps = (
+        part_of(a, before, size, padded)
+        for a in slide(full_x, patch, own.step if own else STEP, network)
+    )
+    return logits, maps
 
 
 @dataclass(frozen=True)
@@ -236,12 +239,6 @@ def _another_way_may_do(error: Exception, way: _Way) -> bool:
     """Whether memory was short, or a GPU is there that cannot be used."""
     on_gpu = way.device.type == "cuda"
     return is_out_of_memory(error) or (on_gpu and bool(re.search("CUDA|cuDNN", str(error))))
-
-
-def _cut(array: Tensor, ends: Sequence[tuple[int, int]]) -> Tensor:
-    """Part of ``[b, c, z, y, x]``, from and to on each axis."""
-    z, y, x = (slice(first, last) for first, last in ends)
-    return array[:, :, z, y, x]
 
 
 class LoadedForEachPass:

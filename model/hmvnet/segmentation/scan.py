@@ -15,6 +15,7 @@ from hmvnet.case import Case, Finding, Grid
 from hmvnet.imaging.network_input import NetworkInput, Prepared
 from hmvnet.imaging.resample import resample, resample_pet_ct
 from hmvnet.imaging.roi import Region
+from hmvnet.networks.output import stride_of
 
 OUTSIDE = (1.0, 0.0, 0.0)  # the classes' probabilities where nobody looked
 
@@ -120,17 +121,18 @@ def plain_maps(maps: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
 
 
 def _sampled(values: Tensor, lattice: Grid, target: Grid) -> np.ndarray:
-    """A map ``[c, z, y, x]`` over the extent of one grid, on a coarsened other one; linear."""
-    coarseness = [
-        n / m * mm for n, m, mm in zip(lattice.shape, values.shape[1:], lattice.spacing[::-1])
-    ]
+    """A map ``[c, z, y, x]`` from one grid's first voxels on, on a coarsened other one; linear."""
+    # Of its last voxels a part may lie behind the grid: they are a stride apart, whatever its size.
+    steps = [stride_of(n, m) for n, m in zip(lattice.shape, values.shape[1:])]
+    coarseness = [step * mm for step, mm in zip(steps, lattice.spacing[::-1])]
     mean = float(np.prod(coarseness)) ** (1 / 3)
     strides = [2 ** max(0, round(np.log2(mean / mm))) for mm in target.spacing[::-1]]
     shape = [-(-n // s) for n, s in zip(target.shape, strides)]
-    # From the target's voxels to shares of the lattice's extent, -1 to 1, as grid_sample has them.
+    # From the target's voxels to shares of the map's extent, -1 to 1, as grid_sample has them.
     axes = [(np.arange(n) + 0.5) * s - 0.5 for n, s in zip(shape, strides)]
     index = np.stack(np.meshgrid(*axes, indexing="ij"), -1)[..., ::-1].reshape(-1, 3)
     at = lattice.indices(target.points(index))
-    share = (2 * at + 1) / np.array(lattice.size) - 1
+    extent = [step * m for step, m in zip(steps, values.shape[1:])][::-1]
+    share = (2 * at + 1) / np.array(extent) - 1
     where = torch.from_numpy(share.reshape(1, *shape, 3).astype(np.float32))
     return F.grid_sample(values[None], where, padding_mode="border", align_corners=False)[0].numpy()

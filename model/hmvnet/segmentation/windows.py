@@ -17,6 +17,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from hmvnet.networks.output import stride_of
+
 SIGMA = 1 / 8  # of the weights, as a share of the window
 PEAK = 10.0
 
@@ -115,6 +117,31 @@ def _place(start: int, window: int, small: int, whole: int) -> _Place:
     nearest = at.clamp(0, small - 1)
     share = (1 - (nearest - torch.arange(small)).abs()).clamp(min=0)
     return _Place(slice(first, last), share, torch.where(at == nearest, 1.0, 1e-3))
+
+
+def part_of(
+    values: Tensor, first: Sequence[int], size: Sequence[int], whole: Sequence[int]
+) -> Tensor:
+    """What a map over a volume holds of a part of it, at strides from the part's first voxel on.
+
+    Args:
+        values: ``[1, c, z, y, x]`` over the volume, at its size or coarser.
+        first, size: the part's first voxel on each axis, and its number of voxels.
+        whole: the volume's.
+
+    Returns:
+        Interpolated where the part begins between two voxels of the map.
+    """
+    for axis, (begin, n, full) in enumerate(zip(first, size, whole, strict=True), -3):
+        there = values.shape[axis]
+        stride = stride_of(full, there)
+        count = math.ceil(n / stride)
+        if begin % stride == 0:
+            values = values.narrow(axis, begin // stride, count)
+        else:
+            at = (torch.arange(count) + begin / stride).clamp(max=there - 1)[:, None]
+            values = _along(axis, (1 - (at - torch.arange(there)).abs()).clamp(min=0), values)
+    return values
 
 
 def _along(axis: int, share: Tensor, values: Tensor) -> Tensor:
