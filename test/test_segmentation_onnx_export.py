@@ -1,11 +1,12 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import tensors_of
 
-from hmvnet.bundle import load_bundle, write_bundle
+from hmvnet.bundle import add_file, load_bundle, write_bundle
 from hmvnet.config import InferenceSettings
 from hmvnet.networks.registry import build_network
 from hmvnet.segmentation.ensemble import load_ensemble
@@ -68,6 +69,35 @@ def test_openvino_does_not_take_a_gpu_for_a_cpu(onnx_bundle):
     pytest.importorskip("openvino")
     with pytest.raises(RuntimeError, match="on the CPU, but cuda was asked for"):
         load_graph("openvino", b"", torch.device("cuda"))
+
+
+def test_a_graph_that_the_engine_cannot_run_leaves_it_to_torch(onnx_bundle, tmp_path):
+    import onnx
+
+    folder = tmp_path / "bundle"
+    shutil.copytree(onnx_bundle[0], folder)
+    model = onnx.load(folder / "fold0.onnx")
+    model.ir_version = 99
+    onnx.save(model, folder / "fold0.onnx")
+    add_file(folder, "fold0.onnx")
+    settings = InferenceSettings(backend="onnx")
+    ensemble = load_ensemble(load_bundle(folder), torch.device("cpu"), settings)
+    assert not isinstance(ensemble.members[0], GraphForward)
+    assert any("torch instead of ONNX Runtime" in note for note in ensemble.notes)
+
+
+def test_a_graph_of_the_patchs_size_is_no_graph_of_windows(tiny_bundle, tmp_path):
+    """Of a network that sees the region: refused as any other size that is not the region's."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    bundle = load_bundle(folder)
+    patch = bundle.manifest.segmentation.patch_size
+    list(export_bundle(folder, patch))
+    settings = InferenceSettings(backend="onnx")
+    ensemble = load_ensemble(load_bundle(folder), torch.device("cpu"), settings)
+    larger = np.zeros((2, *(n + 8 for n in patch)), np.float32)
+    with pytest.raises(RuntimeError, match="export the bundle again"):
+        ensemble(larger)
 
 
 def test_onnx_that_would_quietly_run_on_the_cpu_is_an_error(onnx_bundle):

@@ -9,6 +9,7 @@ or, of another library, a ``Peer`` here) and one line in ``NETWORKS``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -107,6 +108,21 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "unet3d": _UNet,
     "unetr": _UNETR,
 }
+
+
+def sees_region(name: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether a network may see a whole region at once, or works in windows.
+
+    Raises:
+        ValueError: as ``build_network``.
+    """
+    key = name, json.dumps(options or {}, sort_keys=True)
+    if key not in _SEES_REGION:  # large networks take seconds to build
+        _SEES_REGION[key] = bool(build_network(name, options).whole_region)
+    return _SEES_REGION[key]
+
+
+_SEES_REGION: dict[tuple[str, str], bool] = {}
 
 
 def build_network(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:

@@ -20,7 +20,7 @@ from hmvnet.bundle import Bundle, SegmentationPart, WeightsError
 from hmvnet.config import InferenceSettings, Windows
 from hmvnet.exits import RefusedError, is_out_of_memory, one_line
 from hmvnet.imaging.network_input import NetworkInput
-from hmvnet.networks.registry import build_network
+from hmvnet.networks.registry import build_network, sees_region
 from hmvnet.segmentation.forward import (
     Forward,
     LoadedForEachPass,
@@ -240,11 +240,12 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
         windows = _windows(part, settings)
         if settings.backend != "torch":
             try:
-                if own is None and windows != "never":
+                in_windows = own is not None or not sees_region(part.network, part.options)
+                if not in_windows and windows != "never":
                     raise RuntimeError("its graph is of one pass")
                 graph = bundle.read(Path(file).stem + ".onnx")
                 how = (settings.backend, graph, device, settings.precision, own)
-                members.append(load_graph(*how, part.patch_size))
+                members.append(load_graph(*how, in_windows))
                 continue
             except (ImportError, RuntimeError, WeightsError) as error:
                 notes.append(

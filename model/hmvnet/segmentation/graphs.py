@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hmvnet.exits import one_line
 from hmvnet.imaging.network_input import NetworkInput
 from hmvnet.segmentation.forward import (
     Precision,
@@ -42,7 +43,8 @@ class OnnxRuntime:
     """A graph in ONNX Runtime, at full precision.
 
     Raises:
-        RuntimeError: a GPU was asked for and ONNX Runtime would quietly use the CPU.
+        RuntimeError: a GPU was asked for and ONNX Runtime would quietly use the CPU, or it cannot
+            run the graph.
     """
 
     def __init__(self, model: bytes, device: torch.device) -> None:
@@ -50,9 +52,11 @@ class OnnxRuntime:
         import onnxruntime
 
         wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
-        self.session = onnxruntime.InferenceSession(
-            model, providers=list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
-        )
+        providers = list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
+        try:
+            self.session = onnxruntime.InferenceSession(model, providers=providers)
+        except Exception as error:  # its own kinds share no other base
+            raise RuntimeError(one_line(str(error))) from error
         found = self.session.get_providers()
         if wanted not in found:
             raise RuntimeError(f"ONNX Runtime gave {', '.join(found)}, but {wanted} was asked for")
@@ -135,12 +139,12 @@ def load_graph(
     device: torch.device,
     precision: Precision = "auto",
     own: NetworkInput | None = None,
-    patch: Sequence[int] = (),
+    windows: bool = False,
 ) -> GraphForward:
     """A network's ONNX graph as ``inference.backend`` runs it: ``onnx`` or ``openvino``.
 
     Args:
-        patch: of its training; a graph of this size is one of windows.
+        windows: whether its network works in windows, whose size the graph has.
 
     Raises:
         ImportError, RuntimeError: as ``OnnxRuntime`` and ``OpenVino``.
@@ -150,4 +154,4 @@ def load_graph(
         graph = OnnxRuntime(model, device)
     else:
         graph = OpenVino(model, device, wants_bf16(device, precision, own))
-    return GraphForward(graph, own, graph.shape[2:] == tuple(patch))
+    return GraphForward(graph, own, windows)
