@@ -1,4 +1,6 @@
+import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,14 @@ from rich.console import Console
 from hmvnet.bundle import load_bundle
 from hmvnet.config import PreprocessingSettings, Settings, TrainingSettings
 from hmvnet.exits import RefusedError, UnfinishedError
+from hmvnet.experiments import budgets as budgets_room
 from hmvnet.experiments import compare_budgets as room
 from hmvnet.experiments.budget_jobs import InTurn, Processes, run_units
 from hmvnet.experiments.budget_table import load_results
 from hmvnet.experiments.budgets import Budget, Unit, parse_budgets, run_unit
 from hmvnet.experiments.compare_budgets import compare_budgets, read_paces
 from hmvnet.experiments.compare_networks import Contender
+from hmvnet.segmentation.forward import TorchForward
 from hmvnet.state import read_state
 from hmvnet.training.checkpoints import CHECKPOINT
 
@@ -225,6 +229,81 @@ def test_patients_that_the_first_weights_saw_are_refused_before_the_training(tas
         run_unit(other)
     assert not other.trunk.exists()
     run_unit(same)
+
+
+def test_ways_of_two_trainings_are_never_one_result(task, tmp_path, monkeypatch):
+    """The small files alone are kept; a way that is missing then costs another training."""
+    (unit,) = units_of(task, tmp_path / "run", network=SMALL, budgets="4steps")
+    asked, scored = [], budgets_room._scored
+
+    def watched(unit, bundle, ways):
+        asked.append(list(ways))
+        return scored(unit, bundle, ways)
+
+    monkeypatch.setattr(budgets_room, "_scored", watched)
+    run_unit(replace(unit, windows=False))
+    run_unit(unit)
+    shutil.rmtree(unit.trunk.parent)
+    run_unit(replace(unit, windows=False))
+    run_unit(unit)
+    everything = ["one pass", "windows", "both"]
+    assert asked == [everything[:1], everything[1:], everything[:1], everything[1:]]
+    assert set(measured(unit.result)["ways"]) == set(everything)
+
+
+def test_a_way_that_memory_does_not_suffice_for_is_not_scored_as_another(
+    task, tmp_path, monkeypatch
+):
+    (unit,) = units_of(task, tmp_path / "run", network=SMALL, budgets="4steps")
+    run = TorchForward._run
+
+    def short(self, volume, way, axes, wants_maps):
+        if not way.windows:
+            raise MemoryError
+        return run(self, volume, way, axes, wants_maps)
+
+    monkeypatch.setattr(TorchForward, "_run", short)
+    with pytest.raises(RefusedError, match=r"fold0.*: one pass: one pass on cpu did not fit"):
+        run_unit(unit)
+    assert unit.missing()
+    monkeypatch.undo()
+    run_unit(unit)
+
+
+def test_results_of_another_pace_are_said_to_be(task, tmp_path):
+    console = Console(file=io.StringIO(), width=200)
+    contenders, run = [Contender.parse("unet3d width=4")], tmp_path / "run"
+    compare_budgets(task, contenders, run, parse_budgets("3steps"), [0], console)
+    assert "another pace" not in console.file.getvalue()
+    paces = tmp_path / "paces.csv"
+    paces.write_text("network,steps,minutes_charged\nunet3d width=4,60,1\n")
+    compare_budgets(task, contenders, run, parse_budgets("3steps"), [0], console, paces=paces)
+    assert "note: 1 results that are there were charged by another" in console.file.getvalue()
+
+
+def test_weights_to_start_from_are_known_by_what_they_are(task, tmp_path):
+    """And by whom they saw: not by where they lie."""
+    (first,) = units_of(task, tmp_path / "first", budgets="2steps")
+    (other,) = units_of(task, tmp_path / "other", budgets="3steps")
+    run_unit(first)
+    run_unit(other)
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(first.branch / "bundle", here)
+
+    def key(folder):
+        training = task.training.model_copy(update={"initial_weights": str(folder)})
+        (unit,) = units_of(task.model_copy(update={"training": training}), tmp_path / "later")
+        return unit.key
+
+    before = key(here)
+    here.rename(there)
+    assert key(there) == before
+    shutil.copytree(other.branch / "bundle", here)
+    assert key(here) != before
+    manifest = json.loads((there / "manifest.json").read_text())
+    manifest["segmentation"]["seen"][0].append("0123456789abcdef")
+    (there / "manifest.json").write_text(json.dumps(manifest))
+    assert key(there) != before
 
 
 # --- a comparison --------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from hmvnet.experiments.compare_networks import Contender, compare_networks
 from hmvnet.experiments.compare_survival import TRUTH, compare_survival, load_cohort
 from hmvnet.experiments.compare_table import Cost, Scored, comparison
 from hmvnet.settings_file import load_settings
+from hmvnet.training.ways import Ways
 
 QUIET = Console(quiet=True)
 
@@ -79,6 +80,39 @@ def test_one_fold_of_a_comparison_of_all_is_scored_by_its_own_network(task1, tmp
         "fold0.safetensors",
         "fold1.safetensors",
     ]
+
+
+def test_no_way_of_inference_is_chosen_on_whom_it_is_scored_on(task1, tmp_path, monkeypatch):
+    """Fold 0 would have windows and fold 1 one pass: each is run as the other would have it."""
+    settings, contenders = task1
+
+    def ways(network, validation, settings, device, key, folder):
+        windows = 0.9 if folder.name == "fold0" else 0.1
+        return Ways(2, {"never": 0.5, "always": windows, "both": 0.0}, {})
+
+    ran = []
+
+    class Watched(networks_room.Pipeline):
+        def __init__(self, bundle, device, inference, **more):
+            (file,) = bundle.manifest.segmentation.files
+            ran.append((file, inference.windows))
+            super().__init__(bundle, device, inference, **more)
+
+    monkeypatch.setattr(Ways, "of", ways)
+    monkeypatch.setattr(networks_room, "Pipeline", Watched)
+    compare_networks(settings, contenders[:1], tmp_path / "run", None, QUIET)
+    assert ran == [("fold0.safetensors", "never"), ("fold1.safetensors", "always")]
+
+
+def test_patches_that_a_network_does_not_take_are_refused_at_once(task1, tmp_path):
+    settings, contenders = task1
+    wrong = [contenders[0], Contender.parse("resenc-unet width=4 training.patch_size=40,40,40")]
+    with pytest.raises(ValueError, match=r"network 'resenc-unet' cannot be trained on 1 x 2 x 40"):
+        compare_networks(settings, wrong, tmp_path / "run", None, QUIET)
+    small = [Contender.parse("hmvnet channels=8 head_channels=8 training.patch_size=16,16,16")]
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        compare_networks(settings, small, tmp_path / "run", None, QUIET)
+    assert not (tmp_path / "run" / contenders[0].folder).exists()
 
 
 def test_time_is_up_and_the_next_call_goes_on(task1, tmp_path):

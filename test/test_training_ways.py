@@ -103,6 +103,23 @@ def test_each_is_measured_once(prepared, tmp_path, monkeypatch):
     assert Ways.of(network, many, settings(), CPU, "key", tmp_path) is None
 
 
+def test_a_way_that_memory_does_not_suffice_for_is_not_compared(
+    prepared, tmp_path, monkeypatch, capsys
+):
+    run = TorchForward._run
+
+    def short(self, volume, way, axes, wants_maps):
+        if not way.windows:
+            raise MemoryError
+        return run(self, volume, way, axes, wants_maps)
+
+    monkeypatch.setattr(TorchForward, "_run", short)
+    network = build_network("hmvnet", SMALL_NETWORK)
+    assert Ways.of(network, prepared, settings(), CPU, "key", tmp_path) is None
+    assert "ways of inference not compared: one pass on cpu did not fit" in capsys.readouterr().err
+    assert not (tmp_path / WAYS).exists()
+
+
 @pytest.mark.parametrize(("norm", "gap"), [("batch", False), ("voxel", False), ("group", True)])
 def test_without_statistics_of_what_is_seen_one_pass_is_as_good(prepared, norm, gap):
     """Held: where one pass is chosen it differs from windows by less than 0.005 Dice.

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from hmvnet.exits import RefusedError, UnfinishedError
 from hmvnet.experiments.compare_networks import Contender, refuse_known, refuse_seen
 from hmvnet.experiments.evaluate import score_patient
 from hmvnet.files import remove
-from hmvnet.networks.registry import build_network
+from hmvnet.networks.registry import build_network, sees_region
 from hmvnet.pipeline import Pipeline
 from hmvnet.progress import track
 from hmvnet.segmentation.ensemble import pick_device
@@ -164,20 +164,22 @@ class Unit:
     @property
     def ways(self) -> list[str]:
         """How it is to be scored."""
-        if not _sees_region(self.contender.label):
+        network = self.contender.network
+        if not sees_region(network.name, network.options):
             return ["windows"]
         return list(WAYS) if self.windows else ["one pass"]
+
+    @property
+    def paced_otherwise(self) -> bool:
+        """Whether its stored result was charged by another pace, or by a clock."""
+        if not (stored := read_state(self.result, self.key)):
+            return False
+        return stored["training"].get("seconds_a_step_from_elsewhere", "") != (self.pace or "")
 
     def missing(self) -> list[str]:
         """The ways in which it was not scored yet; none: it is done."""
         stored = read_state(self.result, self.key)
         return [way for way in self.ways if not stored or way not in stored["ways"]]
-
-
-@lru_cache(maxsize=64)  # large networks take seconds to build
-def _sees_region(label: str) -> bool:
-    network = Contender.parse(label).network
-    return bool(build_network(network.name, network.options).whole_region)
 
 
 def run_unit(unit: Unit, clock: Callable[[], float] | None = None) -> None:
@@ -194,11 +196,13 @@ def run_unit(unit: Unit, clock: Callable[[], float] | None = None) -> None:
         clock = Paced(unit.pace)
     with claimed(unit.trunk.parent):
         stored = read_state(unit.result, unit.key)
-        ways = dict(stored["ways"]) if stored else {}
         refuse_known(unit.settings, unit.fold.validation)
         bundle = _trained(unit, clock)
         refuse_seen(bundle, unit.fold.validation)
-        if missing := unit.missing():
+        # Where it had to be trained again, what is there is another network's.
+        same = stored is not None and stored["training"] == bundle.manifest.trained_on
+        ways = dict(stored["ways"]) if stored and same else {}
+        if missing := [way for way in unit.ways if way not in ways]:
             ways |= _scored(unit, bundle, missing)
         values = {
             "protocol": unit.protocol,
@@ -375,6 +379,8 @@ def _scored(unit: Unit, bundle: Bundle, ways: Sequence[str]) -> dict[str, Any]:
     for patient in track(unit.fold.validation, title, quiet=unit.quiet):
         for way in each.of_next_patient(asked):
             scores = score_patient(pipeline, patient)[0].to_dict()
+            if each.notes:  # it would be said to be of a way that it is not of
+                raise RefusedError(f"{unit}: {asked[way]}: {'; '.join(each.notes)}")
             found[asked[way]]["scores"].append(scores)
             found[asked[way]]["network_seconds"].append(round(each.seconds, 4))
     return found

@@ -34,8 +34,8 @@ from hmvnet.state import claiming_run
 from hmvnet.table_files import write_markdown, write_table
 from hmvnet.training.cache import files_hash
 from hmvnet.training.schedule import DECAY_SHARE
-from hmvnet.training.segmentation import SAME_COURSE
-from hmvnet.training.segmentation_bundle import Fold, all_folds, chosen_folds
+from hmvnet.training.segmentation import SAME_COURSE, course_of
+from hmvnet.training.segmentation_bundle import Fold, all_folds, check_network, chosen_folds
 
 METHOD = 3  # to be raised when what a result means changes
 RESULTS, NAME = "results", "segmentation-budgets"
@@ -88,6 +88,8 @@ def compare_budgets(
     if len({contender.folder for contender in contenders}) < len(contenders):
         raise RefusedError("a network is given twice, expected each with options of its own")
     charged = read_paces(paces, [contender.label for contender in ours]) if paces else {}
+    for contender in ours:
+        check_network(contender.settings(settings))
     everything = all_folds(settings)
     plan = chosen_folds(everything, settings, folds)
     content = _content(everything)
@@ -115,6 +117,12 @@ def compare_budgets(
     labels = [contender.label for contender in ours]
     done = sum(not unit.missing() for unit in units)
     console.print(f"{len(units)} trainings, {done} finished before", markup=False)
+    if other := sum(unit.paced_otherwise for unit in units):
+        console.print(
+            f"note: {other} results that are there were charged by another pace than the one asked "
+            "for, and stay; to train anew, take them out of the folder of results",
+            soft_wrap=True,
+        )
     missed: list[Ended] = []
     with hands_of(jobs, scheduler, run) as hands:
         for ended in run_units(units, hands):
@@ -203,7 +211,7 @@ def _content(everything: Sequence[Fold]) -> dict[str, str]:
 def _dumped(settings: Settings) -> dict[str, object]:
     sections = {"preprocessing", "network", "augmentation", "postprocessing"}
     dumped = settings.model_dump(mode="json", include=sections)
-    dumped["training"] = settings.training.course(FREE)
+    dumped["training"] = course_of(settings, FREE)
     inference = settings.inference.without_budget().model_dump(mode="json", exclude={"windows"})
     data = settings.data.model_dump(mode="json", include={"region", "extra_region"})
     return {**dumped, "inference": inference, "data": data, "method": [METHOD, DECAY_SHARE]}

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from rich.markup import escape
 
 from hmvnet.bundle import MANIFEST, Bundle, load_bundle
-from hmvnet.config import InferenceSettings, NetworkSettings, Settings
+from hmvnet.config import InferenceSettings, NetworkSettings, Settings, Windows
 from hmvnet.exits import RefusedError
 from hmvnet.experiments.compare_table import Cost, Scored, comparison, folder_name, peak_mb
 from hmvnet.experiments.evaluate import score_patient
@@ -34,6 +35,7 @@ from hmvnet.progress import print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import pick_device
+from hmvnet.segmentation.forward import FORWARD_VERSION
 from hmvnet.settings_file import load_settings
 from hmvnet.state import claiming_run, read_state, write_state
 from hmvnet.table_files import write_markdown, write_table
@@ -43,11 +45,13 @@ from hmvnet.training.segmentation_bundle import (
     BUNDLE,
     Fold,
     all_folds,
+    check_network,
     chosen_folds,
     prepare_together,
     task_key,
     train_segmentation_bundle,
 )
+from hmvnet.training.ways import Ways, wanted
 
 PACE_STEPS = 8
 OWN_SECTIONS = ("preprocessing", "training", "augmentation", "postprocessing")
@@ -145,6 +149,9 @@ def compare_networks(
         UnfinishedError: time was up; the next call goes on.
     """
     cache = Path(settings.data.cache or run / "cache")  # one for all
+    for contender in contenders:
+        if isinstance(contender, Contender):
+            check_network(contender.settings(settings))
     everything = all_folds(settings)
     plan = chosen_folds(everything, settings, folds)
     held_out = find_patients(test, settings.clinical.table_names) if test else None
@@ -191,8 +198,10 @@ def timed_budget(
     """
     path = folder / "pace.json"
     training = settings.training
-    paced = training.course({"steps"} | SAME_COURSE)
-    key = digest(paced, settings.network.model_dump(mode="json"))
+    # The weights it starts from are of no matter to the pace.
+    paced = training.course({"steps", "initial_weights"} | SAME_COURSE)
+    sections = settings.model_dump(mode="json", include={"network", "augmentation"})
+    key = digest(paced, sections, str(pick_device()), torch.get_num_threads())
     stored = read_state(path, key)
     if stored is None:
         fabric = make_fabric(folder, training.precision)
@@ -216,6 +225,8 @@ def seconds_a_step(settings: Settings, fold: Fold, cache: Path, fabric: Fabric) 
     ends: list[float] = []
 
     def watch(step: int) -> bool:
+        if fabric.device.type == "cuda":  # where a step is launched long before it has ended
+            torch.cuda.synchronize(fabric.device)
         ends.append(time.perf_counter())
         return len(ends) == PACE_STEPS + 3
 
@@ -248,28 +259,42 @@ def _score(
     inference: InferenceSettings,
     folder: Path,
 ) -> Scored:
-    """Scores from ``scores.json`` where they are of these very weights and patients."""
+    """Scores from ``scores.json`` where they are of these very weights and patients.
+
+    Each fold's network is run as the other folds' patients would have it (``Ways``), so that
+    nothing is chosen on whom it is scored on: a network that works in windows has no such choice.
+    """
     if held_out:
-        jobs = [(_only(bundle, plan), list(held_out))]
+        jobs = [(_only(bundle, plan), list(held_out), inference)]
     else:  # each fold's network alone, with the patients that it did not see
-        jobs = [(_only(bundle, [fold]), fold.validation) for fold in plan]
+        ways = {fold.name: _by_the_others(bundle, fold) for fold in plan}
+        given = inference.windows != "bundle"
+        jobs = [
+            (
+                _only(bundle, [fold]),
+                fold.validation,
+                inference if given else inference.model_copy(update={"windows": ways[fold.name]}),
+            )
+            for fold in plan
+        ]
     manifest = bundle.manifest
     key = digest(
         {fold.file: manifest.files[fold.file] for fold in plan},
         *(s.model_dump(mode="json") for s in (manifest.preprocessing, manifest.postprocessing)),
         manifest.region,
-        inference.model_dump(mode="json"),
-        [p.state() for _, patients in jobs for p in patients],
+        [settings.model_dump(mode="json") for *_, settings in jobs],
+        [p.state() for _, patients, _ in jobs for p in patients],
+        FORWARD_VERSION,
     )
-    for one, patients in jobs:
+    for one, patients, _ in jobs:
         refuse_seen(one, patients)
     path = folder / "scores.json"
     if stored := read_state(path, key):
         scores = [metrics.CaseScore.from_dict(row) for row in stored["scores"]]
         return Scored(scores, Cost(**stored["cost"]))
     scores, seconds, peaks = [], [], []
-    for one, patients in jobs:
-        pipeline = Pipeline(one, pick_device(), inference, needs_risk=False)
+    for one, patients, settings in jobs:
+        pipeline = Pipeline(one, pick_device(), settings, needs_risk=False)
         for patient in track(patients, contender.label):
             with peak_mb() as peak:
                 score, prediction = score_patient(pipeline, patient)
@@ -287,6 +312,12 @@ def _score(
     rows = [score.to_dict() for score in scores]
     write_state(path, key, {"cost": asdict(cost), "scores": rows})
     return Scored(scores, cost)
+
+
+def _by_the_others(bundle: Bundle, fold: Fold) -> Windows:
+    figures = bundle.manifest.metrics.get("ways", {})
+    others = [values for name, values in figures.items() if name != fold.name]
+    return wanted([Ways.read(values) for values in others if Ways.is_whole(values)])
 
 
 def refuse_seen(bundle: Bundle, patients: Sequence[Patient]) -> None:

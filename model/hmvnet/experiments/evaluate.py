@@ -73,7 +73,9 @@ def predicted(pipeline: Pipeline, patient: Patient) -> tuple[Case, Prediction]:
     case = patient.read()
     prediction = pipeline(case)
     doubts = [] if prediction.verdict.status == "ok" else [f"verdict {prediction.verdict}"]
-    REMARKS.tell(patient.patient_id, [*case.notes, *doubts])
+    # Where memory did not suffice: networks that were not run as the settings say.
+    otherwise = [note for one in pipeline.segmenter.ensemble.members for note in one.notes]
+    REMARKS.tell(patient.patient_id, [*case.notes, *doubts, *dict.fromkeys(otherwise)])
     return case, prediction
 
 

@@ -22,6 +22,7 @@ from hmvnet.imaging.network_input import NetworkInput
 from hmvnet.segmentation.windows import part_of, slide
 
 Precision = Literal["auto", "32", "bf16"]
+FORWARD_VERSION = 2  # to be raised when the same weights say something else of a volume
 STEP = 0.5  # from one window to the next, as a share of it
 
 

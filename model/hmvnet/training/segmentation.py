@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -229,12 +231,30 @@ def freeze_norms(network: nn.Module) -> None:
             module.eval()
 
 
+def course_of(settings: Settings, without: AbstractSet[str] = frozenset()) -> dict[str, Any]:
+    """``TrainingSettings.course``, with what the initial weights are in the place of where.
+
+    Whom they have seen is a part of it: another bundle put into the same folder is other weights.
+    """
+    course = settings.training.course(without)
+    if folder := settings.training.initial_weights:
+        manifest = load_bundle(Path(folder)).manifest
+        part = manifest.segmentation
+        first, seen = part.files[0], part.all_seen
+        course["initial_weights"] = [manifest.files[first], sorted(seen[0]) if seen else []]
+    return course
+
+
 def run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
     """What the course of a training hangs on."""
     sections = settings.model_dump(
         mode="json", include={"preprocessing", "network", "augmentation"}
     )
-    sections["training"] = settings.training.course(SAME_COURSE)
+    sections["training"] = course_of(settings, SAME_COURSE)
+    if settings.network.name.startswith("hmvnet") and any(
+        n % 32 for n in settings.training.patch_size
+    ):
+        sections["padded"] = False  # such patches were, once: those trainings do not go on
     regions = [settings.data.region]
     if settings.data.extra_root:
         regions.append(settings.data.extra_region)

@@ -23,7 +23,7 @@ from hmvnet.bundle import (
 )
 from hmvnet.case import CLASSES, CaseError
 from hmvnet.config import Settings
-from hmvnet.exits import RefusedError, UnfinishedError
+from hmvnet.exits import RefusedError, UnfinishedError, one_line
 from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
 from hmvnet.progress import REMARKS, print_lines, track
@@ -37,6 +37,8 @@ from hmvnet.training.engine import make_fabric
 from hmvnet.training.folds import split_folds
 from hmvnet.training.segmentation import (
     SegmentationRun,
+    course_of,
+    freeze_norms,
     one_network,
     predict_labels,
     run_key,
@@ -138,12 +140,24 @@ def check_network(settings: Settings) -> None:
     """What would only be found out after every patient was preprocessed.
 
     Raises:
-        ValueError: an unknown network, options it does not take, or initial weights that are no
-            bundle.
+        ValueError: an unknown network, options or patches it does not take, or initial weights that
+            are no bundle.
     """
-    build_network(settings.network.name, settings.network.options)
-    if settings.training.initial_weights:
-        load_bundle(Path(settings.training.initial_weights))
+    name, training = settings.network.name, settings.training
+    network = build_network(name, settings.network.options).train()
+    if training.frozen_norms:
+        freeze_norms(network)
+    patch = training.patch_size
+    try:  # sizes without values: it costs nothing
+        network.to("meta")(torch.empty(training.batch_size, 2, *patch, device="meta"))
+    except (RuntimeError, ValueError) as error:
+        size = " x ".join(map(str, patch))
+        raise ValueError(
+            f"network '{name}' cannot be trained on {training.batch_size} x 2 x {size} voxels "
+            f"(training.batch_size, training.patch_size): {one_line(str(error))}"
+        ) from error
+    if training.initial_weights:
+        load_bundle(Path(training.initial_weights))
 
 
 def prepare_together(
@@ -167,7 +181,7 @@ def prepare_together(
 def task_key(settings: Settings, everything: Sequence[Fold]) -> str:
     """What a bundle hangs on: settings, patients, and the state of their files."""
     dumped = settings.model_dump(mode="json", exclude={"prognosis", "clinical", "inference"})
-    dumped["training"] = settings.training.course()
+    dumped["training"] = course_of(settings)
     dumped["data"] = settings.data.model_dump(include={"region", "extra_region", "note"})
     return digest(dumped, [p.state() for f in everything for p in [*f.seen, *f.validation]])
 

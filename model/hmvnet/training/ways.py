@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from hmvnet.config import Settings, Windows
 from hmvnet.files import digest
+from hmvnet.progress import print_lines
 from hmvnet.segmentation.ensemble import Ensemble
-from hmvnet.segmentation.forward import Forward, TorchForward
+from hmvnet.segmentation.forward import FORWARD_VERSION, Forward, TorchForward
 from hmvnet.segmentation.metrics import CaseScore
 from hmvnet.state import read_state, write_state
 from hmvnet.training.cache import Prepared
@@ -29,6 +30,7 @@ MOST_PATIENTS = 20  # that are looked at: windows take many times as long
 GAIN = 0.005  # of Dice, that what costs more has to be worth
 WAYS = "ways.json"
 ALL: tuple[Windows, ...] = get_args(Windows)  # cheapest first
+NAMES: dict[Windows, str] = {"never": "one_pass", "always": "windows", "both": "both"}
 # Passes whose mean a way is.
 PARTS: dict[Windows, tuple[Windows, ...]] = {
     "never": ("never",),
@@ -58,7 +60,8 @@ class Ways:
         key: str,
         folder: Path,
     ) -> Ways | None:
-        """Of one fold's network; None where it sees windows only, or nobody is left to try it on.
+        """Of one fold's network; None where it sees windows only, nobody is left to try it on, or
+        memory does not suffice for one of the ways.
 
         Args:
             key: of the training; what was measured is kept under ``folder``.
@@ -67,7 +70,7 @@ class Ways:
         if not some or not network.whole_region:
             return None
         rules = settings.postprocessing.model_dump(mode="json")
-        key = digest(key, rules, [case.patient_id for case in some], ALL)
+        key = digest(key, rules, [case.patient_id for case in some], ALL, FORWARD_VERSION)
         if stored := read_state(folder / WAYS, key):
             return cls(**stored)
         patch = settings.training.patch_size
@@ -81,6 +84,9 @@ class Ways:
         for case in some:
             for windows in each.of_next_patient(ALL):
                 scores[windows].append(score(Ensemble([each]), case, settings))
+                if each.notes:  # it would be said to be of a way that it is not of
+                    print_lines([f"note: ways of inference not compared: {each.notes[0]}"])
+                    return None
                 seconds[windows] += each.seconds / len(some)
         dice = {windows: mean_dice(figures_of(found)) for windows, found in scores.items()}
         ways = cls(len(some), dice, seconds)
@@ -89,12 +95,17 @@ class Ways:
 
     def figures(self) -> dict[str, float]:
         """Without the seconds, which differ from call to call."""
-        return {
-            "patients": self.patients,
-            "one_pass": self.dice["never"],
-            "windows": self.dice["always"],
-            "both": self.dice["both"],
-        }
+        return {"patients": self.patients, **{NAMES[w]: self.dice[w] for w in ALL}}
+
+    @staticmethod
+    def is_whole(figures: Mapping[str, float]) -> bool:
+        """Whether all ways of now were tried, and not only those of an earlier version."""
+        return set(NAMES.values()) <= set(figures)
+
+    @classmethod
+    def read(cls, figures: Mapping[str, float]) -> Ways:
+        """From ``figures``."""
+        return cls(int(figures["patients"]), {w: figures[NAMES[w]] for w in ALL}, {})
 
 
 class EachWay:
