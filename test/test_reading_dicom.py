@@ -258,6 +258,37 @@ def test_gantry_tilt(given):
         only(given).read()
 
 
+def test_a_small_tilt_that_is_millimetres_at_the_last_slice(given):
+    """Less from one slice to the next than is borne; 63 of them are 6 mm."""
+    changed(given / "CT", _sheared(0.095 / 4))
+    with pytest.raises(CaseError, match=r"tilted by 1\.4 degrees"):
+        only(given).read()
+
+
+def test_positions_that_are_rounded_are_no_tilt(given):
+    changed(given / "CT", _sheared(0.002 / 4))  # an eighth of a millimetre at the last
+    only(given).read()
+
+
+def _sheared(by: float):
+    def change(file):
+        x, y, z = map(float, file.ImagePositionPatient)
+        file.ImagePositionPatient = [x, y + by * z, z]
+
+    return change
+
+
+@pytest.mark.parametrize("folder", ["CT", "PT"])
+def test_a_page_of_the_scanners_is_left_out_and_counted(given, folder):
+    page = pydicom.dcmread(sorted((given / folder).iterdir())[0])
+    del page.ImagePositionPatient
+    page.SeriesInstanceUID, page.SOPInstanceUID = generate_uid(), generate_uid()
+    page.save_as(given / "page.dcm")
+    result = found(given)
+    check(only(given).read())
+    assert result.left_out == {f"{folder} images that do not say where they lie": 1}
+
+
 def test_mixed_orientations_and_sizes(given):
     one = [sorted((given / "CT").iterdir())[5]]
     changed(one, lambda f: setattr(f, "ImageOrientationPatient", [0, 1, 0, 1, 0, 0]))
@@ -302,15 +333,17 @@ def test_a_weight_of_0_or_none_is_named(given, weight):
     assert any("as given" in note for note in case.notes)
 
 
-def test_a_weight_with_a_decimal_comma_is_one(given):
+@pytest.mark.parametrize("written", [b"72.5", b"6586.2"], ids=["weight", "half-life"])
+def test_a_number_with_a_decimal_comma_is_one(given, written):
     changed(given / "PT", lambda file: setattr(file, "PatientWeight", "72.5"))
     read = [only(given).read()]
     for path in (given / "PT").iterdir():
-        assert path.read_bytes().count(b"72.5") == 1
-        path.write_bytes(path.read_bytes().replace(b"72.5", b"72,5"))
+        assert path.read_bytes().count(written) == 1
+        path.write_bytes(path.read_bytes().replace(written, written.replace(b".", b",")))
     read.append(only(given).read())
     first, second = (sitk.GetArrayFromImage(case.pet) for case in read)
     np.testing.assert_array_equal(first, second)
+    only(given, suv_factor=1.0).read()  # as the refusal of other headers advises
 
 
 # --- how pixels are stored -----------------------------------------------------------------------
@@ -417,6 +450,28 @@ def test_an_enhanced_pet(given, several_slopes, series_time):
     values = _activity(given)
     slopes = [max(float(p.max()), 1e-3) / 32767 for p in values] if several_slopes else None
     enhanced(given, {**CORRECTED, "SeriesTime": series_time}, values, slopes)
+    check(only(given).read(), 5e-4)
+
+
+@pytest.mark.parametrize("zone", ["", "+0000"])
+def test_an_enhanced_pet_whose_moment_is_of_another_zone(given, zone):
+    moment = {"": "20250102100000.00", "+0000": "20250102090000.00+0000"}[zone]
+    tags = {**CORRECTED, "DecayCorrectionDateTime": moment, "TimezoneOffsetFromUTC": "+0100"}
+    enhanced(given, tags, _activity(given))
+    check(only(given).read(), 5e-4)
+
+
+def test_enhanced_images_of_one_frame_each(given):
+    values = _activity(given)
+    enhanced(given, dict(CORRECTED), values)
+    (path,) = (given / "PT").iterdir()
+    whole = pydicom.dcmread(path)
+    planes = whole.pixel_array
+    path.unlink()
+    for index, frame in enumerate(list(whole.PerFrameFunctionalGroupsSequence)):
+        whole.PerFrameFunctionalGroupsSequence, whole.NumberOfFrames = [frame], 1
+        whole.PixelData, whole.SOPInstanceUID = planes[index].tobytes(), generate_uid()
+        whole.save_as(given / "PT" / f"{index}.dcm")
     check(only(given).read(), 5e-4)
 
 

@@ -254,6 +254,7 @@ def _factor(files) -> float:
         _set("AcquisitionDate"),
         _set("SeriesTime", "1100"),
         _set("RadiopharmaceuticalStartDateTime", "20250101100000.000000+0100", _info),
+        _set("RadiopharmaceuticalStartDateTime", "20250101090000+0000", _info),  # by its time tag
         _set("CorrectedImage"),
     ],
 )
@@ -269,6 +270,23 @@ def test_a_time_of_another_zone_is_made_the_files(default):
         file.TimezoneOffsetFromUTC = "+0100"
         info.RadiopharmaceuticalStartDateTime = "20250101090000.00+0000"
     assert _factor(default) == pytest.approx(before, rel=1e-9)
+
+
+@pytest.mark.parametrize("correction", ["START", "NONE"])
+@pytest.mark.parametrize("zone", ["+0100", ""])
+def test_an_acquisition_in_utc_is_made_the_files(default, correction, zone):
+    """Where the file says its zone, and where its own time of the day does."""
+    for file in default:
+        file.DecayCorrection, file.ActualFrameDuration = correction, "120000"
+    before = [*suv_scale(default).factors]
+    for file in default:
+        if zone:
+            file.TimezoneOffsetFromUTC = zone
+        hour = int(file.AcquisitionTime[:2])
+        file.AcquisitionDateTime = f"20250101{hour - 1:02d}{file.AcquisitionTime[2:6]}+0000"
+    scale = suv_scale(default)
+    np.testing.assert_allclose(scale.factors, before, rtol=1e-9)
+    assert not any("after the acquisition" in note for note in scale.notes)
 
 
 def test_an_injection_before_midnight(default):

@@ -24,7 +24,7 @@ from hmvnet.reading.checks import checked_case
 from hmvnet.reading.contours import read_truth
 from hmvnet.reading.headers import remarked
 from hmvnet.reading.series import Series, Slice, drawn_on, read_header, read_series, slices_of
-from hmvnet.reading.suv import parse_date, parse_time, suv_scale, words
+from hmvnet.reading.suv import number, parse_date, parse_time, suv_scale, words
 from hmvnet.reading.tables import Known
 
 FEWEST_SLICES = 5  # of a scan; localisers and screen shots have fewer
@@ -259,7 +259,10 @@ def _find_series(root: Path) -> tuple[list[Series], list[_Drawing], Counter[str]
                 continue
             # One UID may be there for two patients, where somebody gave it by hand.
             ids = [str(header.get(keyword) or "") for keyword in IDENTITY]
-            members[tuple(ids)] += slices_of(path, header)
+            if planes := slices_of(path, header):
+                members[tuple(ids)] += planes
+            else:  # a page of the scanner's, say
+                left_out[f"{header.Modality} images that do not say where they lie"] += 1
     series = []
     for (uid, *_), slices in members.items():
         modality = str(slices[0].header.Modality)
@@ -340,7 +343,7 @@ def _time_of(one: Series) -> float:
 def _tracer(pet: Series) -> Iterator[Finding]:
     """Whether what was injected is something else than FDG, as far as the file says."""
     info = (pet.header.get("RadiopharmaceuticalInformationSequence") or [Dataset()])[0]
-    half_life = info.get("RadionuclideHalfLife")
+    half_life = number(info.get("RadionuclideHalfLife"))
     codes = info.get("RadiopharmaceuticalCodeSequence") or ()
     said = [info.get("Radiopharmaceutical"), *(code.get("CodeMeaning") for code in codes)]
     named = " ".join(str(text or "") for text in said).upper().strip()
@@ -348,7 +351,7 @@ def _tracer(pet: Series) -> Iterator[Finding]:
         str(code.get("CodeValue")) in FDG_CODES for code in codes
     )
     # Many files name the nuclide alone; what has another half-life is no FDG whatever it says.
-    other_nuclide = half_life is not None and abs(float(half_life) / F18_S - 1) > 0.05
+    other_nuclide = half_life is not None and abs(half_life / F18_S - 1) > 0.05
     only_nuclide = named.replace("-", "").strip("^ ") in ("", "F18", "18F")
     if other_nuclide or not (is_fdg or only_nuclide):
         yield Finding("not-fdg", f"{pet.name}: the tracer is not FDG, as far as the file says")

@@ -18,7 +18,7 @@ from pydicom.datadict import tag_for_keyword
 
 from hmvnet.case import CaseError, Grid
 from hmvnet.reading.headers import MAX_VOXELS, checked_grid
-from hmvnet.reading.suv import words
+from hmvnet.reading.suv import parse_datetime, words, zone_of
 
 PREAMBLE = 128
 SAME_AXES, SAME_PLACE_MM = 1e-3, 0.1
@@ -210,8 +210,10 @@ def _slice(path: Path, header: Dataset, frame: int | None) -> Slice | None:
         axes = np.array([float(v) for v in header.ImageOrientationPatient]).reshape(2, 3)
         down, across = (float(v) for v in header.PixelSpacing)
         size = int(header.Columns), int(header.Rows)
-        slope = float(header.get("RescaleSlope", 1))
-        intercept = float(header.get("RescaleIntercept", 0))
+        slope, intercept = (
+            float(default if (value := header.get(keyword)) is None else value)
+            for keyword, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
+        )
     except (AttributeError, TypeError, ValueError):
         return None
     return Slice(path, position, axes, (across, down), size, slope, intercept, header, frame)
@@ -245,9 +247,11 @@ def _flattened(header: Dataset, frame: Dataset) -> Dataset:
     if one.get("AttenuationCorrected"):
         one.CorrectedImage = ["ATTN"] if one.AttenuationCorrected == "YES" else ["NONE"]
     if one.get("DecayCorrected") == "YES":
-        moment = str(one.get("DecayCorrectionDateTime") or "")
-        one.DecayCorrection, one.SeriesDate, one.SeriesTime = "START", moment[:8], moment[8:]
-        one.AcquisitionDateTime = moment
+        moment = parse_datetime(one.get("DecayCorrectionDateTime"), zone_of(header))
+        one.DecayCorrection = "START"
+        one.SeriesDate = moment.strftime("%Y%m%d") if moment else ""
+        one.SeriesTime = moment.strftime("%H%M%S.%f") if moment else ""
+        one.AcquisitionDateTime = moment.strftime("%Y%m%d%H%M%S.%f") if moment else ""
     elif one.get("DecayCorrected") == "NO":
         one.DecayCorrection = "NONE"
         one.AcquisitionDateTime = one.get("FrameReferenceDateTime")
@@ -343,9 +347,14 @@ def _grid(series: Series, slices: Sequence[Slice]) -> Grid:
             f"{name}: {same} of {len(slices)} images lie where another does (several phases or "
             "reconstructions?), expected one a place"
         )
-    aside = float(np.abs(steps - apart[:, None] * first.normal).max())
-    if aside > SAME_PLACE_MM:
-        tilt = math.degrees(math.atan2(aside, distance))
+    # Beside the normal through the first slice: a little from one to the next may be centimetres
+    # at the last, and a quarter of a pixel at the last is nothing.
+    way = np.array([one.position for one in slices]) - first.position
+    depth = way @ first.normal
+    aside = np.linalg.norm(way - depth[:, None] * first.normal, axis=1)
+    between = np.linalg.norm(steps - apart[:, None] * first.normal, axis=1)
+    if between.max() > SAME_PLACE_MM or aside.max() > max(SAME_PLACE_MM, min(first.spacing) / 4):
+        tilt = math.degrees(math.atan2(aside[at := int(aside.argmax())], depth[at]))
         raise CaseError(f"{name}: slices are tilted by {tilt:.1f} degrees, expected upright ones")
     off = np.abs(apart - distance)
     if off.max() > max(SPACING_JITTER * distance, SAME_PLACE_MM / 5):
@@ -370,13 +379,13 @@ def _grid(series: Series, slices: Sequence[Slice]) -> Grid:
 
 
 def _stored(one: Slice, name: str) -> np.ndarray:
-    """A file's stored pixels, ``[y, x]``, or ``[frame, y, x]`` where it has several."""
+    """A file's stored pixels, ``[y, x]``, or ``[frame, y, x]`` where it counts frames."""
     try:
         with pydicom.config.disable_value_validation():
             file = pydicom.dcmread(one.path, force=True)
-            if file.file_meta.TransferSyntaxUID.is_compressed:
-                return _decompressed(file)
-            return file.pixel_array
+            compressed = file.file_meta.TransferSyntaxUID.is_compressed
+            array = _decompressed(file) if compressed else file.pixel_array
+            return array if one.frame is None else array.reshape(-1, *array.shape[-2:])
     except Exception as error:  # pydicom and GDCM raise many kinds for damaged files
         raise CaseError(f"{name}: cut, damaged or of an unknown transfer syntax") from error
 

@@ -23,6 +23,7 @@ from pydicom.datadict import tag_for_keyword
 from hmvnet.case import CaseError
 
 DAY_S = 86_400.0
+QUARTER_S, MINUTE_S = 900.0, 60.0  # a quarter of an hour
 LONG_LIVED_S = 6 * 3600.0  # of a half-life: such scans may be days after the injection
 MOST_HALF_LIVES = 10.0  # from injection to scan: longer, and a date was made up
 LEAST_BQ = 1e5  # a dose that is less is in MBq
@@ -147,7 +148,7 @@ def _philips(one: Dataset, element: int) -> float:
     raw = getattr(value, "value", None)
     if isinstance(raw, bytes):  # an implicit file without Philips' dictionary
         raw = raw.decode("ascii", "replace").strip(" \0")
-    return _number(raw) or 0.0
+    return number(raw) or 0.0
 
 
 def _of_other_weight(slices: Sequence[Dataset]) -> SuvScale:
@@ -214,8 +215,7 @@ def _height_m(one: Dataset) -> float:
 
 
 def _measure(one: Dataset, keyword: str, known: tuple[float, float], unit: str) -> float:
-    # Some consoles write the comma of their language; the range tells one from thousands.
-    value = _number(str(one.get(keyword, "")).replace(",", "."))
+    value = number(one.get(keyword))  # of a comma the range tells that of thousands
     if value is None or not known[0] <= value <= known[1]:
         found = "not there" if value is None else "0" if value == 0 else "out of range"
         raise _refused(keyword, found, f"{known[0]:g} to {known[1]:g} {unit}")
@@ -246,7 +246,7 @@ class _Injection:
             raise _refused("RadiopharmaceuticalInformationSequence", "of several doses", "one")
         info = sequence[0]
         dose, half_life = (
-            _number(info.get(k)) for k in ("RadionuclideTotalDose", "RadionuclideHalfLife")
+            number(info.get(k)) for k in ("RadionuclideTotalDose", "RadionuclideHalfLife")
         )
         if dose is None or not dose > 0:
             found = "not there" if dose is None else "0" if dose == 0 else "negative"
@@ -258,9 +258,9 @@ class _Injection:
         if dose < LEAST_BQ:
             dose *= 1e6
             notes.append("PET: RadionuclideTotalDose taken for MBq: no dose is as small in Bq")
-        zone = _offset(str(one.get("TimezoneOffsetFromUTC") or ""))
-        at = parse_datetime(info.get("RadiopharmaceuticalStartDateTime"), zone)
-        clock = parse_time(info.get("RadiopharmaceuticalStartTime")) or (at.time() if at else None)
+        clock = parse_time(info.get("RadiopharmaceuticalStartTime"))
+        at = _own_time(info.get("RadiopharmaceuticalStartDateTime"), one, clock)
+        clock = clock or (at.time() if at else None)
         return cls(dose, half_life, at, clock, tuple(notes))
 
     def remaining(self, seconds: float) -> float:
@@ -301,11 +301,11 @@ def _scan_start(
     """When the scan began: what DecayCorrection START refers to, and notes on how it was found."""
     private = slices[0].private_block(*GE_SCAN_START[:2]) if _has_ge_block(slices[0]) else None
     if private is not None and GE_SCAN_START[2] in private:
-        start = parse_datetime(private[GE_SCAN_START[2]].value)
+        start = _own_time(private[GE_SCAN_START[2]].value, slices[0])
         if start is not None:
             return start, ()
     bare = slices[0].get((GE_SCAN_START[0], 0x1000 + GE_SCAN_START[2]))
-    if bare is not None and (start := parse_datetime(bare.value)) is not None:
+    if bare is not None and (start := _own_time(bare.value, slices[0])) is not None:
         return start, ()
     series = _moment(slices[0], "Series")
     acquired = [_acquired(one) for one in slices]
@@ -329,7 +329,7 @@ def _start_by_frame(one: Dataset, acquired: datetime, injection: _Injection) -> 
 
     One too short for that counts to the frame's begin, as CPS has it.
     """
-    offset = timedelta(milliseconds=_number(one.get("FrameReferenceTime")) or 0.0)
+    offset = timedelta(milliseconds=number(one.get("FrameReferenceTime")) or 0.0)
     if not offset:
         return acquired
     within = _average_count(one, injection)
@@ -338,7 +338,7 @@ def _start_by_frame(one: Dataset, acquired: datetime, injection: _Injection) -> 
 
 def _average_count(one: Dataset, injection: _Injection) -> timedelta:
     """How long after a frame's begin its mean activity was reached."""
-    duration = _number(one.get("ActualFrameDuration"))
+    duration = number(one.get("ActualFrameDuration"))
     if duration is None or not duration > 0:
         raise _refused("ActualFrameDuration", "not there", "milliseconds")
     rate = math.log(2) / injection.half_life_s
@@ -347,10 +347,28 @@ def _average_count(one: Dataset, injection: _Injection) -> timedelta:
 
 
 def _acquired(one: Dataset) -> datetime:
-    found = parse_datetime(one.get("AcquisitionDateTime")) or _moment(one, "Acquisition")
+    clock = parse_time(one.get("AcquisitionTime"))
+    found = _own_time(one.get("AcquisitionDateTime"), one, clock) or _moment(one, "Acquisition")
     if found is None:
         raise _refused("AcquisitionTime", "not there", "the time of the frame")
     return found
+
+
+def _own_time(value: object, one: Dataset, clock: time | None = None) -> datetime | None:
+    """A DT in the file's own time, in which its dates and times are; None for no such.
+
+    Args:
+        clock: the same moment's time of the day, where the file has it, too: that tells the file's
+            offset from UTC where the DT has one and the file does not say its own.
+    """
+    zone = zone_of(one)
+    found = parse_datetime(value, zone)
+    if found is None or zone is not None or clock is None or _offset(str(value)[-5:]) is None:
+        return found
+    apart = (datetime.combine(found.date(), clock) - found).total_seconds()
+    apart -= DAY_S * round(apart / DAY_S)
+    offset = QUARTER_S * round(apart / QUARTER_S)  # they are of whole quarters
+    return found + timedelta(seconds=offset) if abs(apart - offset) < MINUTE_S else found
 
 
 def _moment(one: Dataset, what: str) -> datetime | None:
@@ -411,6 +429,11 @@ def parse_datetime(value: object, zone: timedelta | None = None) -> datetime | N
     return datetime.combine(day, clock) + moved
 
 
+def zone_of(one: Dataset) -> timedelta | None:
+    """A file's offset from UTC; None where it does not say."""
+    return _offset(str(one.get("TimezoneOffsetFromUTC") or ""))
+
+
 def _offset(text: str) -> timedelta | None:
     """``+HHMM`` or ``-HHMM``; None for anything else."""
     found = re.fullmatch(r"([+-])(\d\d)(\d\d)", text.strip())
@@ -420,9 +443,10 @@ def _offset(text: str) -> timedelta | None:
     return -offset if found[1] == "-" else offset
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
+    """A DS; None for none. Some consoles write the comma of their language."""
     try:
-        found = float(str(value).strip())
+        found = float(str(value).strip().replace(",", "."))
     except ValueError:
         return None
     return found if math.isfinite(found) else None
