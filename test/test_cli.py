@@ -8,9 +8,10 @@ import shlex
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, tiny_ct, tiny_pet, write_patient
+from conftest import ROOT, tiny_ct, tiny_label, tiny_pet, write_patient
 
 from hmvnet import __version__, cli
 from hmvnet.exits import Exit
@@ -197,6 +198,32 @@ def test_predict_many_names_the_broken_one(tiny_bundle, tmp_path, capfd):
     assert not (tmp_path / "out" / "b" / "page.html").exists()
     assert run(*words, "--continue", "--page") == Exit.REFUSED
     assert (tmp_path / "out" / "b" / "page.html").is_file()
+
+
+def test_one_patient_mended_in_a_cohorts_folder_mends_its_tables(tiny_bundle, tmp_path):
+    folder, out = tmp_path / "imagesTs", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b"):
+        sitk.WriteImage(tiny_ct(), str(folder / f"{name}_0000.nii.gz"))
+        sitk.WriteImage(tiny_pet(), str(folder / f"{name}_0001.nii.gz"))
+    whole = (folder / "a_0001.nii.gz").read_bytes()
+    (folder / "a_0001.nii.gz").write_bytes(b"")
+    options = ("-o", out, "--weights", tiny_bundle, "--no-picture")
+    assert run("predict", tmp_path, *options) == Exit.REFUSED
+    assert (out / "failures.csv").is_file()
+    (folder / "a_0001.nii.gz").write_bytes(whole)
+    pair = (folder / "a_0000.nii.gz", folder / "a_0001.nii.gz")
+    assert run("predict", *pair, *options) == Exit.OK
+    assert not (out / "failures.csv").exists() and (out / "a" / "thumbnail.png").is_file()
+    assert list(pd.read_csv(out / "cohort.csv")["patient"]) == ["a", "b"]
+    sitk.WriteImage(tiny_label(), str(tmp_path / "mask.nii.gz"))
+    assert run("predict", *pair, *options, "--mask", tmp_path / "mask.nii.gz", "--continue") == 0
+    row = pd.read_csv(out / "cohort.csv").iloc[0]
+    assert (row["GTVp_lesions"], row["GTVn_lesions"]) == (1, 1)
+    # Alone in a folder it has no tables.
+    alone = ("-o", tmp_path / "alone", *options[2:])
+    assert run("predict", *pair, *alone) == Exit.OK
+    assert not (tmp_path / "alone" / "cohort.csv").exists()
 
 
 def test_predict_many_with_umlauts_and_nobody_who_listens(tiny_bundle, tmp_path):

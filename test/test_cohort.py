@@ -1,7 +1,8 @@
 """Many patients: a folder each, a broken one is a line and never the end."""
 
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,16 @@ from conftest import run_cohort, tiny_ct, tiny_label, tiny_pet
 
 from hmvnet import files
 from hmvnet.bundle import load_bundle
-from hmvnet.case import Case, CaseError, Grid
+from hmvnet.case import Case, CaseError, ClinicalRecord, Grid
 from hmvnet.cohort import InTurn, Order, part_of, predict_cohort
+from hmvnet.config import Settings
 from hmvnet.exits import Exit, RefusedError
 from hmvnet.pipeline import Pipeline
 from hmvnet.reading.checks import checked_case
+from hmvnet.reading.inputs import Pair
+from hmvnet.reading.tables import Known
 from hmvnet.writing import folder as writing
-from hmvnet.writing.cohort import write_cohort, write_failures
+from hmvnet.writing.cohort import failures_files, mend_failures, write_cohort, write_failures
 
 GONE = 2**22 + 1  # no process has this id: Linux gives none above 2**22
 
@@ -245,10 +249,77 @@ def test_going_on_makes_anew_what_lacks_its_picture_or_is_of_another_bundle(pipe
     again = run_cohort([Given("a")], pipeline, tmp_path, existing="skip")
     assert again.done == ["a"] and (tmp_path / "a" / "picture.png").is_file()
     report = tmp_path / "b" / "report.json"
-    report.write_text(report.read_text().replace('"tiny"', '"another"'))
+    stored = json.loads(report.read_text())
+    report.write_text(json.dumps(stored | {"made": "of something else"}))
     sources = [Given("a"), Given("b")]
     again = run_cohort(sources, pipeline, tmp_path, existing="skip", picture=False)
     assert again.skipped == ["a"] and again.done == ["b"]
+
+
+def test_going_on_makes_anew_what_is_of_other_files_settings_or_masks(
+    tiny_bundle, pipeline, tmp_path
+):
+    out, files = tmp_path / "out", tmp_path / "files"
+    files.mkdir()
+    for name, image in (("ct", tiny_ct()), ("pet", tiny_pet()), ("mask", tiny_label())):
+        sitk.WriteImage(image, str(files / f"{name}.nii.gz"))
+    pair = Pair(files / "ct.nii.gz", files / "pet.nii.gz", name="a")
+    settings = {"postprocessing": {"threshold_gtvp": 0.9}}
+    bundle, _ = load_bundle(tiny_bundle).adjusted(Settings.model_validate(settings))
+    other = Pipeline(bundle, torch.device("cpu"))
+    assert other.manifest.name == pipeline.manifest.name
+
+    def made(source=pair, by=pipeline, **order):
+        order = {"existing": "skip", "picture": False} | order
+        return run_cohort([source], by, out, **order).done == ["a"]
+
+    assert made() and not made()
+    assert made(settings=("inference.flips=true",)) and not made(settings=("inference.flips=true",))
+    assert made() and made(by=other) and not made(by=other) and made()
+    assert made(replace(pair, suv_factor=0.5)) and made()
+    assert made(replace(pair, known=Known(ClinicalRecord({"Age": 60.0})))) and made()
+    assert made(mask=files / "mask.nii.gz") and not made(mask=files / "mask.nii.gz") and made()
+    os.utime(pair.pet, (0, 0))
+    assert made() and not made()
+
+
+@pytest.mark.parametrize("existing", ["replace", "skip"])
+def test_what_is_refused_now_has_no_result_of_before(pipeline, tmp_path, existing):
+    run_cohort([Given("a"), Given("b")], pipeline, tmp_path, picture=False)
+    broken = Given("a", CaseError("patient a: broken"))
+    order = {"picture": existing == "skip"}  # so that what is there is not whole
+    result = run_cohort([broken, Given("b")], pipeline, tmp_path, existing=existing, **order)
+    assert list(result.refused) == ["a"] and result.done == ["b"]
+    assert not (tmp_path / "a").exists()
+    write_cohort(tmp_path)
+    assert list(pd.read_csv(tmp_path / "cohort.csv")["patient"]) == ["b"]
+
+
+def test_what_somebody_put_beside_a_result_meanwhile_is_not_removed(pipeline, tmp_path):
+    run_cohort([Given("a")], pipeline, tmp_path, picture=False)
+
+    class Writing(Given):
+        def read(self):
+            (tmp_path / "a" / "notes.txt").write_text("a reader's")
+            return super().read()
+
+    result = run_cohort([Writing("a")], pipeline, tmp_path, existing="replace", picture=False)
+    assert "not what this command writes" in result.refused["a"]
+    assert (tmp_path / "a" / "notes.txt").is_file() and (tmp_path / "a" / "mask.nii.gz").is_file()
+
+
+def test_one_patients_call_mends_the_cohorts_failures(tmp_path):
+    write_failures({"a": "broken", "b": "broken"}, tmp_path)
+    write_failures({"c": "broken"}, tmp_path, "-1of2")
+    mend_failures("c", {}, tmp_path)
+    mend_failures("a", {}, tmp_path)
+    (only,) = failures_files(tmp_path)
+    assert pd.read_csv(only).values.tolist() == [["b", "broken"]]
+    mend_failures("d", {"d": "1,5 is no number"}, tmp_path)
+    assert pd.read_csv(only).values.tolist() == [["b", "broken"], ["d", "1,5 is no number"]]
+    mend_failures("b", {}, tmp_path)
+    mend_failures("d", {}, tmp_path)
+    assert not failures_files(tmp_path)
 
 
 def test_a_page_is_written_where_asked_for_and_made_anew_where_it_lacks(pipeline, tmp_path):

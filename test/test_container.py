@@ -57,6 +57,18 @@ def test_both_tasks(write_case, tmp_path, tiny_bundle, capsys):
     assert (tmp_path / "page.html").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("on_error", ["refuse", "answer"])
+def test_what_an_earlier_patient_left_of_what_is_optional_is_gone(tmp_path, tiny_bundle, on_error):
+    (tmp_path / "in").mkdir()
+    left = [tmp_path / name for name in ("report.json", "page.html", "picture.png")]
+    for path in left:
+        path.write_text("of the patient before")
+    words = ("--report", left[0], "--page", left[1], "--picture", left[2], "--on-error", on_error)
+    code = run(tmp_path / "in", tmp_path / "out", tiny_bundle, *map(str, words))
+    assert (code == 0) == (on_error == "answer")
+    assert not any(path.exists() for path in left)
+
+
 def test_a_verdict_of_review_is_said_and_with_strict_an_exit_code(
     write_case, tmp_path, tiny_bundle, capsys
 ):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from hmvnet.case import CaseError
 from hmvnet.cli import app
 from hmvnet.phantom.dicom import write_dicom
-from hmvnet.reading.contours import label_of, parse_names, read_truth
+from hmvnet.reading.contours import label_of, parse_names, read_mask, read_truth
 from hmvnet.reading.folder import find_patients
 from hmvnet.reading.inputs import find_sources
 
@@ -141,6 +141,22 @@ def test_a_dicom_folder_becomes_a_data_folder_to_train_on(tmp_path):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(case.ct), ct)
     truth = sitk.GetArrayFromImage(case.truth)
     assert truth[30, 15, 15] == 1 and truth.sum() == truth[30].sum() == 11 * 11
+
+
+def test_a_corrected_mask_of_another_scan_is_refused(tmp_path):
+    """Its slices may lie where this scan's do."""
+    ct, pet = head()
+    write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), tmp_path / "in", "DOE-JOHN")
+    (scan,) = find_sources([tmp_path / "in"])
+    frame = str(scan.ct.header.FrameOfReferenceUID)
+    drawn = [("GTVp", [(30, SQUARE)])]
+    for series, place in ((scan.ct.uid, frame), ("9.9", frame), (scan.ct.uid, "9.9.9")):
+        own = structures(tmp_path / "own.dcm", drawn, series, place)
+        assert sitk.GetArrayFromImage(read_mask(own, HEAD_GRID, scan.ct)).sum() == 11 * 11
+    another = structures(tmp_path / "another.dcm", drawn, "9.9", "9.9.9")
+    with pytest.raises(CaseError, match=r"another\.dcm: drawn in another frame of reference"):
+        read_mask(another, HEAD_GRID, scan.ct)
+    read_mask(another, HEAD_GRID)  # of a CT that is no DICOM nobody knows
 
 
 def test_contours_on_a_series_that_got_another_uid_still_belong(tmp_path):

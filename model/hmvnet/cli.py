@@ -223,7 +223,7 @@ def predict(
     from hmvnet.pipeline import load_pipeline
     from hmvnet.progress import show_progress
     from hmvnet.reading.inputs import Asked, find_sources
-    from hmvnet.writing.cohort import write_cohort, write_failures
+    from hmvnet.writing.cohort import COHORT, mend_failures, write_cohort, write_failures
     from hmvnet.writing.index import INDEX, write_index
     from hmvnet.writing.summary import Narrator
 
@@ -270,7 +270,8 @@ def predict(
         progress.advance()
 
     page = alone if page is None else page
-    order = Order(output, picture, page, dicom, entropy, thumbnail=not alone, mask=mask)
+    listed = not alone or (output / COHORT).is_file()  # one of a cohort that is there
+    order = Order(output, picture, page, dicom, entropy, listed, mask, tuple(given))
     with show_progress("patients", len(chosen), quiet=alone) as progress:
         result = predict_cohort(
             chosen,
@@ -282,8 +283,11 @@ def predict(
             on_outcome=tell,
         )
     code = result.code
-    if not alone:
-        write_failures(result.failures, output, f"-{part.replace('/', 'of')}" if part else "")
+    if listed:
+        if alone:
+            mend_failures(chosen[0].patient_id, result.failures, output)
+        else:
+            write_failures(result.failures, output, f"-{part.replace('/', 'of')}" if part else "")
         write_cohort(output)
         try:
             write_index(output)

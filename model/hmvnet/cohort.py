@@ -15,14 +15,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol
 
+from hmvnet import __version__
 from hmvnet.bundle import Manifest
 from hmvnet.case import Case, Grid, Verdict
 from hmvnet.exits import Exit, RefusedError, fault, leave_where_asked
-from hmvnet.files import clear_leftovers, is_name, make_folder
+from hmvnet.files import clear_leftovers, digest, is_name, make_folder, remove
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.contours import read_mask
 from hmvnet.reading.dicom import Scan
 from hmvnet.reading.inputs import Source
+from hmvnet.reading.series import Series
 from hmvnet.segmentation.segmenter import OnStage
 from hmvnet.writing.cohort import read_report
 from hmvnet.writing.folder import (
@@ -53,6 +55,7 @@ class Order:
         entropy: a map of how unsure each voxel's class is.
         thumbnail: a small picture for the cohort's index.
         mask: of one patient, a corrected mask: an image, RTSTRUCT or SEG.
+        settings: in the bundle's place, ``section.name=value``, as the pipeline was given them.
     """
 
     output: Path
@@ -62,6 +65,7 @@ class Order:
     entropy: bool = False
     thumbnail: bool = False
     mask: Path | None = None
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,8 @@ def predict_cohort(
 
     Args:
         existing: what to do where a patient's folder is there already; ``skip`` leaves what is
-            whole and of the same bundle, and makes the rest anew.
+            whole and of the same bundle, settings and files, and makes the rest anew. Where that
+            fails, what was there is removed: it is not to be taken for the result.
         strict: a verdict of ``review`` counts in the result's code.
         on_begin: told how many patients are there already, before work begins.
         on_outcome: told what became of each of the others, as soon as it is known.
@@ -212,6 +217,9 @@ def predict_cohort(
     try:
         with closing(crew.predict(todo, order)) as outcomes:
             for outcome in outcomes:
+                before = folders[outcome.patient_id]
+                if outcome.status in ("refused", "failed") and is_ours(before):
+                    remove(before)
                 found[outcome.patient_id] = replace(outcome, prediction=None)
                 if on_outcome:
                     on_outcome(outcome)
@@ -250,7 +258,9 @@ def predict_patient(
     try:
         case = (read or source.read)()
         notes = case.notes
-        corrected = read_mask(order.mask, Grid.of(case.ct)) if order.mask else None
+        series = source.ct if isinstance(source, Scan) else None
+        corrected = read_mask(order.mask, Grid.of(case.ct), series) if order.mask else None
+        made = made_of(source, pipeline.manifest, order)  # of the files as they were read
         prediction = pipeline(case, on_stage, corrected)
         problems = write_folder(
             prediction,
@@ -261,8 +271,8 @@ def predict_patient(
             page=order.page,
             entropy=order.entropy,
             thumbnail=order.thumbnail,
-            origin=_origin(source),
-            ct=source.ct if order.dicom and isinstance(source, Scan) else None,
+            made=made,
+            ct=series if order.dicom else None,
         )
     except RefusedError as error:
         return Outcome(name, "refused", str(error).removeprefix(f"patient {name}: "), notes)
@@ -311,20 +321,45 @@ def part_of(sources: Sequence[Source], part: str) -> list[Source]:
 
 
 def is_whole(source: Source, manifest: Manifest, order: Order) -> bool:
-    """Whether an earlier call with the same bundle left all that this one would."""
+    """Whether an earlier call left all that this one would, of the same files and settings."""
     folder = order.output / source.patient_id
     report = read_report(folder)
     optional = {PICTURE: order.picture, PAGE: order.page, ENTROPY: order.entropy}
     needed = [MASK, LESIONS, *(name for name, wanted in optional.items() if wanted)]
     if order.dicom and isinstance(source, Scan) and report.get("lesions"):
         needed += [SEG, SR, RTSTRUCT]
-    same = (report.get("bundle"), report.get("origin", "")) == (manifest.name, _origin(source))
+    same = report.get("made") == made_of(source, manifest, order)
     return same and all((folder / name).is_file() for name in needed)
 
 
-def _origin(source: Source) -> str:
-    """Of a scan that is named by its number: what else may have had that number before."""
-    return source.origin if isinstance(source, Scan) else ""
+def made_of(source: Source, manifest: Manifest, order: Order) -> str:
+    """What a result hangs on, as a digest that names nobody.
+
+    That is this version, the bundle with what was put in its place, the patient's files by size and
+    time, and what else is said of the patient.
+    """
+    inference = sorted(text for text in order.settings if text.startswith("inference."))
+    what: list[object] = [source.origin if isinstance(source, Scan) else "", inference]
+    for name in ("ct", "pet", "record", "known", "suv_factor", "folder"):
+        value = getattr(source, name, None)
+        if not isinstance(value, Series):
+            what.append([_state(path) for path in _files(value)] or repr(value))
+    what.append(_state(order.mask) if order.mask else None)
+    return digest(__version__, manifest.model_dump(mode="json"), what)
+
+
+def _files(value: object) -> list[Path]:
+    if not isinstance(value, Path):
+        return []
+    return sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]
+
+
+def _state(path: Path) -> list[int]:
+    try:
+        found = path.stat()
+    except OSError:  # reading it will say so
+        return []
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _from_before(folder: Path) -> Outcome:

@@ -12,6 +12,7 @@ import os
 import string
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +101,7 @@ def run(options: argparse.Namespace) -> Exit:
     from hmvnet.writing.summary import Narrator
 
     _check_places(options)
+    _clear_optional(options)
     say = Narrator()
     with OutputFolder(options.output) as output:
         _read_environment(options, ("task", "device", "interface"))
@@ -138,6 +140,9 @@ def answer(options: argparse.Namespace, arguments: Sequence[str]) -> Exit:
     interface = _interface(options, forgiving=True)
     output = OutputFolder(options.output, interface)
     output.clear()
+    with suppress(RefusedError):  # said by the attempt
+        _check_places(options)
+        _clear_optional(options)
     last_resort(options.input, output, options.task)
     # What was found out here is not to be found out otherwise there.
     given = [*arguments, "--task", options.task, "--interface", options.interface]
@@ -321,6 +326,13 @@ def _check_places(options: argparse.Namespace) -> None:
                 "new file"
             )
         taken.append(place)
+
+
+def _clear_optional(options: argparse.Namespace) -> None:
+    """What an earlier run left is not to be taken for this one's, whatever becomes of it."""
+    for path in filter(None, (options.report, options.picture, options.page)):
+        with suppress(OSError):  # what is optional costs nothing
+            path.unlink(missing_ok=True)
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:

@@ -28,7 +28,20 @@ from hmvnet.exits import RefusedError
 
 CHUNK_BYTES = 1 << 20
 SHORT = 16  # hexadecimal digits of a digest: 64 bits, enough to tell states apart
-MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _machine() -> str:
+    """Whose processes can be seen: of this host, and on Linux of this container.
+
+    Containers may be given one host's name, and see none of each other's processes.
+    """
+    named = socket.gethostname()
+    with suppress(OSError):
+        named += os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(named.encode()).hexdigest()[:8]
+
+
+MACHINE = _machine()
 LEFTOVER = re.compile(
     r"\.(?P<kind>part|old)-(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-\d+\.(?P<name>.+)", re.DOTALL
 )

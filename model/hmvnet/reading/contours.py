@@ -16,6 +16,7 @@ from hmvnet.case import CLASSES, CaseError, Grid
 from hmvnet.exits import shown
 from hmvnet.reading.folder import checked_labels
 from hmvnet.reading.images import has_image_suffix, read_image
+from hmvnet.reading.series import Series, drawn_on, read_header
 
 # What drawers call them, in small letters without blanks, points, dashes and underscores; the first
 # that fits counts. Whoever has other names says so.
@@ -104,14 +105,28 @@ def read_truth(
     return (grid.image(labels) if used else None), tuple(notes)
 
 
-def read_mask(path: Path, grid: Grid) -> sitk.Image:
+def read_mask(path: Path, grid: Grid, ct: Series | None = None) -> sitk.Image:
     """A mask that somebody corrected: an image of labels, or an RTSTRUCT or SEG drawn on the CT.
 
+    Args:
+        grid: the CT's.
+        ct: its series, where it was read from DICOM.
+
     Raises:
-        CaseError: not readable, other labels than 0, 1 and 2, or no contour of GTVp or GTVn.
+        CaseError: not readable, other labels than 0, 1 and 2, no contour of GTVp or GTVn, or drawn
+            in another frame of reference than the CT's.
     """
     if has_image_suffix(path):
         return checked_labels(read_image(path)[0], path.name)
+    header = read_header(path)
+    place = drawn_on(header) if ct and header is not None else None
+    if ct and place and ct.uid not in place[1]:
+        own = str(ct.header.get("FrameOfReferenceUID") or "")
+        if own and place[0] != own:
+            raise CaseError(
+                f"{path.name}: drawn in another frame of reference, and not on this CT; expected "
+                "contours of this scan"
+            )
     truth, _ = read_truth(path, grid)
     if truth is None:
         raise CaseError(f"{path.name}: no contour of a name that stands for GTVp or GTVn")

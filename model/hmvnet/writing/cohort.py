@@ -71,6 +71,19 @@ def write_failures(why: Mapping[str, str], output: Path, part: str = "") -> Path
     return path
 
 
+def mend_failures(patient: str, why: Mapping[str, str], output: Path) -> None:
+    """What one patient's own call says, in the place of what the cohort's files have of it."""
+    with cohort_lock(output):
+        kept: dict[Path, dict[str, str]] = {output / FAILURES: {}}
+        for path in failures_files(output):
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            kept[path] = dict(zip(table["patient"], table["why"]))
+            kept[path].pop(patient, None)
+        kept[output / FAILURES] |= why
+        for path, rows in kept.items():
+            write_failures(rows, output, path.stem.removeprefix(Path(FAILURES).stem))
+
+
 def _reports(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(output.iterdir()):
         if path.is_dir() and not path.name.startswith(".") and (report := read_report(path)):

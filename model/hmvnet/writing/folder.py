@@ -39,12 +39,12 @@ def write_folder(
     thumbnail: bool = False,
     entropy: bool = False,
     ct: Series | None = None,
-    origin: str = "",
+    made: str = "",
 ) -> list[str]:
     """Write mask, report and lesion table, the folder whole or not at all; then what is optional.
 
     Args:
-        origin: of the scan, for the report.
+        made: what the result hangs on, for the report.
         ct: the DICOM series that the CT was read from, where DICOM objects are wanted too.
 
     Returns:
@@ -59,7 +59,7 @@ def write_folder(
     with replacing(folder) as temporary:
         temporary.mkdir()
         write_image(prediction.mask, temporary / MASK)
-        write_report(prediction, manifest, temporary / REPORT, device, origin)
+        write_report(prediction, manifest, temporary / REPORT, device, made)
         write_lesions(prediction, temporary / LESIONS)
     writers: dict[Path, Callable[[], object]] = {}
     problems = []

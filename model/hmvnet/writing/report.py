@@ -23,11 +23,11 @@ from hmvnet.table_files import write_table
 
 
 def report(
-    prediction: Prediction, manifest: Manifest, device: str = "", origin: str = ""
+    prediction: Prediction, manifest: Manifest, device: str = "", made: str = ""
 ) -> dict[str, Any]:
     """A JSON-able report of a prediction. It holds no name and no health record.
 
-    ``origin`` tells one scan of DICOM from another, and names nobody.
+    ``made`` is a digest of what the result hangs on, and names nobody.
     ``risk.variables`` are exact (they sum to the part of the risk that is not the network's),
     ``risk.branches`` are the change of the risk when a branch of the fusion network gives its
     training mean; none where the network has no share of the risk. Of a patient without a health
@@ -39,7 +39,7 @@ def report(
         "version": __version__,
         "bundle": manifest.name,
         "device": device,
-        "origin": origin,
+        "made": made,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "verdict": {"status": prediction.verdict.status, "codes": list(prediction.verdict.codes)},
         "lesions": [
@@ -95,10 +95,10 @@ def lesion_row(lesion: Lesion, grid: Grid, confidence: float | None) -> dict[str
 
 
 def write_report(
-    prediction: Prediction, manifest: Manifest, path: Path, device: str = "", origin: str = ""
+    prediction: Prediction, manifest: Manifest, path: Path, device: str = "", made: str = ""
 ) -> Path:
     """``report`` as JSON."""
-    write_text(json.dumps(report(prediction, manifest, device, origin), indent=2) + "\n", path)
+    write_text(json.dumps(report(prediction, manifest, device, made), indent=2) + "\n", path)
     return path
 
 
