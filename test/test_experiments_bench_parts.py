@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,3 +51,28 @@ def test_what_cannot_be_drawn_is_refused(tmp_path) -> None:
         room.bench_parts(Settings(), "mnist", tmp_path, [100], 2, 0, QUIET)
     with pytest.raises(ValueError, match="500 patients: none are left to test with 480"):
         room.bench_parts(Settings(), "whas500", tmp_path, [480], 2, 0, QUIET)
+
+
+def test_draws_are_of_these_very_outcomes_and_none_are_lost(tmp_path, monkeypatch) -> None:
+    made, schema = room._patients(Settings(), "whas500", tmp_path)
+    given, scored = [made], []
+
+    def score(patients, schema, options, size, seed):
+        scored.append(seed)
+        return {"events": 1, "mean": np.mean([p.outcome.days for p in patients])}
+
+    monkeypatch.setattr(room, "_patients", lambda *_: (given[-1], schema))
+    monkeypatch.setattr(room, "_score", score)
+    monkeypatch.setattr(room, "regrets", lambda draws: draws[["mean"]])
+
+    def mean(seed=0) -> float:
+        return room.bench_parts(Settings(), "", tmp_path, [100], 1, seed, QUIET)["mean"][0]
+
+    before = mean()
+    later = [replace(p, outcome=replace(p.outcome, days=2 * p.outcome.days)) for p in made]
+    given.append(later)
+    assert mean() == pytest.approx(2 * before) and len(scored) == 2
+    given.append(made)
+    assert mean() == before and len(scored) == 2  # what another call found is still there
+    mean(seed=1)
+    assert mean() == before and len(scored) == 3

@@ -7,6 +7,7 @@ from conftest import COARSE, FAST_PROGNOSIS, SMALL_NETWORK, described_patients, 
 from rich.console import Console
 
 from hmvnet.bundle import load_bundle
+from hmvnet.case import Outcomes
 from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings
 from hmvnet.exits import UnfinishedError
 from hmvnet.experiments import compare_networks as networks_room
@@ -236,6 +237,21 @@ def test_tables_alone_by_a_schema_in_the_settings_file(tables, tmp_path):
     assert set(table.index) == {"fusion-table", "icare"}
     # The grade decides; whoever could not use it would be at 0.5.
     assert all(float(text.split()[0]) > 0.7 for text in table["C (95% CI)"])
+
+
+def test_centres_are_left_out_only_where_that_can_be_done():
+    days, event = np.arange(1.0, 31), np.arange(30) % 2 == 0
+    centre = np.repeat(["a", "b", "c"], 10)
+    found, why = survival_room._by_centre(centre, Outcomes(days, event))
+    assert found.shape == (1, 30) and not why
+    assert survival_room._by_centre(np.repeat("a", 30), Outcomes(days, event)) == (None, "")
+    for other, events, said in (
+        (np.repeat(["a", "b"], [22, 8]), event, "8 patients with 4 relapses are left"),
+        (centre, event & (centre == "a"), "20 patients with 0 relapses are left"),
+        (np.arange(30).astype(str), event, "no two patients of one centre can be compared"),
+    ):
+        found, why = survival_room._by_centre(other, Outcomes(days, events))
+        assert found is None and said in why
 
 
 def test_tables_tell_the_centre(tables, tmp_path):

@@ -1,14 +1,15 @@
 import io
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import described_patients, tensors_of, write_patient
+from conftest import FAST_PROGNOSIS, described_patients, tensors_of, write_patient
 from rich.console import Console
 
 from hmvnet.bundle import fingerprint, load_bundle, write_bundle
-from hmvnet.case import harrell_c
+from hmvnet.case import ClinicalRecord, harrell_c
 from hmvnet.config import DataSettings, Settings
 from hmvnet.experiments import evaluate_survival as evaluation
 from hmvnet.experiments.evaluate_survival import evaluate_survival, recalibrate_survival
@@ -16,7 +17,8 @@ from hmvnet.lesions.features import LesionFeatures
 from hmvnet.prognosis.risk import Prognosis
 from hmvnet.survival.calibration import fit_curve
 from hmvnet.training.descriptions import outcomes_of
-from hmvnet.training.prognosis import predict
+from hmvnet.training.engine import make_fabric
+from hmvnet.training.prognosis import fit_members, predict, predict_as_given
 
 
 def fitted_to(bundle_folder, folder, seen):
@@ -73,6 +75,30 @@ def test_evaluation_gives_the_model_what_it_was_fitted_on(tiny_bundle, tmp_path,
     members = Prognosis(load_bundle(folder)).members
     expected = harrell_c(outcomes_of(patients), predict(members, patients))
     assert found == expected and seen == [8.0] != [settings.prognosis.image_spacing_mm]
+
+
+def test_who_has_no_record_is_scored_by_the_model_that_predicts_for_them(tmp_path):
+    """As the pipeline does it, on the same scale."""
+    patients = described_patients(40)
+    bare = [replace(p, record=ClinicalRecord()) if i % 2 else p for i, p in enumerate(patients)]
+    fast = FAST_PROGNOSIS.model_copy(update={"branches": ("table", "lesions"), "members": 1})
+    alone = fast.model_copy(update={"branches": ("lesions",)})
+    prognosis = object.__new__(Prognosis)
+    prognosis.members = fit_members(make_fabric(tmp_path / "a"), patients, fast, tmp_path / "a")
+    prognosis.without_record = fit_members(
+        make_fabric(tmp_path / "b"), patients, alone, tmp_path / "b"
+    )
+    prognosis.curve = None
+    prognosis.part = SimpleNamespace(
+        lesion_features=list(patients[0].description.features.names),
+        crop_features=[],
+        without_record=SimpleNamespace(shift=0.3, scale=0.5),
+        risk_quantiles=[0.0, 1.0],
+        expected_days=[],
+    )
+    given = [prognosis(p.description, p.record).value for p in bare]
+    np.testing.assert_allclose(predict_as_given(prognosis, bare), given, rtol=1e-5, atol=1e-6)
+    assert np.abs(predict(prognosis.members, bare) - given).max() > 0.01
 
 
 def test_a_bundle_is_recalibrated_where_it_is_used(tiny_bundle, tmp_path, monkeypatch):

@@ -94,3 +94,16 @@ def test_too_few_patients_without_leave_the_decision_out():
     start = PostprocessingSettings(airway_mm=0.0)
     found, _ = search._presence(start, search._masks(start), 2, "gtvn")
     assert not any(found.presence_gtvn) and found.least_presence_gtvn == 0
+
+
+def test_a_decision_that_is_there_stays_where_no_other_is_better():
+    """It had taken the faint nodes away; what is left of them says nothing of it."""
+    start = PostprocessingSettings(airway_mm=0.0, one_primary=False, confident=1.0)
+    search = Search(faint_or_bright(), "head-neck", (0.0, 20.0), "2026", Console(quiet=True))
+    decided, masks = search._presence(start, search._masks(start), 2, "gtvn")
+    again, others = search._presence(decided, search._masks(decided), 2, "gtvn")
+    assert again == decided and search._figure(others) == search._figure(masks)
+    # Of too few patients none can be fitted.
+    few = Search(faint_or_bright(8), "head-neck", (0.0, 20.0), "2026", Console(quiet=True))
+    kept, _ = few._presence(decided, few._masks(decided), 2, "gtvn")
+    assert kept == decided

@@ -24,3 +24,13 @@ def test_columns_that_stay_texts(tmp_path: Path) -> None:
     frame = read_frame(path, ["ID"], texts=["first_day"])
     assert list(frame["id"]) == ["01", "2"] and frame["x"][2] == 5
     assert frame["First Day"][2] == "0304" and pd.isna(frame["First Day"][3])
+
+
+@pytest.mark.parametrize("name", ["41e680880517066a", "9e4294967296", "1e400", "0x1p3", "12"])
+def test_names_that_look_like_numbers_are_names(tmp_path: Path, name: str) -> None:
+    """The first of them ended the process, in pandas' own parser of floats."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"id,key,x\n{name},{name},0.1\nab,cd,1e-5\n")
+    frame = read_frame(path, ["id"])
+    assert list(frame["id"]) == [name, "ab"] and list(frame["key"]) == [name, "cd"]
+    assert list(frame["x"]) == [0.1, 1e-5]

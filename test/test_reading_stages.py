@@ -116,6 +116,22 @@ def test_the_table_of_factors_makes_suv(folder: Path) -> None:
     assert found[0].stage == Stage("T2", None)
 
 
+def test_factors_that_differ_are_refused(folder: Path) -> None:
+    table(folder, "PatientID,T-stage\nCHUM-001,T2\n")
+    path = folder / "suv_conversion_tags.csv"
+    path.write_text("pid,factor\nCHUM-002,2e-4\nCHUM-002,2e-4\n")
+    assert find_patients(folder, need_labels=False)[1].suv_factor == 2e-4
+    path.write_text("pid,factor\nCHUM-002,2e-4\n\nCHUM-002,9e-4\n")
+    with pytest.raises(ValueError, match="row 4 has another factor than a row of the same pid"):
+        find_patients(folder, need_labels=False)
+
+
+def test_a_cell_that_is_no_stage_is_named_by_its_line(folder: Path) -> None:
+    table(folder, "PatientID,T-stage\n\n\nCHUM-001,T2\nCHUM-002,high\n")
+    with pytest.raises(ValueError, match="the first in row 5"):
+        find_patients(folder, need_labels=False)
+
+
 def test_the_schema_of_2025_bears_that_nobody_has_an_m_stage(folder: Path) -> None:
     table(folder, "PatientID,Age\nCHUM-001,61\nCHUM-002,44\nCHUM-003,50\n")
     records = [p.record for p in find_patients(folder, need_labels=False)]

@@ -4,7 +4,7 @@ from scipy.stats import spearmanr
 
 from hmvnet.case import Outcomes, harrell_c
 from hmvnet.prognosis.linear import LinearRisk
-from hmvnet.survival.discrete import fit_mtlr_risk, tuned_mtlr
+from hmvnet.survival.discrete import DeepHit, fit_mtlr_risk, tuned_mtlr
 
 
 def cohort(seed: int = 0, n: int = 150) -> tuple[np.ndarray, Outcomes]:
@@ -49,3 +49,15 @@ def test_missing_values_and_few_events() -> None:
         assert np.isfinite(fit_mtlr_risk(x, known, np.random.default_rng(0)).predict_risk(x)).all()
     with pytest.raises(ValueError, match="no event"):
         fit_mtlr_risk(x, Outcomes(outcomes.days, np.zeros(40)), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_events_on_the_day_0(share: float) -> None:
+    """They are of the first interval, which has a length all the same."""
+    x, outcomes = cohort(n=60)
+    at_once = outcomes.event & (np.cumsum(outcomes.event) <= share * outcomes.event.sum())
+    known = Outcomes(np.where(at_once, 0.0, outcomes.days), outcomes.event)
+    for model in (DeepHit(), tuned_mtlr(2)):
+        fitted = model.fit(x, known, np.random.default_rng(0))
+        assert np.isfinite(fitted.predict_risk(x)).all()
+    assert np.isfinite(fit_mtlr_risk(x, known, np.random.default_rng(0)).predict_risk(x)).all()

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import FAST_PROGNOSIS, described_patients, with_crops
 
 from hmvnet.case import harrell_c
@@ -114,6 +115,24 @@ def test_what_is_equal_for_all_members_is_fitted_once(tmp_path, monkeypatch):
     members = fit_members(make_fabric(tmp_path), described_patients(), settings, tmp_path)
     assert fits == ["encoder", "linear"] and len(members) == 3
     assert members[0].named["direct"].model is members[2].named["direct"].model
+
+
+def test_a_network_is_not_taken_up_again_where_its_images_changed(tmp_path):
+    patients = described_patients()
+    settings = FAST_PROGNOSIS.model_copy(update={"branches": ("image", "lesions"), "members": 1})
+    first, same = (
+        fit_members(make_fabric(tmp_path), some, settings, tmp_path)[0].tensors()
+        for some in (patients, patients)
+    )
+    for name, values in first.items():
+        torch.testing.assert_close(same[name], values, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(ValueError, match="other settings or other data"):
+        fit_members(make_fabric(tmp_path), [_brighter(p) for p in patients], settings, tmp_path)
+
+
+def _brighter(patient):
+    image = patient.description.image + 0.5
+    return replace(patient, description=replace(patient.description, image=image))
 
 
 @pytest.mark.parametrize("count", [5, 0])

@@ -9,6 +9,7 @@ further ones, each with an equal share before it is judged: what each of them wo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,10 +72,14 @@ def bench_parts(
         raise ValueError(f"{len(patients)} patients: none are left to test with {max(sizes)}")
     options = settings.prognosis.model_copy(update={"branches": ("table",)})
     models = [*PARTS, *OTHERS]
-    ids = [p.patient_id for p in patients]
-    key = digest(ROWS, options.model_dump(mode="json"), models, data, seed, ids)
+    who = [(p.patient_id, dict(p.record.values), asdict(p.outcome)) for p in patients]
+    schema_of = schema.to_dict()
+    key = digest(ROWS, options.model_dump(mode="json"), models, data, seed, who, schema_of)
     path = run / "draws.csv"
-    known = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["key"])
+    known = pd.DataFrame(columns=["key"])
+    if path.is_file():  # digests that look like numbers stay texts
+        known = pd.read_csv(path, dtype={"key": str}, float_precision="round_trip")
+    others = known[known["key"] != key].to_dict("records")
     rows = known[known["key"] == key].to_dict("records")
     with show_progress("draws", len(sizes) * draws, len(rows)) as progress:
         for size in sizes:
@@ -83,7 +88,7 @@ def bench_parts(
                     continue
                 scores = _score(patients, schema, options, size, (seed, draw))
                 rows.append({"key": key, "size": size, "draw": draw, **scores})
-                write_table(pd.DataFrame(rows), path)
+                write_table(pd.DataFrame([*others, *rows]), path)
                 progress.advance()
     table = regrets(pd.DataFrame(rows))
     write_table(table, run / "parts.csv")

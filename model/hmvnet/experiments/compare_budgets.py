@@ -150,7 +150,7 @@ def read_paces(table: Path, networks: Sequence[str]) -> dict[str, float]:
         RefusedError: no such table, or a network is not in it.
     """
     try:
-        runs = pd.read_csv(table)
+        runs = pd.read_csv(table, float_precision="round_trip")
     except (OSError, ValueError) as error:
         raise RefusedError(f"--paces {table}: cannot be read as a table: {error}") from error
     needed = {"network", "steps", "minutes_charged"}

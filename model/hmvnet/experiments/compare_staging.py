@@ -120,7 +120,13 @@ def compare_staging(
             for folding in foldings:
                 if folding.fold_by != "stratified" and len(set(data.centres.tolist())) < 2:
                     continue
-                told = _tell_all(data, patients, axis, folding)
+                try:
+                    told = _tell_all(data, patients, axis, folding)
+                except ValueError as error:  # too few of a stage where a centre is left out
+                    if folding is settings.data:
+                        raise
+                    print_notes(console, [f"{axis.upper()}, {_folding_name(folding)}: {error}"])
+                    continue
                 said = {"masks": kind, "folds": _folding_name(folding), "axis": axis.upper()}
                 weight = draw_weights(
                     len(data.y), SAMPLES, np.random.default_rng([settings.data.seed, 2])

@@ -34,6 +34,7 @@ from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.prognosis.fusion import IMAGE_CHANNELS
 from hmvnet.prognosis.member import LesionDescription
 from hmvnet.progress import Progress, print_notes, show_progress
+from hmvnet.reading.frames import read_frame
 from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.state import claiming_run, read_arrays, write_arrays
 from hmvnet.survival import baselines
@@ -49,7 +50,7 @@ from hmvnet.training.descriptions import Described, handcrafted, load_described,
 from hmvnet.training.folds import repeated_folds
 from hmvnet.training.judged import fit_judged
 from hmvnet.training.leaks import refuse_hidden_outcome
-from hmvnet.training.prognosis import predict
+from hmvnet.training.prognosis import LEAST_PATIENTS, predict
 
 CURVE_YEARS = 5
 TIMES = np.linspace(30.0, CURVE_YEARS * DAYS_PER_YEAR, 60)  # days at which curves are compared
@@ -94,7 +95,7 @@ def load_cohort(
     patients = load_described(bundle, settings, spacing, run, settings.prognosis.wants_crops)
     truth_file, truth = Path(settings.data.root) / TRUTH_TABLE, None
     if truth_file.is_file():
-        known = pd.read_csv(truth_file, index_col="PatientID")["linear_predictor"]
+        known = read_frame(truth_file, ["PatientID"]).set_index("PatientID")["linear_predictor"]
         truth = known.loc[[p.patient_id for p in patients]].to_numpy(float)
     return Cohort(patients, True, truth, notes)
 
@@ -252,7 +253,9 @@ def compare_survival(
         outcomes.event, np.random.default_rng(seed), settings.data.folds, repeats, centre
     )
     print_notes(console, cohort.notes)
-    left_out = _by_centre(centre) if by_centre else None
+    left_out, why = _by_centre(centre, outcomes) if by_centre else (None, "")
+    if why:
+        print_notes(console, [f"no column of centres left out: {why}"])
     fits = len(models) * (
         repeats * settings.data.folds + (0 if left_out is None else left_out.max() + 1)
     )
@@ -281,10 +284,23 @@ def compare_survival(
     return table
 
 
-def _by_centre(centre: np.ndarray) -> np.ndarray | None:
-    """A fold a centre, ``[1, n]``; None where there is one centre alone."""
+def _by_centre(centre: np.ndarray, outcomes: Outcomes) -> tuple[np.ndarray | None, str]:
+    """A fold a centre, ``[1, n]``; or None, and where there are several centres why."""
     names, number = np.unique(centre, return_inverse=True)
-    return None if len(names) < 2 else number[None]
+    if len(names) < 2:
+        return None, ""
+    days, event = outcomes.days, outcomes.event
+    for here in (number == i for i in range(len(names))):
+        if (~here).sum() < LEAST_PATIENTS or not event[~here].any():
+            return None, (
+                f"without one of them {(~here).sum()} patients with {event[~here].sum()} relapses "
+                f"are left, expected at least {LEAST_PATIENTS} and one"
+            )
+    last = np.zeros(len(names))
+    np.maximum.at(last, number, days)
+    if not (event & (days < last[number])).any():
+        return None, "no two patients of one centre can be compared"
+    return number[None], ""
 
 
 def _predictions(

@@ -20,7 +20,7 @@ from hmvnet.state import claiming_run
 from hmvnet.survival.calibration import cox_slope, offset_to, recalibrated
 from hmvnet.table_files import write_table
 from hmvnet.training.descriptions import Described, load_described, outcomes_of
-from hmvnet.training.prognosis import predict
+from hmvnet.training.prognosis import predict_as_given
 from hmvnet.training.segmentation_bundle import BUNDLE
 
 
@@ -39,7 +39,7 @@ def evaluate_survival(
     """
     _, prognosis, found = _unseen(settings, weights, run, console)
     described = found[: limit or None]
-    risk = predict(prognosis.members, described)
+    risk = predict_as_given(prognosis, described)
     outcomes = outcomes_of(described)
     concordance = harrell_c(outcomes, risk)
     days = [prognosis.expected_days(float(r)) for r in risk]
@@ -87,7 +87,7 @@ def recalibrate_survival(settings: Settings, weights: Path, run: Path, console: 
             "this version (hmvnet survival train)"
         )
     outcomes = outcomes_of(described)
-    new = recalibrated(curve, predict(prognosis.members, described), outcomes)
+    new = recalibrated(curve, predict_as_given(prognosis, described), outcomes)
     measured = {
         "patients": len(outcomes),
         "relapses": int(outcomes.event.sum()),

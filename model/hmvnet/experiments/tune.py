@@ -158,10 +158,16 @@ class Search:
     def _presence(
         self, best: PostprocessingSettings, masks: list[np.ndarray], label: int, name: str
     ) -> tuple[PostprocessingSettings, list[np.ndarray]]:
-        """With the decision whether the class is there at all, where that gains something."""
+        """With the decision whether the class is there at all, where that gains something.
+
+        One that the settings have already stays where no other can be fitted, or none is better.
+        """
+        start, start_masks = best, masks
         best = best.model_copy(
             update={f"presence_{name}": (0.0,) * 4, f"least_presence_{name}": 0.0}
         )
+        if best != start:  # without what it had taken away
+            masks = self._masks(best)
         found = {i: e for i, mask in enumerate(masks) if len(e := self._evidence(i, mask, label))}
         there = np.array([(self.kept[i].truth == label).any() for i in found], dtype=bool)
         if there.sum() < LEAST_WITHOUT or (~there).sum() < LEAST_WITHOUT:
@@ -169,7 +175,7 @@ class Search:
                 f"{name}: found in {len(found)} patients, {int((~there).sum())} of them without: "
                 f"too few to fit its chance (at least {LEAST_WITHOUT} with and without)"
             )
-            return best, masks
+            return start, start_masks
         chances = cross_fitted_chances(list(found.values()), there)
         highest, choice = self._figure(masks), 0.0
         for least in LEAST_PRESENCE[1:]:
@@ -177,6 +183,9 @@ class Search:
             figure = self._figure(without_class(masks, gone, label))
             if figure > highest:
                 highest, choice = figure, least
+        if best != start and (before := self._figure(start_masks)) >= highest:
+            self.console.print(f"{name}: the decision whether it is there stays: {before:.4f}")
+            return start, start_masks
         presence = fit_presence(list(found.values()), there)
         self.console.print(f"{name}: absent where its chance is below {choice:g}: {highest:.4f}")
         update = {f"presence_{name}": presence, f"least_presence_{name}": choice}

@@ -74,7 +74,10 @@ def read_frame(
         csv.writer(buffer).writerows([names, *cells])
         buffer.seek(0)
         decimal = "," if decimal_commas and _has_decimal_commas(cells) else "."
-        frame = pd.read_csv(buffer, decimal=decimal, skip_blank_lines=False)
+        # pandas' own parser of floats ends the process at some cells, as 41e680880517066a.
+        frame = pd.read_csv(
+            buffer, decimal=decimal, skip_blank_lines=False, float_precision="round_trip"
+        )
     except workbook.NoReaderError as error:
         raise workbook.NoReaderError(f"{path}: {error}") from error
     except (OSError, ValueError, csv.Error) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from hmvnet.case import Stage
 from hmvnet.reading.records import count_values, is_missing
@@ -49,16 +49,18 @@ def stage_of(row: Mapping[str, float | str | None]) -> Stage:
     return Stage(parse_stage(row.get(T_COLUMN), "T"), parse_stage(row.get(N_COLUMN), "N"))
 
 
-def check_stages(rows: Iterable[Mapping[str, float | str | None]], source: str) -> None:
+def check_stages(rows: Mapping[int, Mapping[str, float | str | None]], source: str) -> None:
     """Refuse cells that are no stages, rather than lose their patients quietly.
 
+    Args:
+        rows: by their numbers in the file.
+
     Raises:
-        ValueError: names the source, the column and the first such row, counted from the header.
+        ValueError: names the source, the column and the first such row.
     """
-    rows = list(rows)
     for column, axis in ((T_COLUMN, "T"), (N_COLUMN, "N")):
         bad = []
-        for number, row in enumerate(rows, start=2):
+        for number, row in rows.items():
             try:
                 parse_stage(row.get(column), axis)
             except ValueError:

@@ -182,7 +182,10 @@ def read_suv_factors(root: Path, patients: Collection[str]) -> dict[str, float]:
     given = pd.to_numeric(frame[factor], errors="coerce")
     if not ((given > 0) & (given < float("inf"))).all():
         raise ValueError(f"{path}: column {factor!r} holds what is no number above 0")
-    factors = dict(zip(frame[label], given.tolist(), strict=True))
+    factors: dict[str, float] = {}
+    for row, name, value in zip(frame.index, frame[label], given.tolist(), strict=True):
+        if factors.setdefault(name, value) != value:
+            raise ValueError(f"{path}: row {row} has another factor than a row of the same {label}")
     return {name: factors[other] for name, other in match_names(patients, factors).items()}
 
 
@@ -220,7 +223,7 @@ def _read_all(
         missing -= {table.patient, *table.columns}
         if outcomes:
             check_outcomes(table.numbered(), str(table.path), names)
-            check_stages(table.rows.values(), str(table.path))
+            check_stages(table.numbered(), str(table.path))
         if patients is not None:
             table, by_zeros = _renamed(table, patients)
             for name, other in by_zeros.items():

@@ -45,7 +45,9 @@ class DiscreteTimeModel:
             raise ValueError("no event among the training patients")
         self.scaler_ = standardiser().fit(x)
         count = int(np.ceil(np.sqrt(event.sum())))
-        self.ends_ = np.unique(np.quantile(days[event], np.linspace(0, 1, count + 1)[1:]))
+        ends = np.unique(np.quantile(days[event], np.linspace(0, 1, count + 1)[1:]))
+        # Events on the day 0 are of the first interval, which has to have a length.
+        self.ends_ = ends[ends > 0] if (ends > 0).any() else np.array([max(days.max(), 1.0)])
         interval, elapsed = self.locate(days)
         # The global generator of torch is used by dropout and put back afterwards.
         with torch.random.fork_rng(devices=[]):

@@ -28,6 +28,7 @@ def split_folds(
     """Training and validation indices of every fold; a patient is in one validation part only.
 
     ``stratified`` keeps the centres' (and, where known, the events') shares alike in every fold;
+    of centres with fewer such patients than folds, neither (they stay in the folds that they had);
     ``leave-one-centre-out`` has one fold a centre.
 
     Raises:

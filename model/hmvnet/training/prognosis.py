@@ -28,6 +28,7 @@ from hmvnet.prognosis.member import (
     Weighted,
     rest_of,
 )
+from hmvnet.prognosis.risk import Prognosis
 from hmvnet.reading.records import HECKTOR, ClinicalSchema
 from hmvnet.survival.beside import fit_beside
 from hmvnet.survival.calibration import Slopes
@@ -41,6 +42,7 @@ from hmvnet.training.folds import split_folds
 from hmvnet.training.shares import judged_shares
 
 EMA_DECAY, CLIP_NORM, WARMUP = 0.98, 5.0, 20
+LEAST_PATIENTS = 10
 LINEAR = "linear"  # the part that is a Cox model on the named variables
 
 
@@ -84,10 +86,10 @@ class Cohort:
             ValueError: fewer than 10 patients, or no relapse among them.
         """
         outcomes = outcomes_of(patients)
-        if len(outcomes) < 10 or not outcomes.event.any():
+        if len(outcomes) < LEAST_PATIENTS or not outcomes.event.any():
             raise ValueError(
                 f"{len(outcomes)} patients with {int(outcomes.event.sum())} relapses, expected at "
-                "least 10 patients and a relapse"
+                f"least {LEAST_PATIENTS} patients and a relapse"
             )
         encoder = ClinicalEncoder(schema).fit([p.record for p in patients])
         inputs = inputs_of(patients, encoder)
@@ -152,6 +154,7 @@ def fit_member(
         outcomes.days,
         outcomes.event,
         *(np.asarray(a) for a in (cohort.inputs.table, cohort.inputs.lesions)),
+        *([np.asarray(cohort.inputs.image)] if "image" in network.config.branches else []),
     )
     trained, _ = train(fabric, network, loop, loss_of_step, run, key=key, title=title, quiet=quiet)
     assert isinstance(trained, FusionNetwork)
@@ -278,6 +281,17 @@ def _icare(settings: PrognosisSettings) -> BaggedIcare:
 def predict(members: Sequence[PrognosisMember], patients: Sequence[Described]) -> np.ndarray:
     """Risks ``[n]`` of patients the members have not seen: their mean."""
     return np.mean([m.risk(inputs_of(patients, m.encoder)) for m in members], axis=0)
+
+
+def predict_as_given(prognosis: Prognosis, patients: Sequence[Described]) -> np.ndarray:
+    """The risks ``[n]`` that a bundle gives: without a health record those of its other model."""
+    risk = predict(prognosis.members, patients)
+    encoder, other = prognosis.members[0].encoder, prognosis.part.without_record
+    bare = [i for i, p in enumerate(patients) if encoder.knows_nothing(p.record)]
+    if bare and other:
+        alone = predict(prognosis.without_record, [patients[i] for i in bare])
+        risk[bare] = other.shift + other.scale * alone
+    return risk
 
 
 def predict_parts(

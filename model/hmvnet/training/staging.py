@@ -199,9 +199,16 @@ class StageData:
         """Training and test rows of each fold: stages spread evenly, or a centre each."""
         if data.fold_by == "leave-one-centre-out":
             names = np.unique(self.centres)
+            if len(names) < 2:
+                raise ValueError(
+                    f"leave-one-centre-out: {len(names)} centres among the patients with a stage "
+                    f"of {self.stages[0][0]}, expected at least two"
+                )
             parts = [np.flatnonzero(self.centres == name) for name in names]
             everyone = np.arange(len(self.y))
             return [(np.setdiff1d(everyone, part), part) for part in parts]
+        if not len(self.y):
+            raise ValueError(f"no patient has a stage of {self.stages[0][0]}: nothing to fit")
         count = max(2, min(data.folds, int(np.bincount(self.y).max(initial=2))))
         splitter = StratifiedKFold(count, shuffle=True, random_state=data.seed)
         return list(splitter.split(self.x, self.y))
