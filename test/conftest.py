@@ -39,6 +39,7 @@ from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.prognosis.member import LesionDescription
 from hmvnet.prognosis.risk import describe
 from hmvnet.reading.folder import find_patients
+from hmvnet.segmentation.forward import TorchForward
 from hmvnet.segmentation.metrics import CaseScore, LabelScore, LesionCount
 from hmvnet.segmentation.segmenter import Segmentation, Volume
 from hmvnet.training.cache import Cache, Prepared
@@ -331,6 +332,21 @@ def write_tiny_bundle(folder: Path) -> Path:
     )
     files = {"fold0.safetensors": network.state_dict()} | survival
     return write_bundle(folder / "tiny", manifest, files)
+
+
+@contextmanager
+def no_memory_for_one_pass() -> Iterator[None]:
+    """Networks can only be run in windows."""
+    run = TorchForward._run
+
+    def short(self, volume, way, axes, wants_maps):
+        if not way.windows:
+            raise MemoryError
+        return run(self, volume, way, axes, wants_maps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TorchForward, "_run", short)
+        yield
 
 
 def run_cohort(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import two_folds_of_two
+from conftest import no_memory_for_one_pass, two_folds_of_two
 from rich.console import Console
 
 from hmvnet.bundle import load_bundle
@@ -20,7 +20,6 @@ from hmvnet.experiments.budget_table import load_results
 from hmvnet.experiments.budgets import Budget, Unit, parse_budgets, run_unit
 from hmvnet.experiments.compare_budgets import compare_budgets, read_paces
 from hmvnet.experiments.compare_networks import Contender
-from hmvnet.segmentation.forward import TorchForward
 from hmvnet.state import read_state
 from hmvnet.training.checkpoints import CHECKPOINT
 
@@ -251,22 +250,14 @@ def test_ways_of_two_trainings_are_never_one_result(task, tmp_path, monkeypatch)
     assert set(measured(unit.result)["ways"]) == set(everything)
 
 
-def test_a_way_that_memory_does_not_suffice_for_is_not_scored_as_another(
-    task, tmp_path, monkeypatch
-):
+def test_a_way_that_memory_does_not_suffice_for_is_not_scored_as_another(task, tmp_path):
     (unit,) = units_of(task, tmp_path / "run", network=SMALL, budgets="4steps")
-    run = TorchForward._run
-
-    def short(self, volume, way, axes, wants_maps):
-        if not way.windows:
-            raise MemoryError
-        return run(self, volume, way, axes, wants_maps)
-
-    monkeypatch.setattr(TorchForward, "_run", short)
-    with pytest.raises(RefusedError, match=r"fold0.*: one pass: one pass on cpu did not fit"):
+    with (
+        no_memory_for_one_pass(),
+        pytest.raises(RefusedError, match=r"fold0.*: one pass: one pass on cpu did not fit"),
+    ):
         run_unit(unit)
     assert unit.missing()
-    monkeypatch.undo()
     run_unit(unit)
 
 

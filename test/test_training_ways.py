@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import COARSE, SMALL_NETWORK, write_patient
+from conftest import COARSE, SMALL_NETWORK, no_memory_for_one_pass, write_patient
 from pydantic import ValidationError
 
 from hmvnet.bundle import SegmentationPart, load_bundle, write_bundle
@@ -103,19 +103,10 @@ def test_each_is_measured_once(prepared, tmp_path, monkeypatch):
     assert Ways.of(network, many, settings(), CPU, "key", tmp_path) is None
 
 
-def test_a_way_that_memory_does_not_suffice_for_is_not_compared(
-    prepared, tmp_path, monkeypatch, capsys
-):
-    run = TorchForward._run
-
-    def short(self, volume, way, axes, wants_maps):
-        if not way.windows:
-            raise MemoryError
-        return run(self, volume, way, axes, wants_maps)
-
-    monkeypatch.setattr(TorchForward, "_run", short)
+def test_a_way_that_memory_does_not_suffice_for_is_not_compared(prepared, tmp_path, capsys):
     network = build_network("hmvnet", SMALL_NETWORK)
-    assert Ways.of(network, prepared, settings(), CPU, "key", tmp_path) is None
+    with no_memory_for_one_pass():
+        assert Ways.of(network, prepared, settings(), CPU, "key", tmp_path) is None
     assert "ways of inference not compared: one pass on cpu did not fit" in capsys.readouterr().err
     assert not (tmp_path / WAYS).exists()
 
