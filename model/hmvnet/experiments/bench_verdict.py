@@ -16,8 +16,10 @@ import pandas as pd
 import SimpleITK as sitk
 from rich.console import Console
 
+from hmvnet import __version__
 from hmvnet.case import Case, CaseError, Grid, Verdict
 from hmvnet.exits import RefusedError
+from hmvnet.files import digest
 from hmvnet.phantom.cohort import draw_cohort
 from hmvnet.phantom.render import Phantom, render
 from hmvnet.pipeline import Pipeline, load_pipeline
@@ -89,13 +91,20 @@ def bench_verdict(
     Raises:
         RefusedError: there is no such perturbation.
     """
-    rows_path = run / "verdicts.csv"
-    rows: list[Any] = pd.read_csv(rows_path).to_dict("records") if rows_path.exists() else []
-    done = {(row["patient"], row["perturbation"]) for row in rows}
     if wrong := [name for name in only if name not in PERTURBATIONS]:
         raise RefusedError(f"'{wrong[0]}': expected one of {', '.join(PERTURBATIONS)}")
     chosen = {name: PERTURBATIONS[name] for name in only or PERTURBATIONS}
     pipeline = load_pipeline(bundle, overrides=overrides, needs_risk=False)
+    # Rows of another bundle or of other settings are kept, and count as nobody's here.
+    of = digest(__version__, pipeline.manifest.model_dump(mode="json"), sorted(overrides))
+    rows_path = run / "verdicts.csv"
+    there: list[Any] = []
+    if rows_path.exists():
+        known = pd.read_csv(rows_path, dtype={"of": str}, float_precision="round_trip")
+        there = known.to_dict("records")
+    others = [row for row in there if row.get("of") != of]
+    rows = [row for row in there if row.get("of") == of]
+    done = {(row["patient"], row["perturbation"]) for row in rows}
     plans = list(draw_cohort(count, seed))
     for plan in track(plans, "phantoms"):
         if all((plan.patient_id, name) in done for name in chosen):
@@ -103,11 +112,11 @@ def bench_verdict(
         phantom = render(plan)
         for name, change in chosen.items():
             if (plan.patient_id, name) not in done:
-                row = {"patient": plan.patient_id, "perturbation": name}
+                row = {"of": of, "patient": plan.patient_id, "perturbation": name}
                 rows.append(
                     {**row, **_outcome(phantom, *change(phantom.ct, phantom.pet), pipeline)}
                 )
-                write_table(pd.DataFrame(rows), rows_path)
+                write_table(pd.DataFrame([*others, *rows]), rows_path)
     table = _table(pd.DataFrame(rows))
     write_markdown(table, run / "verdicts.md", floatfmt=".2f")
     said = (run / "verdicts.md").read_text(encoding="utf-8")
