@@ -23,7 +23,7 @@ from hmvnet.files import clear_leftovers, digest, is_name, make_folder, remove
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.contours import read_mask
 from hmvnet.reading.dicom import Scan
-from hmvnet.reading.inputs import Source
+from hmvnet.reading.inputs import ChallengeFolder, Source
 from hmvnet.reading.series import Series
 from hmvnet.segmentation.segmenter import OnStage
 from hmvnet.writing.cohort import read_report
@@ -340,18 +340,14 @@ def made_of(source: Source, manifest: Manifest, order: Order) -> str:
     """
     inference = sorted(text for text in order.settings if text.startswith("inference."))
     what: list[object] = [source.origin if isinstance(source, Scan) else "", inference]
-    for name in ("ct", "pet", "record", "known", "suv_factor", "folder"):
+    if isinstance(source, ChallengeFolder):
+        what.append([_state(path) for path in sorted(source.folder.rglob("*")) if path.is_file()])
+    for name in ("ct", "pet", "record", "known", "suv_factor"):
         value = getattr(source, name, None)
         if not isinstance(value, Series):
-            what.append([_state(path) for path in _files(value)] or repr(value))
+            what.append(_state(value) if isinstance(value, Path) else repr(value))
     what.append(_state(order.mask) if order.mask else None)
     return digest(__version__, manifest.model_dump(mode="json"), what)
-
-
-def _files(value: object) -> list[Path]:
-    if not isinstance(value, Path):
-        return []
-    return sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]
 
 
 def _state(path: Path) -> list[int]:
