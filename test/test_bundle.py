@@ -17,8 +17,10 @@ from hmvnet.bundle import (
     find_bundle,
     fingerprint,
     load_bundle,
+    refuse_loss,
     write_bundle,
 )
+from hmvnet.exits import RefusedError
 from hmvnet.files import MACHINE, sha256
 from hmvnet.settings_file import load_settings
 
@@ -324,3 +326,22 @@ def test_an_archive_without_a_bundle_is_refused_and_not_kept(served, tmp_path):
         with pytest.raises(WeightsError, match="not an archive of a bundle"):
             fetch_bundle(address, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_what_adds_a_part_does_not_take_the_place_of_other_networks(tiny_bundle, tmp_path):
+    bundle = load_bundle(tiny_bundle)
+    tensors = {name: dict(values) for name, values in tensors_of(bundle).items()}
+    alone = bundle.manifest.model_copy(update={"prognosis": None})
+    segmentation = {"fold0.safetensors": tensors["fold0.safetensors"]}
+    same = write_bundle(tmp_path / "same", alone, segmentation)
+    refuse_loss(same, bundle, "prognosis")
+    refuse_loss(tmp_path / "none", bundle, "prognosis")
+    others = {name: {k: v + 1 for k, v in one.items()} for name, one in segmentation.items()}
+    other = write_bundle(tmp_path / "other", alone, others)
+    with pytest.raises(RefusedError, match="holds networks that 'tiny' lacks"):
+        refuse_loss(other, bundle, "prognosis")
+    # One that was made so before is made anew.
+    before = write_bundle(tmp_path / "before", bundle.manifest, tensors | others)
+    refuse_loss(before, bundle, "prognosis")
+    with pytest.raises(RefusedError, match="would be lost"):
+        refuse_loss(before, bundle, "staging")

@@ -181,6 +181,14 @@ def test_predict_a_challenge_folder(write_case, tiny_bundle, tmp_path, capfd):
     assert run(*words, "--force") == 0 and run(*words, "--continue") == 0
 
 
+def test_an_import_takes_the_place_of_a_bundle_and_of_nothing_else(tmp_path, capfd):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("precious")
+    assert run("import", "nnunet", tmp_path, "-o", tmp_path / "work", "--force") == Exit.REFUSED
+    assert "is there, and no bundle" in capfd.readouterr().err
+    assert (tmp_path / "work" / "thesis.txt").read_text() == "precious"
+
+
 def test_predict_many_names_the_broken_one(tiny_bundle, tmp_path, capfd):
     folder = tmp_path / "imagesTs"
     folder.mkdir()

@@ -366,3 +366,13 @@ def test_two_cohorts_in_one_folder_are_refused(tmp_path: Path) -> None:
         write_cohort(tmp_path, 1, 4, COMPACT)
     with pytest.raises(ValueError, match="found 0 and 1, expected 1 or more"):
         write_cohort(tmp_path, 0, 3, COMPACT)
+
+
+@pytest.mark.parametrize("place", ["HECKTOR.csv", "Task 2/HECKTOR_2025_Training_Task_2.csv"])
+def test_a_folder_with_tables_of_others_is_no_place_for_phantoms(tmp_path, place):
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("PatientID,Relapse,RFS\nREAL-1,1,55\n")
+    with pytest.raises(ValueError, match="of no cohort of phantoms"):
+        write_cohort(tmp_path, 1, 3)
+    assert "REAL-1" in path.read_text() and not (tmp_path / "cohort.json").exists()

@@ -98,6 +98,21 @@ def test_voxels_inside_and_holes_and_overlaps(tmp_path):
     assert notes == ("contours: GTVn is GTVn, GTVp is GTVp", "contours not used: Brain")
 
 
+def test_a_contour_of_all_beside_those_of_its_parts_is_refused(tmp_path):
+    """Every node would be a GTVp; whoever says which contours count is read."""
+    regions = [
+        ("GTVn", [(7, SQUARE)]),
+        ("GTVp", [(5, SQUARE)]),
+        ("GTV", [(5, SQUARE), (7, SQUARE)]),
+    ]
+    for drawn in (regions, regions[::-1], [regions[0], regions[2]]):
+        path = structures(tmp_path / "a.dcm", drawn)
+        with pytest.raises(CaseError, match="contours of GTV: they hold most of GTVn"):
+            labels(path)
+    found = labels(structures(tmp_path / "b.dcm", regions), {"GTVp": 1, "GTVn": 2})
+    assert set(found[7].ravel()) == {0, 2} and set(found[5].ravel()) == {0, 1}
+
+
 def test_no_name_that_counts(tmp_path):
     truth, notes = read_truth(structures(tmp_path / "a.dcm", [("Brain", [(5, SQUARE)])]), HEAD_GRID)
     assert truth is None and notes == ("contours not used: Brain",)

@@ -126,6 +126,13 @@ def test_factors_that_differ_are_refused(folder: Path) -> None:
         find_patients(folder, need_labels=False)
 
 
+def test_two_columns_of_factors_are_refused(folder: Path) -> None:
+    table(folder, "PatientID,T-stage\nCHUM-001,T2\n")
+    (folder / "suv_conversion_tags.csv").write_text("pid,DecayFactor,factor\nCHUM-002,0.6,1\n")
+    with pytest.raises(ValueError, match="expected a pid and one factor"):
+        find_patients(folder, need_labels=False)
+
+
 def test_a_cell_that_is_no_stage_is_named_by_its_line(folder: Path) -> None:
     table(folder, "PatientID,T-stage\n\n\nCHUM-001,T2\nCHUM-002,high\n")
     with pytest.raises(ValueError, match="the first in row 5"):

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import (
@@ -460,6 +460,26 @@ def check_other(target: Path, source: Path) -> None:
     """
     if target.resolve() == source.resolve():
         raise RefusedError(f"{target} is the bundle that a new one is to be made of: another --run")
+
+
+def refuse_loss(target: Path, source: Bundle, part: Literal["prognosis", "staging"]) -> None:
+    """What is made of a bundle by adding a part to it does not take the place of other networks.
+
+    Unless it has that part, and so was made in the same way before.
+
+    Raises:
+        RefusedError: networks would be lost.
+    """
+    try:
+        present = load_bundle(target).manifest
+    except WeightsError:  # nothing, or damaged
+        return
+    networks = {present.files[name] for name in present.segmentation.all_files}
+    if getattr(present, part) is None and not networks <= set(source.manifest.files.values()):
+        raise RefusedError(
+            f"{target}: holds networks that '{source.manifest.name}' lacks, and would be lost; use "
+            "another --run, or give --weights of those networks, from another folder"
+        )
 
 
 def add_file(folder: Path, name: str) -> None:

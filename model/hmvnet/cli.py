@@ -661,6 +661,7 @@ def import_nnunet(
     force: Annotated[bool, typer.Option("--force", help="replace a bundle that is there")] = False,
 ) -> None:
     """Write a bundle of a trained nnU-Net v2 model's networks."""
+    from hmvnet.bundle import MANIFEST
     from hmvnet.training.nnunet_import import import_nnunet
 
     for option, value, known in (
@@ -673,6 +674,8 @@ def import_nnunet(
         raise RefusedError("--splits and --unseen exclude each other")
     if out.exists() and not force:
         raise RefusedError(f"{out} is there already; --force replaces it")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise RefusedError(f"{out} is there, and no bundle: expected one, or a new folder")
     found = import_nnunet(
         folder,
         out,

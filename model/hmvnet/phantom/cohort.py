@@ -220,6 +220,10 @@ def _claim(root: Path, seed: int, settings: PhantomSettings, layout: Layout) -> 
         if found != mine:
             raise ValueError(f"{marker}: found another cohort {found}, expected {mine}")
         return
+    if there := [*root.glob("*.csv"), *root.glob("Task */*.csv")]:
+        raise ValueError(
+            f"{there[0]} is there, and of no cohort of phantoms: expected a new folder"
+        )
     root.mkdir(parents=True, exist_ok=True)
     write_text(json.dumps(mine, indent=2) + "\n", marker)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,7 @@ def read_truth(
         raise
     except Exception as error:  # pydicom raises many kinds for damaged files
         raise CaseError("contours: cut, damaged, or neither RTSTRUCT nor SEG") from error
+    _refuse_whole(found, given)
     labels, used, unused = np.zeros(grid.shape, np.uint8), [], []
     for name, mask in found:
         label = label_of(name, given)
@@ -103,6 +105,25 @@ def read_truth(
     if unused:
         notes.append(f"contours not used: {', '.join(unused)}")
     return (grid.image(labels) if used else None), tuple(notes)
+
+
+def _refuse_whole(found: Sequence[tuple[str, np.ndarray]], given: Mapping[str, int] | None) -> None:
+    """A contour of all of the tumour beside those of its parts would make every node a GTVp.
+
+    Raises:
+        CaseError: one of a GTVp holds most of a GTVn.
+    """
+    of = {
+        label: [(name, mask) for name, mask in found if label_of(name, given) == label]
+        for label in (1, 2)
+    }
+    for (name, mask), (node, inside) in product(of[1], of[2]):
+        if inside.any() and 2 * (mask & inside).sum() > inside.sum():
+            raise CaseError(
+                f"contours of {shown(name)}: they hold most of {shown(node)}, as those of all "
+                "do; expected those of GTVp and GTVn alone (hmvnet convert --contour NAME=gtvp "
+                "--contour NAME=gtvn says which count)"
+            )
 
 
 def read_mask(path: Path, grid: Grid, ct: Series | None = None) -> sitk.Image:

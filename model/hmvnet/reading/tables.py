@@ -176,9 +176,10 @@ def read_suv_factors(root: Path, patients: Collection[str]) -> dict[str, float]:
         return {}
     frame = read_frame(path, ID_NAMES)
     label = next((c for n in ID_NAMES for c in frame.columns if plain_name(c) == n), None)
-    factor = next((c for c in frame.columns if "factor" in plain_name(c)), None)
-    if label is None or factor is None:
-        raise ValueError(f"{path}: found {listed(frame.columns)}, expected a pid and a factor")
+    factors_of = [c for c in frame.columns if "factor" in plain_name(c)]
+    if label is None or len(factors_of) != 1:
+        raise ValueError(f"{path}: found {listed(frame.columns)}, expected a pid and one factor")
+    (factor,) = factors_of
     given = pd.to_numeric(frame[factor], errors="coerce")
     if not ((given > 0) & (given < float("inf"))).all():
         raise ValueError(f"{path}: column {factor!r} holds what is no number above 0")

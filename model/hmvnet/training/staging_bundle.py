@@ -10,7 +10,15 @@ import torch
 from rich.console import Console
 
 from hmvnet.ajcc import AXES
-from hmvnet.bundle import Bundle, StagingPart, check_other, fingerprint, load_bundle, write_bundle
+from hmvnet.bundle import (
+    Bundle,
+    StagingPart,
+    check_other,
+    fingerprint,
+    load_bundle,
+    refuse_loss,
+    write_bundle,
+)
 from hmvnet.config import Settings
 from hmvnet.progress import print_notes
 from hmvnet.staging.metrics import balanced_accuracy
@@ -40,6 +48,7 @@ def train_staging_bundle(
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
     check_other(run / BUNDLE, weights)
+    refuse_loss(run / BUNDLE, bundle, "staging")
     print_notes(Console(stderr=True), notes)
     patients = load_staged(bundle, settings, run)
     return write_staged(bundle, patients, settings, run / BUNDLE)

@@ -15,6 +15,7 @@ from hmvnet.bundle import (
     check_other,
     fingerprint,
     load_bundle,
+    refuse_loss,
     write_bundle,
 )
 from hmvnet.config import PrognosisSettings, Settings
@@ -44,6 +45,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
     check_other(run / BUNDLE, weights)
+    refuse_loss(run / BUNDLE, bundle, "prognosis")
     print_notes(Console(stderr=True), notes)
     options = settings.prognosis
     spacing, schema = options.image_spacing_mm, settings.clinical.record_schema
