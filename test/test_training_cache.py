@@ -116,3 +116,16 @@ def test_a_patient_that_cannot_be_one_is_named(tmp_path):
     (patient,) = find_patients(tmp_path / "data")
     with pytest.raises(CaseError, match="patient A-1: PET image: the median"):
         Cache(tmp_path / "cache", COARSE, "centre").get(replace(patient, suv_factor=1e4))
+
+
+def test_what_lies_outside_the_region_is_said(tmp_path):
+    write_patient(tmp_path / "data", "A-1")
+    array = np.zeros(Grid.of(tiny_label()).shape, np.uint8)
+    array[:2, :2, :2], array[20:22, 20:22, 20:22] = 1, 2  # a corner, and the middle
+    write_patient(tmp_path / "data", "A-2", label=Grid.of(tiny_label()).image(array))
+    small = COARSE.model_copy(update={"size_mm": (100.0, 100.0, 100.0)})
+    cache = Cache(tmp_path / "cache", small, "centre")
+    inside, half = (cache.get(patient) for patient in find_patients(tmp_path / "data"))
+    assert not any("outside the region" in note for note in inside.notes)
+    assert "50% of what is labelled lies outside the region 'centre'" in " ".join(half.notes)
+    assert not (half.label[:] == 1).any() and (half.label[:] == 2).any()

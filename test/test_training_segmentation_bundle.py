@@ -125,3 +125,13 @@ def test_label_on_another_grid_is_found_before_work_starts(tmp_path):
     write_patient(tmp_path, "A-1", label=other)
     with pytest.raises(ValueError, match="not on the grid of their CT: A-1"):
         check_label_grids(find_patients(tmp_path))
+
+
+def test_nothing_is_trained_where_nobody_has_a_tumour_in_the_region(tmp_path):
+    for i in range(4):
+        write_patient(tmp_path / "data", f"A-{i}", "plain", label=tiny_label() * 0)
+    data = DataSettings(root=str(tmp_path / "data"), folds=2, region="centre")
+    settings = short_training().model_copy(update={"data": data})
+    with pytest.raises(ValueError, match="no patient has a voxel of GTVp or GTVn in the region"):
+        train_segmentation_bundle(settings, tmp_path / "run", [0])
+    assert not (tmp_path / "run" / "bundle").exists()

@@ -23,6 +23,7 @@ from hmvnet.state import made_once
 CACHE_VERSION = 3
 # Voxels of each class remembered for patch sampling.
 SAMPLED_VOXELS = 4000
+MOST_OUTSIDE = 0.05  # of what is labelled, of which nothing is said
 # Written once, read in each epoch: beside zstd a box takes half of the time, a file 15% more room.
 PACKED = {"codec": blosc2.Codec.LZ4HC, "clevel": 5}
 
@@ -143,6 +144,11 @@ class Cache:
         if case.truth is not None:
             truth = sitk.GetArrayFromImage(case.truth)
             label = labels_onto(truth, Grid.of(case.truth), grid)
+            if (share := _outside(truth, Grid.of(case.truth), grid)) > MOST_OUTSIDE:
+                notes.append(
+                    f"{share:.0%} of what is labelled lies outside the region '{self.region}': it "
+                    "is neither learnt nor, in training, scored"
+                )
         rng = np.random.default_rng(0)
         voxels = {}
         for kind in (GTVP, GTVN):
@@ -159,6 +165,14 @@ class Cache:
         content = digest(volume_path, label_path, meta)
         write_text(json.dumps({"content": content, **meta}), meta_path)
         return self._open(patient, source, meta)
+
+
+def _outside(truth: np.ndarray, source: Grid, grid: Grid) -> float:
+    """The share of the labelled voxels that lie outside a grid."""
+    where = np.argwhere(truth)[:, ::-1]
+    at = grid.indices(source.points(where))
+    inside = ((at >= -0.5) & (at <= np.array(grid.size) - 0.5)).all(axis=1)
+    return 1 - float(inside.mean()) if len(where) else 0.0
 
 
 def _store(array: np.ndarray, path: Path, blocks: tuple[int, ...]) -> None:

@@ -310,6 +310,11 @@ def _prepare(
     first = everything[0]
     own = prepare_together(fabric, settings, [*first.train, *first.validation], cache)
     extra = prepare_together(fabric, settings, first.extra, cache, settings.data.extra_region)
+    if not any(len(found) for case in [*own, *extra] for found in case.voxels.values()):
+        raise ValueError(
+            f"no patient has a voxel of GTVp or GTVn in the region '{settings.data.region}': "
+            "expected labels of 1 and 2 that lie there (data.region)"
+        )
     return {case.patient_id: case for case in [*own, *extra]}
 
 
