@@ -320,6 +320,13 @@ def test_one_patients_call_mends_the_cohorts_failures(tmp_path):
     mend_failures("b", {}, tmp_path)
     mend_failures("d", {}, tmp_path)
     assert not failures_files(tmp_path)
+    # What the table makes harmless is said once, however often it is mended.
+    mend_failures("-e", {"-e": "=no image"}, tmp_path)
+    before = only.read_bytes()
+    mend_failures("f", {}, tmp_path)
+    assert only.read_bytes() == before
+    mend_failures("-e", {}, tmp_path)
+    assert not failures_files(tmp_path)
 
 
 def test_a_page_is_written_where_asked_for_and_made_anew_where_it_lacks(pipeline, tmp_path):

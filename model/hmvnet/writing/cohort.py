@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from hmvnet.case import CLASSES
-from hmvnet.table_files import write_table
+from hmvnet.table_files import text_of_cell, write_table
 from hmvnet.writing.folder import REPORT
 
 COHORT, FAILURES = "cohort.csv", "failures.csv"
@@ -71,13 +72,21 @@ def write_failures(why: Mapping[str, str], output: Path, part: str = "") -> Path
     return path
 
 
+def read_failures(path: Path) -> dict[str, str]:
+    """What ``write_failures`` wrote: why, by patient."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return {
+            text_of_cell(row.get("patient") or ""): text_of_cell(row.get("why") or "")
+            for row in csv.DictReader(file)
+        }
+
+
 def mend_failures(patient: str, why: Mapping[str, str], output: Path) -> None:
     """What one patient's own call says, in the place of what the cohort's files have of it."""
     with cohort_lock(output):
         kept: dict[Path, dict[str, str]] = {output / FAILURES: {}}
         for path in failures_files(output):
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-            kept[path] = dict(zip(table["patient"], table["why"]))
+            kept[path] = read_failures(path)
             kept[path].pop(patient, None)
         kept[output / FAILURES] |= why
         for path, rows in kept.items():

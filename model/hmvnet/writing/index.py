@@ -5,7 +5,6 @@ As :mod:`hmvnet.writing.page` it is a template with a script and the data put in
 
 from __future__ import annotations
 
-import csv
 import os
 from base64 import b64encode
 from collections import Counter
@@ -15,8 +14,7 @@ from urllib.parse import quote
 
 from hmvnet.exits import RefusedError
 from hmvnet.files import write_text
-from hmvnet.table_files import text_of_cell
-from hmvnet.writing.cohort import cohort_lock, cohort_rows, failures_files
+from hmvnet.writing.cohort import cohort_lock, cohort_rows, failures_files, read_failures
 from hmvnet.writing.folder import LESIONS, PAGE, PICTURE, REPORT, THUMBNAIL
 from hmvnet.writing.page import filled
 
@@ -99,9 +97,6 @@ def _thumbnail(path: Path) -> str | None:
 
 
 def _failures(output: Path) -> dict[str, str]:
-    found = {}
-    for path in failures_files(output):
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                found[text_of_cell(row.get("patient") or "")] = row.get("why") or ""
-    return found
+    return {
+        name: why for path in failures_files(output) for name, why in read_failures(path).items()
+    }
