@@ -31,6 +31,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from hmvnet import __version__
 from hmvnet.case import CLASSES, CaseError
 from hmvnet.config import (
     InterfaceName,
@@ -44,6 +45,7 @@ from hmvnet.exits import RefusedError, shown
 from hmvnet.files import (
     SHORT,
     clear_leftovers,
+    digest,
     lies_inside,
     read_bounded,
     replacing,
@@ -450,6 +452,11 @@ def write_bundle(
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names start with the prefix, without it."""
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def state_of(manifest: Manifest) -> str:
+    """This version and a bundle, with what was put in the place of its settings, as a digest."""
+    return digest(__version__, manifest.model_dump(mode="json"))
 
 
 def check_other(target: Path, source: Path) -> None:

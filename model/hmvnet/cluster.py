@@ -21,11 +21,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from hmvnet import __version__
-from hmvnet.bundle import Manifest
+from hmvnet.bundle import Manifest, state_of
 from hmvnet.case import Case
 from hmvnet.cohort import Order, Outcome, predict_patient
 from hmvnet.exits import RefusedError, fault
-from hmvnet.files import digest
 from hmvnet.pipeline import Pipeline, adjusted_bundle, load_pipeline
 from hmvnet.progress import print_lines
 from hmvnet.reading.inputs import Source
@@ -91,7 +90,7 @@ class Workers:
         if not scheduler:
             pick_device(device)
         self.count, self.scheduler = count, scheduler
-        self.recipe = Recipe(weights, device, tuple(overrides), _made(self.manifest))
+        self.recipe = Recipe(weights, device, tuple(overrides), state_of(self.manifest))
 
     def predict(self, sources: Sequence[Source], order: Order) -> Generator[Outcome, None, None]:
         """Each source's outcome, as they end.
@@ -166,7 +165,7 @@ def _pipeline(recipe: Recipe) -> Pipeline:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = device_of(recipe.device, str(name), count)
     pipeline = load_pipeline(recipe.weights, device, recipe.overrides)
-    if _made(pipeline.manifest) != recipe.made:
+    if state_of(pipeline.manifest) != recipe.made:
         raise RefusedError(
             f"worker {name} has another bundle or another version of hmvnet ({__version__} there): "
             "expected those of the machine that asks"
@@ -183,10 +182,6 @@ def device_of(asked: str, name: str, gpus: int) -> str:
         gpus: how many it sees.
     """
     return f"cuda:{int(name) % gpus}" if asked == "auto" and gpus > 1 and name.isdigit() else asked
-
-
-def _made(manifest: Manifest) -> str:
-    return digest(__version__, manifest.model_dump(mode="json"))
 
 
 # --- in the process that asks --------------------------------------------------------------------

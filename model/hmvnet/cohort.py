@@ -15,8 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol
 
-from hmvnet import __version__
-from hmvnet.bundle import Manifest
+from hmvnet.bundle import Manifest, state_of
 from hmvnet.case import Case, Grid, Verdict
 from hmvnet.exits import Exit, RefusedError, fault, leave_where_asked
 from hmvnet.files import clear_leftovers, digest, is_name, make_folder, remove
@@ -200,8 +199,10 @@ def predict_cohort(
     folders = {source.patient_id: output / source.patient_id for source in sources}
     for folder in (output, *folders.values()):
         clear_leftovers(folder)
-    whole = {s.patient_id for s in sources if is_whole(s, crew.manifest, order)}
-    there = whole if existing == "skip" else set()
+    there = set[str]()
+    if existing == "skip":
+        state = state_of(crew.manifest)
+        there = {s.patient_id for s in sources if is_whole(s, state, order)}
     in_the_way = [path for name, path in folders.items() if path.exists() and name not in there]
     if strange := [path for path in in_the_way if not is_ours(path)]:
         raise RefusedError(f"{strange[0]} is there, and not what this command writes")
@@ -260,7 +261,7 @@ def predict_patient(
         notes = case.notes
         series = source.ct if isinstance(source, Scan) else None
         corrected = read_mask(order.mask, Grid.of(case.ct), series) if order.mask else None
-        made = made_of(source, pipeline.manifest, order)  # of the files as they were read
+        made = made_of(source, state_of(pipeline.manifest), order)  # of the files as they were read
         prediction = pipeline(case, on_stage, corrected)
         problems = write_folder(
             prediction,
@@ -320,23 +321,30 @@ def part_of(sources: Sequence[Source], part: str) -> list[Source]:
     return list(sources[int(found[1]) - 1 :: int(found[2])])
 
 
-def is_whole(source: Source, manifest: Manifest, order: Order) -> bool:
-    """Whether an earlier call left all that this one would, of the same files and settings."""
+def is_whole(source: Source, bundle: str, order: Order) -> bool:
+    """Whether an earlier call left all that this one would, of the same files and settings.
+
+    Args:
+        bundle: ``hmvnet.bundle.state_of`` it.
+    """
     folder = order.output / source.patient_id
     report = read_report(folder)
     optional = {PICTURE: order.picture, PAGE: order.page, ENTROPY: order.entropy}
     needed = [MASK, LESIONS, *(name for name, wanted in optional.items() if wanted)]
     if order.dicom and isinstance(source, Scan) and report.get("lesions"):
         needed += [SEG, SR, RTSTRUCT]
-    same = report.get("made") == made_of(source, manifest, order)
+    same = report.get("made") == made_of(source, bundle, order)
     return same and all((folder / name).is_file() for name in needed)
 
 
-def made_of(source: Source, manifest: Manifest, order: Order) -> str:
+def made_of(source: Source, bundle: str, order: Order) -> str:
     """What a result hangs on, as a digest that names nobody.
 
     That is this version, the bundle with what was put in its place, the patient's files by size and
     time, and what else is said of the patient.
+
+    Args:
+        bundle: as for ``is_whole``.
     """
     inference = sorted(text for text in order.settings if text.startswith("inference."))
     what: list[object] = [source.origin if isinstance(source, Scan) else "", inference]
@@ -347,7 +355,7 @@ def made_of(source: Source, manifest: Manifest, order: Order) -> str:
         if not isinstance(value, Series):
             what.append(_state(value) if isinstance(value, Path) else repr(value))
     what.append(_state(order.mask) if order.mask else None)
-    return digest(__version__, manifest.model_dump(mode="json"), what)
+    return digest(bundle, what)
 
 
 def _state(path: Path) -> list[int]:

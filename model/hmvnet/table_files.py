@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hmvnet.files import write_text
 
@@ -35,6 +35,24 @@ def write_markdown(table: pd.DataFrame, path: Path, floatfmt: str = "g", title: 
 def text_of_cell(cell: str) -> str:
     """What a cell said before ``write_table`` made it harmless."""
     return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
+
+
+def kept_rows(
+    path: Path, column: str, key: str
+) -> tuple[list[dict[Any, Any]], list[dict[Any, Any]]]:
+    """The rows of a table of ``write_table`` that have a digest in a column, and all others.
+
+    Both are empty where there is no such table.
+    """
+    if not path.is_file():
+        return [], []
+    import pandas as pd
+
+    # A digest may look like a number, at some of which pandas' own parser ends the process.
+    table = pd.read_csv(path, dtype={column: str}, float_precision="round_trip")
+    rows = table.to_dict("records")
+    mine = [row for row in rows if row.get(column) == key]
+    return mine, [row for row in rows if row.get(column) != key]
 
 
 def _with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:

@@ -26,7 +26,7 @@ from hmvnet.progress import show_progress
 from hmvnet.reading.records import ClinicalSchema
 from hmvnet.state import claiming_run
 from hmvnet.survival import baselines
-from hmvnet.table_files import write_markdown, write_table
+from hmvnet.table_files import kept_rows, write_markdown, write_table
 from hmvnet.training.descriptions import Described, outcomes_of
 from hmvnet.training.judged import fit_judged, inner_risks, predict_candidates
 from hmvnet.training.prognosis import predict_parts
@@ -73,14 +73,10 @@ def bench_parts(
     options = settings.prognosis.model_copy(update={"branches": ("table",)})
     models = [*PARTS, *OTHERS]
     who = [(p.patient_id, dict(p.record.values), asdict(p.outcome)) for p in patients]
-    schema_of = schema.to_dict()
-    key = digest(ROWS, options.model_dump(mode="json"), models, data, seed, who, schema_of)
+    asked = [options.model_dump(mode="json"), models, data, seed]
+    key = digest(ROWS, *asked, who, schema.to_dict())
     path = run / "draws.csv"
-    known = pd.DataFrame(columns=["key"])
-    if path.is_file():  # digests that look like numbers stay texts
-        known = pd.read_csv(path, dtype={"key": str}, float_precision="round_trip")
-    others = known[known["key"] != key].to_dict("records")
-    rows = known[known["key"] == key].to_dict("records")
+    rows, others = kept_rows(path, "key", key)
     with show_progress("draws", len(sizes) * draws, len(rows)) as progress:
         for size in sizes:
             for draw in range(draws):

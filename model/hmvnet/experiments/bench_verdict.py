@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 from rich.console import Console
 
-from hmvnet import __version__
+from hmvnet.bundle import state_of
 from hmvnet.case import Case, CaseError, Grid, Verdict
 from hmvnet.exits import RefusedError
 from hmvnet.files import digest
@@ -25,7 +24,7 @@ from hmvnet.phantom.render import Phantom, render
 from hmvnet.pipeline import Pipeline, load_pipeline
 from hmvnet.progress import track
 from hmvnet.reading.checks import checked_case
-from hmvnet.table_files import write_markdown, write_table
+from hmvnet.table_files import kept_rows, write_markdown, write_table
 
 Images = tuple[sitk.Image, sitk.Image]
 
@@ -96,14 +95,9 @@ def bench_verdict(
     chosen = {name: PERTURBATIONS[name] for name in only or PERTURBATIONS}
     pipeline = load_pipeline(bundle, overrides=overrides, needs_risk=False)
     # Rows of another bundle or of other settings are kept, and count as nobody's here.
-    of = digest(__version__, pipeline.manifest.model_dump(mode="json"), sorted(overrides))
+    of = digest(state_of(pipeline.manifest), sorted(overrides))
     rows_path = run / "verdicts.csv"
-    there: list[Any] = []
-    if rows_path.exists():
-        known = pd.read_csv(rows_path, dtype={"of": str}, float_precision="round_trip")
-        there = known.to_dict("records")
-    others = [row for row in there if row.get("of") != of]
-    rows = [row for row in there if row.get("of") == of]
+    rows, others = kept_rows(rows_path, "of", of)
     done = {(row["patient"], row["perturbation"]) for row in rows}
     plans = list(draw_cohort(count, seed))
     for plan in track(plans, "phantoms"):

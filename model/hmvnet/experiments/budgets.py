@@ -199,9 +199,10 @@ def run_unit(unit: Unit, clock: Callable[[], float] | None = None) -> None:
         refuse_known(unit.settings, unit.fold.validation)
         bundle = _trained(unit, clock)
         refuse_seen(bundle, unit.fold.validation)
+        ways: dict[str, Any] = {}
         # Where it had to be trained again, what is there is another network's.
-        same = stored is not None and stored["training"] == bundle.manifest.trained_on
-        ways = dict(stored["ways"]) if stored and same else {}
+        if stored and stored["training"] == bundle.manifest.trained_on:
+            ways = dict(stored["ways"])
         if missing := [way for way in unit.ways if way not in ways]:
             ways |= _scored(unit, bundle, missing)
         values = {

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hmvnet.bundle import MANIFEST, Bundle, load_bundle
-from hmvnet.config import InferenceSettings, NetworkSettings, Settings, Windows
+from hmvnet.config import InferenceSettings, NetworkSettings, Settings
 from hmvnet.exits import RefusedError
 from hmvnet.experiments.compare_table import Cost, Scored, comparison, folder_name, peak_mb
 from hmvnet.experiments.evaluate import score_patient
@@ -267,14 +267,8 @@ def _score(
     if held_out:
         jobs = [(_only(bundle, plan), list(held_out), inference)]
     else:  # each fold's network alone, with the patients that it did not see
-        ways = {fold.name: _by_the_others(bundle, fold) for fold in plan}
-        given = inference.windows != "bundle"
         jobs = [
-            (
-                _only(bundle, [fold]),
-                fold.validation,
-                inference if given else inference.model_copy(update={"windows": ways[fold.name]}),
-            )
+            (_only(bundle, [fold]), fold.validation, _by_the_others(inference, bundle, fold))
             for fold in plan
         ]
     manifest = bundle.manifest
@@ -314,10 +308,14 @@ def _score(
     return Scored(scores, cost)
 
 
-def _by_the_others(bundle: Bundle, fold: Fold) -> Windows:
+def _by_the_others(inference: InferenceSettings, bundle: Bundle, fold: Fold) -> InferenceSettings:
+    """As the other folds' patients would have a fold's network run, where the bundle is to say."""
+    if inference.windows != "bundle":
+        return inference
     figures = bundle.manifest.metrics.get("ways", {})
     others = [values for name, values in figures.items() if name != fold.name]
-    return wanted([Ways.read(values) for values in others if Ways.is_whole(values)])
+    way = wanted([Ways.read(values) for values in others if Ways.is_whole(values)])
+    return inference.model_copy(update={"windows": way})
 
 
 def refuse_seen(bundle: Bundle, patients: Sequence[Patient]) -> None:

@@ -248,10 +248,9 @@ def _flattened(header: Dataset, frame: Dataset) -> Dataset:
         one.CorrectedImage = ["ATTN"] if one.AttenuationCorrected == "YES" else ["NONE"]
     if one.get("DecayCorrected") == "YES":
         moment = parse_datetime(one.get("DecayCorrectionDateTime"), zone_of(header))
-        one.DecayCorrection = "START"
-        one.SeriesDate = moment.strftime("%Y%m%d") if moment else ""
-        one.SeriesTime = moment.strftime("%H%M%S.%f") if moment else ""
-        one.AcquisitionDateTime = moment.strftime("%Y%m%d%H%M%S.%f") if moment else ""
+        day, clock = (moment.strftime(f) if moment else "" for f in ("%Y%m%d", "%H%M%S.%f"))
+        one.DecayCorrection, one.SeriesDate, one.SeriesTime = "START", day, clock
+        one.AcquisitionDateTime = day + clock
     elif one.get("DecayCorrected") == "NO":
         one.DecayCorrection = "NONE"
         one.AcquisitionDateTime = one.get("FrameReferenceDateTime")

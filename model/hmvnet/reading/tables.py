@@ -223,8 +223,9 @@ def _read_all(
     for table in _tables_under(root, names, [] if left_out is None else left_out):
         missing -= {table.patient, *table.columns}
         if outcomes:
-            check_outcomes(table.numbered(), str(table.path), names)
-            check_stages(table.numbered(), str(table.path))
+            rows = table.numbered()
+            check_outcomes(rows, str(table.path), names)
+            check_stages(rows, str(table.path))
         if patients is not None:
             table, by_zeros = _renamed(table, patients)
             for name, other in by_zeros.items():
