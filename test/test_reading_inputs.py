@@ -214,6 +214,41 @@ def test_dicom_folders_and_zips(tmp_path):
         find_sources([tmp_path / "in"])
 
 
+def test_records_of_dicom_go_by_the_ids_in_the_files(tmp_path, monkeypatch):
+    """Names are positions: a folder that has grown would give a record to another patient."""
+    ct, pet = head()
+    ids = ("patient-002", "0042", "007")
+    for name in ids:
+        write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), tmp_path / "in" / name, name)
+    table = tmp_path / "records.csv"
+
+    def ages(text: str, **asked) -> tuple[dict[str, object], str]:
+        table.write_text(f"PatientID;Age\n{text}")
+        found = find_sources([tmp_path / "in"], Asked(table, **asked))
+        told = " ".join(found.told)
+        notes = " ".join(note for one in found for note in getattr(one.known, "notes", ()))
+        assert "0042" not in told + notes or asked
+        known = {one.patient_id: one.known.record.values["Age"] for one in found if one.known}
+        return known, told
+
+    assert [one.file_id for one in find_sources([tmp_path / "in"])] == [
+        "0042",
+        "007",
+        "patient-002",
+    ]
+    # The third, and not the second, though its name is that of the row.
+    known, told = ages("patient-002;61\n42;70\n")
+    assert known == {"patient-001": 70.0, "patient-003": 61.0}
+    assert "health records of 2 of 3 patients" in told and "numbers" not in told
+    known, told = ages("patient-001;61\n")
+    assert known == {"patient-001": 61.0}
+    assert "1 of them by names such as patient-001, which are numbers" in told
+    known, told = ages("patient-002;61\n", keep_names=True)
+    assert known == {"patient-002": 61.0} and "numbers" not in told
+    with pytest.raises(ValueError, match="names none of the"):
+        ages("somebody;61\n")
+
+
 @pytest.mark.parametrize("layout", ["plain", "2025", "nnunet"])
 def test_hecktors_factors_of_pets_in_bq_per_ml(tmp_path, layout):
     write_patient(tmp_path, "A-1", layout)

@@ -68,6 +68,11 @@ class Scan:
         """What tells this scan from another of the same number, and names nobody."""
         return digest(self.ct.uid, self.pet.uid, self.suv_factor)
 
+    @property
+    def file_id(self) -> str:
+        """The patient's id in the files; it is not to be written or said."""
+        return str(self.ct.header.get("PatientID") or "").strip()
+
     def read(self) -> Case:
         """The images, CT in HU and PET in SUV.
 

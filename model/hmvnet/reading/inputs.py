@@ -12,7 +12,7 @@ from hmvnet.case import Case, ClinicalRecord
 from hmvnet.exits import RefusedError
 from hmvnet.reading.challenge import is_challenge_folder, read_case
 from hmvnet.reading.checks import checked_case
-from hmvnet.reading.dicom import DicomFolder, Unpaired, find_dicom
+from hmvnet.reading.dicom import DicomFolder, Scan, Unpaired, find_dicom
 from hmvnet.reading.folder import NoPatientsError, Patient, find_scans, image_stem
 from hmvnet.reading.frames import OLD_EXCEL, is_workbook, read_frame
 from hmvnet.reading.images import SUFFIXES, read_image
@@ -311,10 +311,22 @@ def _with_records(found: Inputs, asked: Asked) -> Inputs:
                 "table (CSV, Excel) with a column of their names"
             )
         return found
-    known = read_records(asked.record, [one.patient_id for one in found], sheet=asked.sheet)
-    sources = tuple(_knowing(source, known) for source in found)
-    told = f"{asked.record.name}: health records of {len(known)} of {len(found)} patients"
-    return replace(found, sources=sources, told=(*found.told, told))
+    ids = {one.patient_id: one.file_id for one in found if isinstance(one, Scan) and one.file_id}
+    names = [one.patient_id for one in found]
+    known = read_records(asked.record, [*names, *ids.values()], sheet=asked.sheet)
+    # The note on how an id is spelled would say it.
+    by_id = {name: known[own]._replace(notes=()) for name, own in ids.items() if own in known}
+    taken = {*by_id, *ids.values()}  # whose id a name is, and not whose number, is meant by it
+    by_name = {name: known[name] for name in names if name in known and name not in taken}
+    sources = tuple(_knowing(source, by_name | by_id) for source in found)
+    count = len(by_name) + len(by_id)
+    told = [f"{asked.record.name}: health records of {count} of {len(found)} patients"]
+    if numbered := [name for name in by_name if name in ids and not asked.keep_names]:
+        told.append(
+            f"{len(numbered)} of them by names such as {numbered[0]}, which are numbers and change "
+            "where patients are added: a column of the ids in the files does not"
+        )
+    return replace(found, sources=sources, told=(*found.told, *told))
 
 
 def _knowing(source: Source, known: Mapping[str, Known]) -> Source:
