@@ -101,6 +101,11 @@ def test_the_risks_of_another_model_are_put_on_the_curves_scale() -> None:
     assert calibration_slope(outcomes, curve.survival(placed, np.array([900.0]))[:, 0]) == (
         pytest.approx(1, abs=0.02)
     )
+    steep, wide = onto(curve, noisy, outcomes, steeper=1.5)
+    assert wide == pytest.approx(1.5 * scale)
+    assert offset_to(curve, curve.log_hazard(steep + wide * noisy), outcomes) == (
+        pytest.approx(0, abs=1e-6)
+    )
 
 
 def test_a_curve_moves_to_another_hospital_the_more_the_more_patients() -> None:

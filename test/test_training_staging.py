@@ -128,6 +128,21 @@ def test_stages_are_told_out_of_fold() -> None:
     assert len(loco) == 3 and all(len(set(data.centres[test])) == 1 for _, test in loco)
 
 
+def test_who_has_neither_node_nor_mass_is_n0_as_in_a_bundle() -> None:
+    """Whatever the model says: the accuracy is that of what ``Stager`` gives."""
+    patients = staged_patients()
+    place = {name: i for i, name in enumerate(feature_names())}
+    for i, one in enumerate(patients):
+        one.features.values[place["n_present"]] = i % 3 == 0
+        one.features.values[place["n_mass_log_beside"]] = 3.0 * (i % 3 == 1)
+    data = StageData.of(patients, "n")
+    free = data.rows % 3 == 2
+    _, given = cross_fit(data, data.folds(DataSettings(folds=3)))
+    assert (given[free] == 0).all() and (data.y[free] != 0).any()
+    assert (given[~free] == data.y[~free]).mean() > 0.8
+    assert (StageData.of(patients, "t").settled == -1).all()
+
+
 def test_a_bundle_of_all_three_parts(tiny_bundle, tmp_path, monkeypatch) -> None:
     bundle, patients = load_bundle(tiny_bundle), staged_patients()
     settings = Settings(data=DataSettings(root=str(tmp_path), folds=3))

@@ -84,6 +84,14 @@ def with_record(features: LesionFeatures, record: ClinicalRecord) -> LesionFeatu
     )
 
 
+def is_node_free(features: LesionFeatures) -> bool:
+    """Whether there is no node, nor a mass beside the pharynx that may be one.
+
+    Who has neither is N0, whatever a model says.
+    """
+    return not features.select(["n_present", "n_mass_log_beside"]).values.any()
+
+
 @cache
 def feature_names() -> tuple[str, ...]:
     """The names of ``staging_features`` and of the record's, in order."""

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from hmvnet.ajcc import N_STAGES, T_STAGES
 from hmvnet.bundle import Bundle, WeightsError, below
-from hmvnet.case import GTVN, GTVP, ClinicalRecord
+from hmvnet.case import GTVP, ClinicalRecord
 from hmvnet.lesions.features import LesionFeatures
 from hmvnet.lesions.midline import find_midplane
 from hmvnet.lesions.table import Lesion, lesion_table
 from hmvnet.segmentation.segmenter import Segmentation
 from hmvnet.staging.estimate import StageEstimate, Staging
-from hmvnet.staging.features import staging_features, with_record
+from hmvnet.staging.features import is_node_free, staging_features, with_record
 from hmvnet.staging.model import StageModel
 from hmvnet.staging.rule import SITE_UNKNOWN, stage_by_rule
 from hmvnet.staging.words import in_words
@@ -58,8 +58,7 @@ class Stager:
     ) -> Staging:
         """T and N of a patient.
 
-        Who has no node, nor a mass beside the pharynx that may be one, is N0 whatever the model
-        says.
+        Who ``is_node_free`` is N0 whatever the model says.
 
         Args:
             lesions: of ``lesion_table`` on the segmentation, where they are known already.
@@ -82,11 +81,10 @@ class Stager:
         if not any(one.label == GTVP for one in lesions):
             notes.append(MODELLED)
         t = StageEstimate(t.stage, t.probabilities, (rule.t.reasons[0], *t.reasons))
-        mass = features.select(["n_mass_log_beside"]).values[0] > 0
-        if mass or any(one.label == GTVN for one in lesions):
-            n = StageEstimate(n.stage, n.probabilities, (*rule.n.reasons, *n.reasons))
-        else:
+        if is_node_free(features):
             n = rule.n
+        else:
+            n = StageEstimate(n.stage, n.probabilities, (*rule.n.reasons, *n.reasons))
         if str(rule) != f"{t.stage} {n.stage}":
             notes.append(f"by size, number and side alone: {rule}")
         return Staging(t, n, "model", tuple(notes))

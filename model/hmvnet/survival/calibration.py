@@ -137,16 +137,19 @@ def recalibrated(curve: SurvivalCurve, risk: np.ndarray, outcomes: Outcomes) -> 
     return replace(curve, slope=steeper, centre=curve.centre - offset / steeper, groups=())
 
 
-def onto(curve: SurvivalCurve, risk: np.ndarray, outcomes: Outcomes) -> tuple[float, float]:
+def onto(
+    curve: SurvivalCurve, risk: np.ndarray, outcomes: Outcomes, steeper: float = 1.0
+) -> tuple[float, float]:
     """The scale of another model's risks, for a curve.
 
     Args:
         risk: ``[n]`` by the other model, of patients it was not fitted to.
+        steeper: as of ``fit_curve``.
 
     Returns:
         Shift and scale: at ``shift + scale * risk`` the curve is calibrated for these patients.
     """
-    slope = _slope(risk, outcomes)
+    slope = steeper * _slope(risk, outcomes)
     centre = float(risk.mean())
     offset = offset_to(curve, slope * (risk - centre), outcomes)
     scale = slope / curve.slope

@@ -23,7 +23,7 @@ from hmvnet.progress import REMARKS, print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import Segmenter, Volume, prepare
-from hmvnet.staging.features import n_names, staging_features, t_names, with_record
+from hmvnet.staging.features import is_node_free, n_names, staging_features, t_names, with_record
 from hmvnet.staging.model import StageModel
 from hmvnet.state import made_once, read_arrays, write_arrays
 from hmvnet.training.cache import files_hash
@@ -171,6 +171,8 @@ class StageData:
         y: numbers ``[n]`` of their stages.
         centres: ``[n]``.
         rows: which of the patients they are, ``[n]``.
+        settled: ``[n]``, the number of the stage of whom no model is asked about (N0, as
+            ``Stager`` has it), else -1.
     """
 
     stages: tuple[str, ...]
@@ -179,6 +181,7 @@ class StageData:
     y: np.ndarray
     centres: np.ndarray
     rows: np.ndarray
+    settled: np.ndarray
 
     @classmethod
     def of(
@@ -193,7 +196,10 @@ class StageData:
         x = np.array([patients[i].features.select(names).values for i in rows], dtype=float)
         y = np.array([stages.index(given[i]) for i in rows], dtype=int)
         centres = np.array([patients[i].centre for i in rows])
-        return cls(stages, tuple(names), x.reshape(len(rows), len(names)), y, centres, rows)
+        free = [axis == "n" and is_node_free(patients[i].features) for i in rows]
+        settled = np.where(np.array(free, dtype=bool), 0, -1)  # N0 is the first
+        x = x.reshape(len(rows), len(names))
+        return cls(stages, tuple(names), x, y, centres, rows, settled)
 
     def folds(self, data: DataSettings) -> list[tuple[np.ndarray, np.ndarray]]:
         """Training and test rows of each fold: stages spread evenly, or a centre each."""
@@ -226,12 +232,14 @@ def cross_fit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities ``[n, k]`` and stages' numbers ``[n]`` by models that did not see the patient.
 
-    Everything is fitted, and chosen, inside the training part of a fold.
+    The stages are those that a bundle gives: who is ``settled`` is asked no model about. Everything
+    is fitted, and chosen, inside the training part of a fold.
     """
     probabilities = np.full((len(data.y), len(data.stages)), np.nan)
     given = np.full(len(data.y), -1)
     for known, unseen in folds:
         model = fit_axis(data, known, seed)
         probabilities[unseen] = model.probabilities(data.x[unseen])
-        given[unseen] = model.decide(probabilities[unseen])
+        decided = model.decide(probabilities[unseen])
+        given[unseen] = np.where(data.settled[unseen] < 0, decided, data.settled[unseen])
     return probabilities, given

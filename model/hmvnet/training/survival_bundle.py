@@ -73,7 +73,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
         metrics["c_index_without_record"] = round(alone.concordance, 4)
         others = _fit_all(described, options, schema, own, alone)
         named = {f"without-record{i}.safetensors": m.tensors() for i, m in enumerate(others)}
-        shift, scale = onto(curve, alone.risk, outcomes)
+        shift, scale = onto(curve, alone.risk, outcomes, alone.steeper)
         without_record = RecordFreePart(
             settings=others[0].settings(), files=list(named), shift=shift, scale=scale
         )
