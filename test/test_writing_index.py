@@ -16,8 +16,16 @@ from test_writing_page import HOSTILE, TWO, Opened, Read, bundle, chromium, in_a
 from hmvnet.case import Verdict
 from hmvnet.exits import RefusedError
 from hmvnet.table_files import write_table
+from hmvnet.writing.cohort import (
+    COHORT,
+    FAILURES,
+    is_cohort,
+    mend_failures,
+    write_cohort,
+    write_failures,
+)
 from hmvnet.writing.folder import write_folder
-from hmvnet.writing.index import INDEX, write_index
+from hmvnet.writing.index import INDEX, refuse_foreign, write_index
 from hmvnet.writing.thumbnail import write_thumbnail
 
 NAMES = ("P10", "P9", "javascript:alert(1)", HOSTILE.replace("/", ""))
@@ -68,6 +76,25 @@ def test_anothers_page_is_not_replaced(tmp_path):
     assert (tmp_path / INDEX).read_text() == "<p>my own site</p>"
     (tmp_path / INDEX).unlink()
     assert write_index(tmp_path) == write_index(tmp_path)  # without a patient, and again
+
+
+@pytest.mark.parametrize("name", [COHORT, FAILURES, "failures-2of3.csv", INDEX])
+@pytest.mark.parametrize("text", ["name,age\nA,60\n", "", "\xff"])
+def test_what_another_wrote_is_found_before_any_work(tmp_path, name, text):
+    refuse_foreign(tmp_path)
+    write_cohort(tmp_path)
+    write_failures({"=a": "broken"}, tmp_path)
+    write_failures({"b": "broken"}, tmp_path, "-1of3")
+    write_index(tmp_path)
+    refuse_foreign(tmp_path)
+    (tmp_path / "failures of March.csv").write_text(text)  # a name that none of ours has
+    refuse_foreign(tmp_path)
+    mend_failures("b", {}, tmp_path)
+    assert (tmp_path / "failures of March.csv").read_text() == text
+    (tmp_path / name).write_text(text, "latin-1")
+    with pytest.raises(RefusedError, match=f"{name} is there, and not what"):
+        refuse_foreign(tmp_path)
+    assert is_cohort(tmp_path) == (name != COHORT)
 
 
 def test_the_thumbnail_shows_each_lesion_where_it_lies_and_is_small(tmp_path):

@@ -223,8 +223,8 @@ def predict(
     from hmvnet.pipeline import load_pipeline
     from hmvnet.progress import show_progress
     from hmvnet.reading.inputs import Asked, find_sources
-    from hmvnet.writing.cohort import COHORT, mend_failures, write_cohort, write_failures
-    from hmvnet.writing.index import INDEX, write_index
+    from hmvnet.writing.cohort import is_cohort, mend_failures, write_cohort, write_failures
+    from hmvnet.writing.index import INDEX, refuse_foreign, write_index
     from hmvnet.writing.summary import Narrator
 
     if force and go_on:
@@ -244,6 +244,9 @@ def predict(
         raise RefusedError("--output is missing: a folder in which a folder a patient is made")
     print_lines(sources.told)
     narrator, alone = Narrator(), len(sources) == 1
+    listed = not alone or is_cohort(output)  # one of a cohort that is there
+    if listed:
+        refuse_foreign(output)
     crew: Crew
     if scheduler or (workers and not alone):
         from hmvnet.cluster import Workers
@@ -270,7 +273,6 @@ def predict(
         progress.advance()
 
     page = alone if page is None else page
-    listed = not alone or (output / COHORT).is_file()  # one of a cohort that is there
     order = Order(output, picture, page, dicom, entropy, listed, mask, tuple(given))
     with show_progress("patients", len(chosen), quiet=alone) as progress:
         result = predict_cohort(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from typing import Any
 import pandas as pd
 
 from hmvnet.case import CLASSES
+from hmvnet.exits import RefusedError
 from hmvnet.table_files import text_of_cell, write_table
 from hmvnet.writing.folder import REPORT
 
 COHORT, FAILURES = "cohort.csv", "failures.csv"
+_FAILURES = re.compile(r"failures(-\d+of\d+)?\.csv")  # of the whole and of its parts
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -54,7 +58,25 @@ def cohort_rows(output: Path) -> list[dict[str, Any]]:
 
 def failures_files(output: Path) -> list[Path]:
     """``failures.csv`` of the whole and of its parts, those that are there."""
-    return sorted(output.glob(f"{Path(FAILURES).stem}*{Path(FAILURES).suffix}"))
+    return sorted(path for path in output.glob("*.csv") if _FAILURES.fullmatch(path.name))
+
+
+def is_cohort(output: Path) -> bool:
+    """Whether a ``cohort.csv`` of ``write_cohort`` is there."""
+    return _begins(output / COHORT, _COLUMNS[:2])
+
+
+def refuse_foreign_tables(output: Path) -> None:
+    """Before any work: what is in the place of a table and was not written here stays.
+
+    Raises:
+        RefusedError: there is such a file.
+    """
+    for path in failures_files(output):
+        if not _begins(path, _FAILED):
+            raise RefusedError(f"{path} is there, and not what this command writes")
+    if os.path.lexists(output / COHORT) and not is_cohort(output):
+        raise RefusedError(f"{output / COHORT} is there, and not what this command writes")
 
 
 def write_failures(why: Mapping[str, str], output: Path, part: str = "") -> Path | None:
@@ -67,8 +89,7 @@ def write_failures(why: Mapping[str, str], output: Path, part: str = "") -> Path
     path.unlink(missing_ok=True)
     if not why:
         return None
-    rows = [{"patient": name, "why": text} for name, text in why.items()]
-    write_table(pd.DataFrame(rows), path)
+    write_table(pd.DataFrame(list(why.items()), columns=_FAILED), path)
     return path
 
 
@@ -99,6 +120,16 @@ def _reports(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, report
 
 
+def _begins(path: Path, columns: Sequence[str]) -> bool:
+    """Whether a file's first columns are these."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return next(csv.reader(file), [])[: len(columns)] == list(columns)
+    except (OSError, ValueError, csv.Error):
+        return False
+
+
+_FAILED = ["patient", "why"]
 _COLUMNS = [
     *("patient", "verdict", "codes", "GTVp_lesions", "GTVp_ml", "GTVn_lesions", "GTVn_ml"),
     *("suv_max", "tlg", "risk", "share_below", "bundle"),

@@ -14,7 +14,13 @@ from urllib.parse import quote
 
 from hmvnet.exits import RefusedError
 from hmvnet.files import write_text
-from hmvnet.writing.cohort import cohort_lock, cohort_rows, failures_files, read_failures
+from hmvnet.writing.cohort import (
+    cohort_lock,
+    cohort_rows,
+    failures_files,
+    read_failures,
+    refuse_foreign_tables,
+)
 from hmvnet.writing.folder import LESIONS, PAGE, PICTURE, REPORT, THUMBNAIL
 from hmvnet.writing.page import filled
 
@@ -45,10 +51,24 @@ def write_index(output: Path) -> Path:
     """
     path = output / INDEX
     with cohort_lock(output):
-        if path.exists() and GENERATOR not in path.read_bytes()[:4096]:
-            raise RefusedError(f"{path} is there, and not what this command writes")
+        _refuse_foreign_page(path)
         write_text(filled(Path(__file__), _data(output)), path)
     return path
+
+
+def refuse_foreign(output: Path) -> None:
+    """Before any work: another's file in the place of a table or of the index is refused.
+
+    Raises:
+        RefusedError: there is one.
+    """
+    refuse_foreign_tables(output)
+    _refuse_foreign_page(output / INDEX)
+
+
+def _refuse_foreign_page(path: Path) -> None:
+    if path.exists() and GENERATOR not in path.read_bytes()[:4096]:
+        raise RefusedError(f"{path} is there, and not what this command writes")
 
 
 def _data(output: Path) -> dict[str, Any]:
