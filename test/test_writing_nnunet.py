@@ -62,3 +62,19 @@ def test_the_command(tmp_path, capsys):
     assert ended.value.code == 0
     assert "2 patients: 2 written, 0 refused" in capsys.readouterr().out
     assert len(find_patients(out)) == 2
+
+
+def test_an_export_that_was_stopped_goes_on_with_what_is_missing(tmp_path):
+    cases = [checked_case(name, tiny_ct(), tiny_pet(), truth=tiny_label()) for name in ("A", "B")]
+    folder = tmp_path / "Dataset501_Test"
+    DatasetWriter(folder).write(cases[0])
+    (folder / "imagesTr" / "B_0000.nii.gz").write_bytes(b"cut")
+    with pytest.raises(RefusedError, match="not empty; --continue goes on"):
+        DatasetWriter(folder)
+    writer = DatasetWriter(folder, go_on=True)
+    assert [writer.write(case) for case in cases] == [False, True]
+    writer.close()
+    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 2
+    other = checked_case("A", tiny_ct(), tiny_pet() * 2, truth=tiny_label())
+    with pytest.raises(CaseError, match=r"A\.nii\.gz is there, and of other images"):
+        DatasetWriter(folder, go_on=True).write(other)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -135,6 +136,18 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False)
+
+
+GoOnOption = Annotated[
+    bool, typer.Option("--continue", help="leave patients that are there with the same images")
+]
+
+
+def _say_counts(counts: Counter[str], total: int, output: Path) -> None:
+    """How many patients were written, were there already or were refused."""
+    words = ("written", "there already", "refused")
+    said = [f"{counts[word]} {word}" for word in words if counts[word] or word != "there already"]
+    _say(f"{total} patients: {', '.join(said)}; in {output}")
 
 
 def _say(text: object) -> None:
@@ -326,6 +339,7 @@ def convert(
     suv_factor: SuvFactorOption = None,
     series: SeriesOption = None,
     keep_names: KeepNamesOption = False,
+    go_on: GoOnOption = False,
 ) -> int:
     """Write a data folder for training: CT in HU, PET in SUV, RTSTRUCT or SEG as labels."""
     from hmvnet.cohort import check_names
@@ -334,34 +348,38 @@ def convert(
     from hmvnet.reading.contours import parse_names
     from hmvnet.reading.dicom import Scan
     from hmvnet.reading.inputs import Asked, find_sources
-    from hmvnet.writing.dataset import write_case, write_records
+    from hmvnet.writing.dataset import DataFolder
     from hmvnet.writing.summary import Narrator
 
     names = parse_names(contour) if contour else None
     asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor, sheet)
     sources, narrator = find_sources(inputs, asked), Narrator()
     print_lines(sources.told)
-    records, failed = {}, 0
+    counts = Counter[str]()
     check_names(sources)
-    for source in sources:
-        if (output / source.patient_id).exists():
-            raise RefusedError(f"{output / source.patient_id} is there already")
+    there = [path for one in sources if (path := output / one.patient_id).exists()]
+    if there and not go_on:
+        raise RefusedError(
+            f"{there[0]} is there already ({len(there)} of {len(sources)} patients); --continue "
+            "goes on with the others"
+        )
+    folder = DataFolder(output)
     for source in sources:
         try:
             case = source.read_with_truth(names) if isinstance(source, Scan) else source.read()
             findings = check_agreement(case, Coarse.of(case))
-            write_case(case, output)
+            is_new = folder.write(case)
         except RefusedError as error:
             narrator.problem(f"{source.patient_id}: {error}")
-            failed += 1
+            counts["refused"] += 1
             continue
-        records[case.patient_id] = dict(case.record.values)
-        narrator(f"{case.patient_id}: {'with' if case.truth else 'without'} truth")
+        counts["written" if is_new else "there already"] += 1
+        truth = "with truth" if case.truth else "without truth"
+        narrator(f"{case.patient_id}: {truth}{'' if is_new else ', there already'}")
         for note in (*case.notes, *(finding.text for finding in findings)):
             narrator(f"{case.patient_id}: note: {note}")
-    write_records(records, output)
-    _say(f"{len(sources)} patients: {len(records)} written, {failed} refused; in {output}")
-    return Exit.REFUSED if failed else Exit.OK
+    _say_counts(counts, len(sources), output)
+    return Exit.REFUSED if counts["refused"] else Exit.OK
 
 
 # --- segmentation --------------------------------------------------------------------------------
@@ -612,29 +630,31 @@ def export_onnx(
 def export_nnunet_dataset(
     data: Annotated[Path, typer.Argument(help="a data folder, as training reads it")],
     out: Annotated[Path, typer.Argument(help="the folder to write, DatasetXXX_Name")],
+    go_on: GoOnOption = False,
 ) -> int:
     """Write a data folder as nnU-Net's raw data: CT and PET on the CT's grid, labels."""
     from hmvnet.reading.folder import find_patients
     from hmvnet.writing.nnunet import DatasetWriter
     from hmvnet.writing.summary import Narrator
 
-    found, writer = find_patients(data), DatasetWriter(out)
+    found, writer = find_patients(data), DatasetWriter(out, go_on)
     print_lines(found.summary())
-    narrator, failed = Narrator(), 0
+    narrator, counts = Narrator(), Counter[str]()
     for patient in found:
         try:
             case = patient.read()
-            writer.write(case)
+            said = "written" if writer.write(case) else "there already"
         except RefusedError as error:
             narrator.problem(str(error))
-            failed += 1
+            counts["refused"] += 1
             continue
-        narrator(f"{patient.patient_id}: written")
+        counts[said] += 1
+        narrator(f"{patient.patient_id}: {said}")
         for note in case.notes:
             narrator(f"{patient.patient_id}: note: {note}")
     writer.close()
-    _say(f"{len(found)} patients: {len(found) - failed} written, {failed} refused; in {out}")
-    return Exit.REFUSED if failed else Exit.OK
+    _say_counts(counts, len(found), out)
+    return Exit.REFUSED if counts["refused"] else Exit.OK
 
 
 @import_.command("nnunet")

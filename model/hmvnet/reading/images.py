@@ -163,6 +163,17 @@ def write_image(image: sitk.Image, path: Path, level: int = -1) -> None:
             raise OSError(f"{path}: the image could not be written whole")
 
 
+def holds_image(path: Path, image: sitk.Image) -> bool:
+    """Whether a file holds this very image: voxels, and the places they lie in."""
+    try:
+        found = read_image(path)[0]
+    except CaseError:
+        return False
+    return Grid.of(found).same_as(Grid.of(image)) and np.array_equal(
+        sitk.GetArrayViewFromImage(found), sitk.GetArrayViewFromImage(image)
+    )
+
+
 def _check_file(path: Path) -> None:
     """Looked at before it is opened: a pipe would not end, nor would a device."""
     if not path.is_file():

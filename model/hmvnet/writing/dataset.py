@@ -2,33 +2,79 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pandas as pd
 import SimpleITK as sitk
 
-from hmvnet.case import Case
+from hmvnet.case import Case, CaseError
+from hmvnet.exits import RefusedError
 from hmvnet.files import replacing
-from hmvnet.reading.images import write_image
-from hmvnet.table_files import write_table
+from hmvnet.reading.images import holds_image, write_image
+from hmvnet.table_files import text_of_cell, write_table
 
-TABLE = "records.csv"
+TABLE, PATIENT = "records.csv", "PatientID"
 
 
-def write_case(case: Case, root: Path) -> Path:
-    """A case's CT (HU), PET (SUV) and, where it is known, truth; its folder whole or not at all."""
-    name = case.patient_id
-    with replacing(root / name) as folder:
-        folder.mkdir()
-        write_image(case.ct, folder / f"{name}__CT.nii.gz")
-        write_image(sitk.Cast(case.pet, sitk.sitkFloat32), folder / f"{name}__PT.nii.gz")
+class DataFolder:
+    """A data folder that cases are written to one by one; what others it holds stays.
+
+    Raises:
+        RefusedError: a table of health records is there that names no patients.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._rows = _rows(root / TABLE)
+
+    def write(self, case: Case) -> bool:
+        """A case's CT (HU), PET (SUV) and its truth if known; the folder whole or not at all.
+
+        A health record becomes a row of the table, in the place of what it said of the patient.
+
+        Returns:
+            Whether it was written, and not there already.
+
+        Raises:
+            CaseError: other images lie under the patient's name.
+        """
+        name = case.patient_id
+        images = {f"{name}__CT.nii.gz": case.ct}
+        images[f"{name}__PT.nii.gz"] = sitk.Cast(case.pet, sitk.sitkFloat32)
         if case.truth is not None:
-            write_image(case.truth, folder / f"{name}.nii.gz")
-    return root / name
+            images[f"{name}.nii.gz"] = case.truth
+        there = self.root / name
+        is_new = not there.exists()
+        if not is_new:
+            found = {path.name for path in there.iterdir()} if there.is_dir() else set()
+            same = found == {*images} and all(holds_image(there / n, i) for n, i in images.items())
+            if not same:
+                raise CaseError(f"patient {name}: {there} is there, and holds other images")
+        self._write_record(case)
+        if is_new:
+            with replacing(there) as folder:
+                folder.mkdir()
+                for file, image in images.items():
+                    write_image(image, folder / file)
+        return is_new
+
+    def _write_record(self, case: Case) -> None:
+        if case.record.values:
+            self._rows[case.patient_id] = {PATIENT: case.patient_id, **case.record.values}
+            write_table(pd.DataFrame(list(self._rows.values())), self.root / TABLE)
 
 
-def write_records(cases: dict[str, dict[str, float | str | None]], root: Path) -> None:
-    """The health records as a table, a row a patient; nothing where nobody has one."""
-    if any(cases.values()):
-        rows = [{"PatientID": name, **record} for name, record in cases.items()]
-        write_table(pd.DataFrame(rows), root / TABLE)
+def _rows(path: Path) -> dict[str, dict[str, object]]:
+    """The rows of a table by patient, as they were before they were made harmless."""
+    if not path.exists():
+        return {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, restkey="", restval="", strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise RefusedError(f"{path}: not readable ({error})") from error
+    if any("" in row or not row.get(PATIENT) for row in rows):
+        raise RefusedError(f"{path}: expected a {PATIENT} in each row, as this command writes it")
+    plain = [{text_of_cell(k): text_of_cell(str(v)) for k, v in row.items()} for row in rows]
+    return {str(row[PATIENT]): dict(row) for row in plain}

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
 from hmvnet.case import CLASSES, Case, CaseError, Grid
 from hmvnet.exits import RefusedError
 from hmvnet.files import make_folder, write_text
 from hmvnet.imaging.resample import resample_pet_ct
-from hmvnet.reading.images import write_image
+from hmvnet.reading.images import holds_image, write_image
 
 ENDING = ".nii.gz"
 CHANNELS = ("CT", "PET")
@@ -24,12 +25,17 @@ def write_images(case: Case, folder: Path) -> list[Path]:
     Returns:
         The two files.
     """
+    images = _images(case, folder)
+    for path, image in images.items():
+        write_image(image, path)
+    return list(images)
+
+
+def _images(case: Case, folder: Path) -> dict[Path, sitk.Image]:
     grid = Grid.of(case.ct)
     pet = grid.image(np.ascontiguousarray(resample_pet_ct(case, grid)[1]))
     paths = [folder / f"{case.patient_id}_{channel:04d}{ENDING}" for channel in (0, 1)]
-    for path, image in zip(paths, (case.ct, pet)):
-        write_image(image, path)
-    return paths
+    return dict(zip(paths, (case.ct, pet), strict=True))
 
 
 class DatasetWriter:
@@ -39,29 +45,42 @@ class DatasetWriter:
     as prediction does it.
 
     Raises:
-        RefusedError: the folder's name is none that nnU-Net takes, or something is in it.
+        RefusedError: the folder's name is none that nnU-Net takes, or something is in it and
+            ``go_on`` is not asked for.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, go_on: bool = False) -> None:
         if not re.fullmatch(r"Dataset\d{3}_\w+", folder.name):
             raise RefusedError(f"{folder}: expected a name as Dataset501_Name, three digits")
-        if folder.exists() and any(folder.iterdir()):
-            raise RefusedError(f"{folder} is there already, and not empty")
+        if not go_on and folder.exists() and any(folder.iterdir()):
+            raise RefusedError(
+                f"{folder} is there already, and not empty; --continue goes on with what is missing"
+            )
         make_folder(folder)
         self.folder = folder
-        self.written = 0
+        self.cases = 0
 
-    def write(self, case: Case) -> None:
+    def write(self, case: Case) -> bool:
         """One case's CT (HU), PET (SUV) and labels.
 
+        Returns:
+            Whether it was written, and not there already.
+
         Raises:
-            CaseError: it has no truth.
+            CaseError: it has no truth, or other images lie under its name.
         """
         if case.truth is None:
             raise CaseError(f"patient {case.patient_id}: no label")
-        write_images(case, self.folder / "imagesTr")
-        write_image(case.truth, self.folder / "labelsTr" / f"{case.patient_id}{ENDING}")
-        self.written += 1
+        images = _images(case, self.folder / "imagesTr")
+        label = self.folder / "labelsTr" / f"{case.patient_id}{ENDING}"  # the last to be written
+        images[label] = case.truth
+        if is_new := not label.exists():
+            for path, image in images.items():
+                write_image(image, path)
+        elif not all(holds_image(path, image) for path, image in images.items()):
+            raise CaseError(f"patient {case.patient_id}: {label} is there, and of other images")
+        self.cases += 1
+        return is_new
 
     def close(self) -> None:
         """Write ``dataset.json``.
@@ -69,12 +88,12 @@ class DatasetWriter:
         Raises:
             RefusedError: no case was written.
         """
-        if not self.written:
+        if not self.cases:
             raise RefusedError(f"{self.folder}: no patient could be written")
         content = {
             "channel_names": {str(number): name for number, name in enumerate(CHANNELS)},
             "labels": {name: value for value, name in enumerate(CLASSES)},
-            "numTraining": self.written,
+            "numTraining": self.cases,
             "file_ending": ENDING,
         }
         write_text(json.dumps(content, indent=2) + "\n", self.folder / "dataset.json")

@@ -1,0 +1,59 @@
+"""Cases as a data folder."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import tiny_ct, tiny_label, tiny_pet
+
+from hmvnet.case import CaseError, ClinicalRecord
+from hmvnet.exits import RefusedError
+from hmvnet.reading.checks import checked_case
+from hmvnet.reading.folder import find_patients
+from hmvnet.writing.dataset import TABLE, DataFolder
+
+
+def case(name: str, factor: float = 1.0, **values):
+    pet = tiny_pet() * factor
+    record = ClinicalRecord(values)
+    return checked_case(name, tiny_ct(), pet, record=record, truth=tiny_label())
+
+
+def test_what_is_there_stays_and_is_read_again(tmp_path):
+    """Rows of earlier calls too, and what a table makes harmless is so once."""
+    assert DataFolder(tmp_path).write(case("A-1", Age=61.0))
+    again = DataFolder(tmp_path)
+    assert not again.write(case("A-1", Age=61.0))
+    assert again.write(case("B-2", Gender="=F")) and again.write(case("C-3"))
+    table = (tmp_path / TABLE).read_text()
+    assert DataFolder(tmp_path).write(case("D-4", Age=50.0))
+    assert (tmp_path / TABLE).read_text() == f"{table}D-4,50.0,\n"
+    known = {one.patient_id: one.record.values for one in find_patients(tmp_path)}
+    assert [known[name].get("Age") for name in ("A-1", "C-3", "D-4")] == [61.0, None, 50.0]
+    DataFolder(tmp_path).write(case("A-1", Age=62.0))  # its record was mended
+    (first, *_) = find_patients(tmp_path)
+    assert first.record.values["Age"] == 62.0
+
+
+def test_other_images_under_a_patients_name_are_not_taken_for_these(tmp_path):
+    """Names of DICOM patients are numbers: in a folder that has grown they are others'."""
+    DataFolder(tmp_path).write(case("patient-001", Age=61.0))
+    with pytest.raises(CaseError, match="patient-001 is there, and holds other images"):
+        DataFolder(tmp_path).write(case("patient-001", factor=2, Age=30.0))
+    without = checked_case("patient-001", tiny_ct(), tiny_pet())
+    with pytest.raises(CaseError, match="holds other images"):
+        DataFolder(tmp_path).write(without)
+    (only,) = find_patients(tmp_path)
+    assert only.record.values == {"Age": 61.0}
+    (tmp_path / "B").write_text("notes")
+    with pytest.raises(CaseError, match="holds other images"):
+        DataFolder(tmp_path).write(case("B"))
+
+
+@pytest.mark.parametrize(
+    "text", ["name,Age\nA,60\n", "PatientID,Age\n,60\n", "\xff", "PatientID\nA,1\n"]
+)
+def test_a_table_that_is_not_ours_is_refused(tmp_path, text):
+    (tmp_path / TABLE).write_text(text, "latin-1")
+    with pytest.raises(RefusedError, match=TABLE):
+        DataFolder(tmp_path)
+    assert (tmp_path / TABLE).read_text("latin-1") == text
