@@ -4,7 +4,8 @@ from conftest import ball
 from scipy import ndimage
 
 from hmvnet.case import GTVN, GTVP, Grid
-from hmvnet.config import PostprocessingSettings
+from hmvnet.config import PostprocessingSettings, PreprocessingSettings
+from hmvnet.imaging.intensity import normalise
 from hmvnet.imaging.postprocess import (
     any_of_block,
     apply_thresholds,
@@ -33,6 +34,20 @@ def probabilities(*lesions: tuple[int, np.ndarray, float]) -> np.ndarray:
 
 
 TISSUE = np.full(ONE_MM.shape, 0.5, np.float32)
+WINDOW = PreprocessingSettings().suv_window
+
+
+def pet_of(grid: Grid, suv: float, *spots: tuple[np.ndarray, float]) -> np.ndarray:
+    """A PET as the network sees it: one SUV, and others in some places."""
+    pet = np.full(grid.shape, suv, np.float32)
+    for where, value in spots:
+        pet[where] = value
+    return normalise(np.stack([pet, pet]), PreprocessingSettings())[1]
+
+
+def with_pet(ct: np.ndarray) -> np.ndarray:
+    """CT and PET as the network sees them, of even uptake."""
+    return np.stack([ct, np.zeros_like(ct)])
 
 
 def test_distance_to_air_is_exact_within_reach():
@@ -84,8 +99,18 @@ def test_one_primary_is_kept_and_the_second_becomes_a_node_if_it_can_be_one(
     mask = (big | small).astype(np.uint8)
     p = probabilities((GTVP, big, 0.6), (GTVP, small, 0.9))
     p[GTVN][small] = chance_of_node
-    out = keep_one_primary(mask, p, ONE_MM.voxel_ml, SETTINGS)
+    even = pet_of(ONE_MM, 5.0)
+    out = keep_one_primary(mask, p, even, ONE_MM.voxel_ml, SETTINGS, WINDOW)
     assert (out[big] == GTVP).all() and (out[small] == becomes).all()
+
+
+def test_a_small_primary_of_high_uptake_is_kept_rather_than_a_large_pale_one():
+    big, small = ball(ONE_MM, (12, 12, 12), 8), ball(ONE_MM, (32, 32, 32), 5)
+    mask = (big | small).astype(np.uint8)
+    p = probabilities((GTVP, big, 0.6), (GTVP, small, 0.9))
+    pale = pet_of(ONE_MM, 1.0, (small, 8.0))
+    out = keep_one_primary(mask, p, pale, ONE_MM.voxel_ml, SETTINGS, WINDOW)
+    assert (out[small] == GTVP).all() and not (out[big] == GTVP).any()
 
 
 def test_fragment_takes_the_lesions_name():
@@ -167,20 +192,24 @@ def test_uptake_inside_the_skull_is_the_brains():
 
 def test_what_was_ruled_out_does_not_come_back_as_the_confident_lesion():
     found = probabilities((GTVP, FAR_AWAY, 0.9))
-    assert not postprocess(found, NECK_CT, NECK, SETTINGS).any()
+    assert not postprocess(found, with_pet(NECK_CT), NECK, SETTINGS, WINDOW).any()
     found[GTVN][FAR_AWAY] = 0.05
-    assert (postprocess(found, NECK_CT, NECK, SETTINGS)[FAR_AWAY] == GTVN).all()
+    assert (postprocess(found, with_pet(NECK_CT), NECK, SETTINGS, WINDOW)[FAR_AWAY] == GTVN).all()
 
 
 def test_a_confident_lesion_is_never_lost():
     tiny = ball(ONE_MM, (20, 20, 20), 2)  # 0.033 mL: a speck for both classes
-    sure = postprocess(probabilities((GTVN, tiny, 0.95)), TISSUE, ONE_MM, SETTINGS)
-    unsure = postprocess(probabilities((GTVN, tiny, 0.6)), TISSUE, ONE_MM, SETTINGS)
+    sure = postprocess(
+        probabilities((GTVN, tiny, 0.95)), with_pet(TISSUE), ONE_MM, SETTINGS, WINDOW
+    )
+    unsure = postprocess(
+        probabilities((GTVN, tiny, 0.6)), with_pet(TISSUE), ONE_MM, SETTINGS, WINDOW
+    )
     assert (sure[tiny] == GTVN).all() and not unsure.any()
 
 
 def test_empty_probabilities_give_an_empty_mask():
-    assert not postprocess(probabilities(), TISSUE, ONE_MM, SETTINGS).any()
+    assert not postprocess(probabilities(), with_pet(TISSUE), ONE_MM, SETTINGS, WINDOW).any()
 
 
 def test_a_threshold_of_0_takes_the_likeliest_class():
@@ -206,6 +235,6 @@ def test_without_cleanup_a_mask_stays_as_it_is():
     shares = np.stack([1 - primary, primary, 0 * primary])
     rules = PostprocessingSettings(airway_mm=0, one_primary=False, min_ml_gtvp=0)
     ct = np.ones(grid.shape, np.float32)
-    assert postprocess(shares, ct, grid, rules).sum() == 7**3
+    assert postprocess(shares, with_pet(ct), grid, rules, WINDOW).sum() == 7**3
     plain = rules.model_copy(update={"cleanup": False})
-    np.testing.assert_array_equal(postprocess(shares, ct, grid, plain), primary)
+    np.testing.assert_array_equal(postprocess(shares, with_pet(ct), grid, plain, WINDOW), primary)

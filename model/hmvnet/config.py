@@ -380,7 +380,8 @@ class PostprocessingSettings(_Section):
         "the name of the lesion that they lie in.",
     )
     one_primary: bool = Field(
-        True, description="Keep the likeliest GTVp; others become GTVn, or vanish."
+        True,
+        description="Keep the GTVp with most probability times SUV; others become GTVn, or vanish.",
     )
     airway_mm: float = Field(
         20.0,

@@ -19,6 +19,7 @@ from hmvnet.imaging.components import (
     lesions_of,
     without_specks,
 )
+from hmvnet.imaging.intensity import to_suv
 
 # A label that makes up less than this share of a connected lesion takes the other's name.
 FRAGMENT_SHARE = 0.15
@@ -34,19 +35,25 @@ IN_PLANE = ndimage.generate_binary_structure(2, 1)[None]
 
 
 def postprocess(
-    probabilities: np.ndarray, ct: np.ndarray, grid: Grid, settings: PostprocessingSettings
+    probabilities: np.ndarray,
+    scaled: np.ndarray,
+    grid: Grid,
+    settings: PostprocessingSettings,
+    suv_window: tuple[float, float],
 ) -> np.ndarray:
     """The label map of one volume.
 
     Args:
         probabilities: float32 ``[3, z, y, x]`` (background, GTVp, GTVn).
-        ct: ``[z, y, x]``, normalised so that air is 0.
+        scaled: CT and PET as the network sees them, ``[2, z, y, x]``; air is 0 in the CT.
         grid: the working grid; for volumes in mL.
+        suv_window: to which the PET was clipped, in SUV.
 
     Returns:
         uint8 ``[z, y, x]`` with 0, 1 = GTVp, 2 = GTVn. Empty only if no lesion reached the
         confidence ``settings.confident``, or none its threshold.
     """
+    ct, pet = scaled
     raw = apply_thresholds(probabilities, settings)
     if settings.airway_mm and raw.any():
         raw = remove_from_brain(raw, ct, grid)
@@ -64,7 +71,7 @@ def postprocess(
         mask = placed
         mask = remove_specks(mask, grid.voxel_ml, settings)  # the other class has its own limit
     if settings.one_primary:
-        mask = keep_one_primary(mask, probabilities, grid.voxel_ml, settings)
+        mask = keep_one_primary(mask, probabilities, pet, grid.voxel_ml, settings, suv_window)
     return mask if mask.any() else _confident_lesion(raw, probabilities, settings.confident)
 
 
@@ -264,17 +271,30 @@ def remove_specks(
 
 
 def keep_one_primary(
-    mask: np.ndarray, probabilities: np.ndarray, voxel_ml: float, settings: PostprocessingSettings
+    mask: np.ndarray,
+    probabilities: np.ndarray,
+    pet: np.ndarray,
+    voxel_ml: float,
+    settings: PostprocessingSettings,
+    suv_window: tuple[float, float],
 ) -> np.ndarray:
-    """Keep the likeliest primary; others become nodes, or vanish where they can't be one.
+    """Keep one primary; others become nodes, or vanish where they can't be one.
 
     That is below a node's least volume, or where the network gives a node no chance: two primaries
-    at once are mostly uptake of muscles or glands on both sides.
+    at once are mostly uptake of muscles or glands on both sides. Kept is the one with the highest
+    glycolysis that is expected of it, the sum of probability times SUV: by probability alone large
+    and pale uptake won over a tumour.
+
+    Args:
+        pet: ``[z, y, x]``, as the network sees it.
     """
     lesions = list(lesions_of(mask == GTVP))
     if len(lesions) < 2:
         return mask
-    weights = [float(probabilities[GTVP][box][lesion].sum()) for box, lesion in lesions]
+    weights = [
+        float(probabilities[GTVP][box][lesion] @ to_suv(pet[box][lesion], suv_window))
+        for box, lesion in lesions
+    ]
     out = mask.copy()
     for i, (box, lesion) in enumerate(lesions):
         if i != int(np.argmax(weights)):

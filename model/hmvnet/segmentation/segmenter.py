@@ -136,7 +136,8 @@ def label_map(
         region: as for ``prepare``; the rules on the head and neck's anatomy hold there only.
         suv_window: to which the PET was clipped, in SUV.
     """
-    labels = postprocess(probabilities, scaled[0], grid, settings.for_region(region))
+    rules = settings.for_region(region)
+    labels = postprocess(probabilities, scaled, grid, rules, suv_window)
     if not asks_presence(settings):
         return labels
     pet_suv = to_suv(scaled[1], suv_window)

@@ -26,7 +26,7 @@ from hmvnet.state import made_once, read_arrays, write_arrays
 from hmvnet.training.cache import files_hash
 
 CROPS_VERSION = 1  # alike, to features of crops
-DESCRIPTION_VERSION = 5  # counts changes to masks and features that no setting shows
+DESCRIPTION_VERSION = 6  # counts changes to masks and features that no setting shows
 ENCODER_PREFIX = "encoder"  # names of pooled encoder features, see pool_encoder_features
 
 
