@@ -228,11 +228,22 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize(
+    "text", ["'my records.csv' b.csv", '"my records.csv", b.csv', '"my records.csv"b.csv']
+)
+def test_a_name_with_blanks_is_one_in_quotes(text):
+    assert load_settings(None, [f"clinical.tables={text}"]).clinical.tables == (
+        "my records.csv",
+        "b.csv",
+    )
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"network": {"name": "unet3d", "options": OPTIONS}},
         {"network": {"options": {f"option{i}": i for i in range(40)}}},
         {"clinical": {"columns": COLUMNS, "tables": ("a.csv", "b.csv"), "follow_up": "last"}},
+        {"clinical": {"tables": ("a table, of 2026.csv", "Ann's.csv", "'a", '"b', '""', "")}},
         {"prognosis": {"direct_features": (), "branches": ("table",)}},
         {"data": {"root": "", "note": "two\nlines"}, "postprocessing": {"one_primary": False}},
         {"inference": {"time_budget_s": float("inf")}},
@@ -260,7 +271,6 @@ def test_columns_given_as_numbers_keep_their_meaning(load):
         ({"network": {"options": {"sizes": ((1, 2), (3, 4))}}}, "network"),
         ({"data": {"note": " spaces around "}}, "data"),
         ({"data": {"note": "bell \a"}}, "settings"),
-        ({"clinical": {"tables": ("a table.csv",)}}, "clinical"),
         (
             {"clinical": {"columns": {"a": {"kind": "categorical", "codes": ("1,2", "3")}}}},
             "clinical",

@@ -8,11 +8,12 @@ from rich.console import Console
 
 from hmvnet.bundle import load_bundle
 from hmvnet.case import Outcomes
+from hmvnet.cli import main
 from hmvnet.config import DataSettings, NetworkSettings, Settings, TrainingSettings
-from hmvnet.exits import UnfinishedError
+from hmvnet.exits import Exit, RefusedError, UnfinishedError
 from hmvnet.experiments import compare_networks as networks_room
 from hmvnet.experiments import compare_survival as survival_room
-from hmvnet.experiments.compare_networks import Contender, compare_networks
+from hmvnet.experiments.compare_networks import Contender, compare_networks, parse_contender
 from hmvnet.experiments.compare_survival import TRUTH, compare_survival, load_cohort
 from hmvnet.experiments.compare_table import Cost, Scored, comparison
 from hmvnet.settings_file import load_settings
@@ -35,7 +36,20 @@ def test_a_contender_is_a_name_and_options():
 @pytest.mark.parametrize("text", ["vnet9", "hmvnet colour=red"])
 def test_a_wrong_contender_stops_before_training(text):
     with pytest.raises(ValueError, match=r"unknown network|does not take|unexpected keyword"):
-        Contender.parse(text)
+        parse_contender(text)
+
+
+def test_a_contender_without_a_name_is_refused():
+    with pytest.raises(RefusedError, match=r"--network '': expected one of hmvnet"):
+        parse_contender(" ")
+
+
+@pytest.mark.parametrize("words", ["--train-minutes nan", "--minutes 0", "--train-minutes=-1"])
+def test_minutes_that_are_none_are_refused_before_anything(words, tmp_path, capfd):
+    with pytest.raises(SystemExit) as ended:
+        main(["segmentation", "compare", "--run", str(tmp_path / "run"), *words.split()])
+    assert ended.value.code == Exit.REFUSED and not (tmp_path / "run").exists()
+    assert "expected a number above 0" in capfd.readouterr().err
 
 
 @pytest.fixture

@@ -61,6 +61,23 @@ def test_logits_of_several_scales_from_another_library():
 
 
 @pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("hmvnet", {"channels": 0}),
+        ("hmvnet", {"channels": 1e6}),
+        ("segresnet", {"init_filters": 0}),
+        ("segresnet", {"init_filters": -8}),
+        ("resenc-unet", {"width": 0}),
+        ("unet3d", {"width": 0}),
+        ("swinunetr", {"feature_size": 7}),
+    ],
+)
+def test_options_that_make_no_network_are_refused_by_its_name(name, options):
+    with pytest.raises(ValueError, match=f"^network '{name}': "):
+        build_network(name, options)
+
+
+@pytest.mark.parametrize(
     ("name", "options", "own"),
     [
         ("segresnet", {"init_filters": 8}, lambda: nets.SegResNet(3, 8, 2, 3)),

@@ -78,6 +78,19 @@ def test_test_patients_may_outlast_the_training_patients() -> None:
     assert np.isfinite(brier(train, test, np.full((len(x), 20), 0.5), times))
 
 
+def test_brier_says_nothing_where_nobody_has_an_event() -> None:
+    """A fold whose first event is after the last of the times."""
+    _, train = follow_up(1)
+    _, test = follow_up(2)
+    times = np.linspace(30, YEAR, 20)
+    curves = np.full((len(test), 20), 0.5)
+    late = Outcomes(test.days + YEAR * test.event, test.event)
+    late = Outcomes(np.where(late.event, np.maximum(late.days, 2 * YEAR), late.days), late.event)
+    assert np.isnan(brier(train, late, curves, times))
+    assert np.isnan(brier(train.until(0.0), test, curves, times))
+    assert np.isfinite(brier(train, test, curves, times))
+
+
 def test_brier_of_a_coin_is_a_quarter_without_censoring() -> None:
     time = np.arange(1.0, 41.0)
     outcomes = Outcomes(time, np.ones(40, dtype=bool))

@@ -5,6 +5,7 @@ Every command imports what it needs when it runs, so that ``--help`` answers at 
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections import Counter
@@ -96,11 +97,21 @@ NetworkOption = Annotated[
 TestOption = Annotated[
     Path | None, typer.Option(help="score on this data folder, not on the folds")
 ]
+
+
+def _above_0(minutes: float | None) -> float | None:
+    if minutes is not None and not 0 < minutes < math.inf:  # nor no number
+        raise typer.BadParameter(f"{minutes:g} minutes, expected a number above 0")
+    return minutes
+
+
 MinutesOption = Annotated[
-    float | None, typer.Option(help="stop after this; the same command goes on")
+    float | None,
+    typer.Option(callback=_above_0, help="stop after this; the same command goes on"),
 ]
 TrainMinutesOption = Annotated[
-    float | None, typer.Option(help="equal training time a fold, rather than equal steps")
+    float | None,
+    typer.Option(callback=_above_0, help="equal training time a fold, rather than equal steps"),
 ]
 BudgetsOption = Annotated[
     str,

@@ -24,6 +24,17 @@ def _split(value: Any) -> Any:
     return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
+def _words(value: Any) -> Any:
+    """As ``_split``, but what is in quotes is one word: names of files may have blanks."""
+    if not isinstance(value, str):
+        return value
+    found = re.finditer(r"\"((?:[^\"]|\"\")*)\"|'([^']*)'|([^\s,]+)", value)
+    return [
+        word.replace('""', '"') if (word := one[1]) is not None else one[2] or one[3] or ""
+        for one in found
+    ]
+
+
 def _options(value: Any) -> Any:
     """``"channels=16 depths=2,2,2,2"`` to a dict of ints, floats, tuples or texts."""
     if not isinstance(value, str):
@@ -79,7 +90,7 @@ Triple = Annotated[tuple[Length, Length, Length], BeforeValidator(_split)]
 Voxels = Annotated[int, Field(ge=1)]
 Shape = Annotated[tuple[Voxels, Voxels, Voxels], BeforeValidator(_split)]
 Window = Annotated[tuple[float, float], BeforeValidator(_split), AfterValidator(_rising)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Branches = Annotated[tuple[Literal["image", "table", "lesions"], ...], BeforeValidator(_split)]
 Options = Annotated[dict[str, Any], BeforeValidator(_options)]
 EventCodes = Annotated[dict[str, str], BeforeValidator(_event_codes)]
@@ -419,7 +430,8 @@ class ClinicalSettings(_Section):
     tables: Words = Field(
         (),
         description="CSV or Excel files under data.root, the outcome among them, joined by "
-        "patient; empty: a cohort with images, and all tables beside them.",
+        "patient, in quotes where a name has blanks; empty: a cohort with images, and all tables "
+        "beside them.",
     )
     patient: str = Field(
         ID_COLUMN,

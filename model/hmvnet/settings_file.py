@@ -5,6 +5,7 @@ Names, bounds and meanings are those of the fields in ``hmvnet.config``; nothing
 
 from __future__ import annotations
 
+import re
 import textwrap
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Mapping, Sequence
@@ -256,13 +257,20 @@ def _text(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{name}={_option_text(option)}" for name, option in value.items())
     if isinstance(value, tuple):
-        return " ".join(_text(part) for part in value)
+        return " ".join(_quoted(_text(part)) for part in value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else repr(value)
     return str(value)
+
+
+def _quoted(word: str) -> str:
+    """A word of several as they are read: in quotes, its own doubled, where it has blanks."""
+    if re.fullmatch(r"[^\s,\"'][^\s,]*", word):
+        return word
+    return '"' + word.replace('"', '""') + '"'
 
 
 def _option_text(value: Any) -> str:

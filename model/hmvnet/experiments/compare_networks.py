@@ -29,7 +29,7 @@ from hmvnet.experiments.compare_table import Cost, Scored, comparison, folder_na
 from hmvnet.experiments.evaluate import score_patient
 from hmvnet.experiments.nnunet_peer import NAME, NNUNet, score_nnunet, until
 from hmvnet.files import digest
-from hmvnet.networks.registry import build_network
+from hmvnet.networks.registry import NETWORKS, build_network
 from hmvnet.pipeline import Pipeline
 from hmvnet.progress import print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
@@ -115,9 +115,11 @@ def parse_contender(text: str) -> Contender | NNUNet:
     """A network of this project's registry, or with the name ``nnunet`` nnU-Net itself.
 
     Raises:
-        ValueError: as each of them.
+        ValueError: as each of them, or there is no name.
     """
     name, *_ = text.split() or [""]
+    if not name:
+        raise RefusedError(f"--network '': expected one of {', '.join(NETWORKS)}")
     return NNUNet.parse(text) if name == NAME else Contender.parse(text)
 
 

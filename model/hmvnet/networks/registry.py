@@ -18,6 +18,7 @@ from monai.networks.nets import UNet as PlainUNet
 from torch import Tensor, nn
 
 from hmvnet.case import CLASSES
+from hmvnet.exits import one_line
 from hmvnet.networks.hmvnet import HMVNet, HMVNetConfig
 from hmvnet.networks.output import Output
 from hmvnet.networks.stunet import STUNet
@@ -129,11 +130,17 @@ def build_network(name: str, options: Mapping[str, Any] | None = None) -> nn.Mod
     """A fresh network that keeps the contract above.
 
     Raises:
-        ValueError: the name is unknown, or the network does not take the options.
+        ValueError: the name is unknown, or the network does not take the options, whatever its
+            library raises there.
     """
     if name not in NETWORKS:
         raise ValueError(f"unknown network '{name}', expected one of {', '.join(NETWORKS)}")
+    options = options or {}
     try:
-        return NETWORKS[name](**(options or {}))
-    except TypeError as error:
-        raise ValueError(f"network '{name}': {error}") from error
+        network = NETWORKS[name](**options)
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"network '{name}': {one_line(str(error))}") from error
+    if any(not parameter.numel() for parameter in network.parameters()):
+        given = ", ".join(f"{key}={value}" for key, value in options.items())
+        raise ValueError(f"network '{name}': with {given} it has a layer without channels")
+    return network

@@ -58,15 +58,20 @@ def auc_at(train: Outcomes, test: Outcomes, risk: np.ndarray, times: Sequence[fl
 def brier(train: Outcomes, test: Outcomes, survival: np.ndarray, times: np.ndarray) -> float:
     """Integrated Brier score of ``survival`` ``[n, t]``, the chance of no event up to ``times``.
 
-    Over those of ``times`` within the follow-up of both groups; NaN where fewer than two are.
+    Over those of ``times`` within the follow-up of both groups; NaN where fewer than two are, or
+    nobody has an event in them.
     """
     end = min(test.days.max(), train.days.max() - 1.0)
     inside = (times >= test.days.min()) & (times < end)
     if inside.sum() < 2:
         return np.nan
-    seen = structured(test.until(times[inside][-1]))
+    seen = test.until(times[inside][-1])
+    if not (seen.event.any() and train.event.any()):
+        return np.nan
     return float(
-        integrated_brier_score(structured(train), seen, survival[:, inside], times[inside])
+        integrated_brier_score(
+            structured(train), structured(seen), survival[:, inside], times[inside]
+        )
     )
 
 
