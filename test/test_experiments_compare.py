@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -95,6 +96,19 @@ def test_one_fold_of_a_comparison_of_all_is_scored_by_its_own_network(task1, tmp
         "fold0.safetensors",
         "fold1.safetensors",
     ]
+
+
+def test_patients_to_be_scored_are_not_trained_on_and_that_is_known_before(
+    task1, tmp_path, monkeypatch
+):
+    settings, contenders = task1
+    monkeypatch.setattr(
+        networks_room, "train_segmentation_bundle", lambda *_, **__: pytest.fail("trained")
+    )
+    with pytest.raises(ValueError, match=r"4 of the 4 patients to be scored would be trained on"):
+        compare_networks(
+            settings, contenders, tmp_path / "run", None, QUIET, Path(settings.data.root)
+        )
 
 
 def test_no_way_of_inference_is_chosen_on_whom_it_is_scored_on(task1, tmp_path, monkeypatch):

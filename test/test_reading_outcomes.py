@@ -156,3 +156,8 @@ def test_settings_of_dates_and_codes() -> None:
     assert names.codes == {"ned": "0", "local recurrence": "1"}
     with pytest.raises(ValueError, match="no column of the start date"):
         load_settings(None, given[1:])
+
+
+@pytest.mark.parametrize(("rows", "count"), [("", 0), ("1,2020-01-01,2020-02-01,,60\n", 1)])
+def test_a_table_without_outcomes_is_refused(tmp_path: Path, rows: str, count: int) -> None:
+    assert refusal(tmp_path, rows) == (f"a.csv: {count} patients, none of whom has a known outcome")

@@ -157,7 +157,9 @@ def compare_networks(
     everything = all_folds(settings)
     plan = chosen_folds(everything, settings, folds)
     held_out = find_patients(test, settings.clinical.table_names) if test else None
-    print_lines(held_out.summary() if held_out else ())
+    if held_out:
+        print_lines(held_out.summary())
+        refuse_trained_on(plan, held_out)
     inference = settings.inference.without_budget()
     deadline = time.monotonic() + 60 * minutes if minutes else np.inf
     scored: dict[str, Scored] = {}
@@ -325,6 +327,16 @@ def refuse_seen(bundle: Bundle, patients: Sequence[Patient]) -> None:
     if known := bundle.seen_among(p.patient_id for p in patients):
         names = ", ".join(known[:5])
         raise ValueError(f"{names}: trained on (perhaps by the initial weights), not to be scored")
+
+
+def refuse_trained_on(folds: Sequence[Fold], patients: Sequence[Patient]) -> None:
+    """As ``refuse_seen``, of what these folds will be trained on: before it rather than after."""
+    trained = {p.patient_id for fold in folds for p in (*fold.train, *fold.extra)}
+    if both := [p.patient_id for p in patients if p.patient_id in trained]:
+        raise ValueError(
+            f"{', '.join(both[:5])}: {len(both)} of the {len(patients)} patients to be scored "
+            "would be trained on"
+        )
 
 
 def refuse_known(settings: Settings, patients: Sequence[Patient]) -> None:

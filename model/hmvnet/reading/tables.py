@@ -72,7 +72,8 @@ def read_outcome_table(paths: Sequence[Path], names: TableNames | None = None) -
 
     Raises:
         ValueError: a file or column is missing, a patient has two rows that differ, tables have no
-            patient in common, or event, time or dates cannot be used; names it.
+            patient in common, nobody has an outcome, or event, time or dates cannot be used; names
+            it.
     """
     given = names or TableNames()
     tables = [
@@ -118,6 +119,10 @@ def read_outcome_table(paths: Sequence[Path], names: TableNames | None = None) -
             ids.append(name)
             records.append(record)
             outcomes.append(outcome)
+    if not ids:
+        raise ValueError(
+            f"{paths[0]}: {len(tables[0].rows)} patients, none of whom has a known outcome"
+        )
     left_out = len(tables[0].rows) - len(ids)
     notes += [f"{count_values(left_out)} without an outcome, left out"] if left_out else []
     return OutcomeTable(
