@@ -124,6 +124,41 @@ def test_contours_in_no_slice(tmp_path, z, said):
         labels(structures(tmp_path / "a.dcm", [("GTVp", [(z, SQUARE)])]))
 
 
+def drawn_on_every(step: int, path):
+    """A cone that grows by a voxel a slice, from slice 10 to 28."""
+    cone = [
+        (z, [(20 - w, 20 - w), (20 + w, 20 - w), (20 + w, 20 + w), (20 - w, 20 + w)])
+        for z in range(10, 29, step)
+        for w in [(z - 4) / 2]
+    ]
+    return read_truth(structures(path, [("GTVp", cone)]), HEAD_GRID)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_slices_between_sparse_contours_are_interpolated_and_that_is_said(tmp_path, step):
+    """Striped masks were trained on, and none of what lies between would have been tumour."""
+    whole, notes = drawn_on_every(1, tmp_path / "whole.dcm")
+    assert notes == ("contours: GTVp is GTVp",)
+    sparse, notes = drawn_on_every(step, tmp_path / "sparse.dcm")
+    assert notes[1:] == (
+        f"contours of GTVp are on one slice of {step}; those between are interpolated",
+    )
+    whole, sparse = map(sitk.GetArrayFromImage, (whole, sparse))
+    assert 2 * (whole & sparse).sum() / (whole.sum() + sparse.sum()) > 0.98
+    np.testing.assert_array_equal(sparse[10:29:step], whole[10:29:step])
+    assert sparse[10:29].any(axis=(1, 2)).all() and not sparse[:10].any() and not sparse[29:].any()
+
+
+def test_a_gap_between_two_lesions_of_one_region_stays(tmp_path):
+    planes = [*range(10, 14), *range(20, 24), 26, 28]
+    found = labels(structures(tmp_path / "a.dcm", [("GTVn", [(z, SQUARE) for z in planes])]))
+    assert np.flatnonzero(found.any(axis=(1, 2))).tolist() == planes
+    lesions = [*range(10, 17, 2), *range(40, 47, 2)]  # of a sparse one too
+    found = labels(structures(tmp_path / "b.dcm", [("GTVn", [(z, SQUARE) for z in lesions])]))
+    expected = [*range(10, 17), *range(40, 47)]
+    assert np.flatnonzero(found.any(axis=(1, 2))).tolist() == expected
+
+
 def test_a_region_that_does_not_count_may_lie_anywhere_and_an_empty_one_is_said(tmp_path):
     regions = [("Couch", [(900, SQUARE)]), ("GTVp", [(5, SQUARE)]), ("GTVn", [])]
     truth, notes = read_truth(structures(tmp_path / "a.dcm", regions), HEAD_GRID)

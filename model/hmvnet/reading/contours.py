@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom import Dataset
+from scipy.ndimage import distance_transform_edt, find_objects
 from skimage.draw import polygon2mask
 
 from hmvnet.case import CLASSES, CaseError, Grid
@@ -25,6 +26,7 @@ USUAL_NAMES: tuple[tuple[str, int], ...] = (
     (r"gtv(n|ln|nodes?|nodal|lymphnodes?)(left|right|l|r|\d+[a-z]?)*", 2),
     (r"gtv(p|t|primary|tumou?r|mass)?(ct|left|right|l|r|\d+)*", 1),
 )
+LEAST_GAPS, REGULAR = 3, 0.8  # between sparse contours: how many, and that share of them alike
 OFF_PLANE = 0.2  # of a slice's distance, that a contour may lie beside its slice
 
 
@@ -64,7 +66,8 @@ def read_truth(
     """Labels of an RTSTRUCT or SEG on a CT's grid, and notes on what was taken for what.
 
     A voxel is inside where its centre is; contours of one region in one slice exclude each other
-    where they overlap, as holes are drawn. Where GTVp and GTVn overlap, GTVp counts.
+    where they overlap, as holes are drawn. Of a region that is drawn on every second slice, or
+    more sparsely, the slices between are interpolated. Where GTVp and GTVn overlap, GTVp counts.
 
     Args:
         path: the DICOM file.
@@ -76,11 +79,12 @@ def read_truth(
     Raises:
         CaseError: not readable, contours that lie between the slices or outside the grid.
     """
+    sparse: list[str] = []
     try:
         with pydicom.config.disable_value_validation():
             file = pydicom.dcmread(path)
             parts = (
-                _regions(file, grid, given)
+                _regions(file, grid, given, sparse)
                 if file.Modality == "RTSTRUCT"
                 else _segments(file, grid)
             )
@@ -101,7 +105,7 @@ def read_truth(
             continue
         labels[mask & ((labels == 0) | (label == 1))] = label
         used.append(f"{shown(name)} is {CLASSES[label]}")
-    notes = [f"contours: {', '.join(used)}"] if used else []
+    notes = [f"contours: {', '.join(used)}", *sparse] if used else []
     if unused:
         notes.append(f"contours not used: {', '.join(unused)}")
     return (grid.image(labels) if used else None), tuple(notes)
@@ -155,9 +159,13 @@ def read_mask(path: Path, grid: Grid, ct: Series | None = None) -> sitk.Image:
 
 
 def _regions(
-    file: Dataset, grid: Grid, given: Mapping[str, int] | None
+    file: Dataset, grid: Grid, given: Mapping[str, int] | None, sparse: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The regions of an RTSTRUCT: names, and boolean ``[z, y, x]`` on the grid."""
+    """The regions of an RTSTRUCT: names, and boolean ``[z, y, x]`` on the grid.
+
+    Args:
+        sparse: notes on those that are not drawn on every slice are added to it.
+    """
     names = {roi.ROINumber: str(roi.ROIName) for roi in file.StructureSetROISequence}
     for roi in file.ROIContourSequence:
         name = names.get(roi.ReferencedROINumber, "")
@@ -179,7 +187,48 @@ def _regions(
             if not 0 <= z < grid.shape[0]:
                 raise CaseError(f"contours of {shown(name)}: they lie outside the CT")
             inside[z] ^= polygon2mask(grid.shape[1:], index[:, [1, 0]])
+        step = _step_of(inside)
+        if step > 1:
+            sparse.append(
+                f"contours of {shown(name)} are on one slice of {step}; those between are "
+                "interpolated"
+            )
+            interpolate_slices(inside, step, grid.spacing[1::-1])
         yield name, inside
+
+
+def _step_of(inside: np.ndarray) -> int:
+    """On one slice of how many a region ``[z, y, x]`` is drawn; 1 where that is not regular."""
+    gaps = np.diff(np.flatnonzero(inside.any(axis=(1, 2))))
+    if len(gaps) < LEAST_GAPS:
+        return 1
+    step = int(np.bincount(gaps).argmax())
+    return step if (gaps == step).mean() >= REGULAR else 1
+
+
+def interpolate_slices(inside: np.ndarray, step: int, spacing_yx: tuple[float, float]) -> None:
+    """Fill the empty slices between slices that lie ``step`` apart, in place.
+
+    By the distance to the outline, positive inside, linear from one slice to the next (Raya and
+    Udupa, "Shape-based interpolation of multidimensional objects", IEEE Trans Med Imaging 1990).
+
+    Args:
+        inside: boolean ``[z, y, x]``.
+    """
+    at = np.flatnonzero(inside.any(axis=(1, 2)))
+    box = (slice(None), *find_objects(inside.any(axis=0).astype(int))[0])
+
+    def depth(plane: np.ndarray) -> np.ndarray:
+        padded = np.pad(plane, 1)
+        inner, outer = (distance_transform_edt(p, spacing_yx) for p in (padded, ~padded))
+        return (inner - outer)[1:-1, 1:-1]
+
+    part = inside[box]
+    for low, high in pairwise(at):
+        if high - low == step:
+            first, last = depth(part[low]), depth(part[high])
+            for i in range(1, step):
+                part[low + i] = first + (last - first) * (i / step) > 0
 
 
 def _segments(file: Dataset, ct: Grid) -> Iterator[tuple[str, np.ndarray]]:
