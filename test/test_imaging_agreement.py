@@ -3,9 +3,12 @@ import pytest
 from conftest import HEAD_GRID, head
 
 from hmvnet.case import CaseError, Grid
-from hmvnet.imaging.agreement import check_agreement
+from hmvnet.config import PreprocessingSettings
+from hmvnet.imaging.agreement import check_agreement, check_covered
 from hmvnet.imaging.coarse import Coarse
+from hmvnet.imaging.roi import centre_region, find_region
 from hmvnet.reading.checks import checked_case
+from hmvnet.segmentation.segmenter import prepare
 
 
 def codes(pet: np.ndarray, grid: Grid = HEAD_GRID) -> list[str]:
@@ -54,6 +57,21 @@ def test_outlines_that_hardly_meet_are_to_be_reviewed():
 def test_a_pet_aside_is_to_be_reviewed(shift):
     """20 mm cost half of the Dice, and the verdict was ok."""
     assert codes(head()[1], moved(*shift)) == ["pet-aside"]
+
+
+@pytest.mark.parametrize(("first", "expected"), [(0, []), (3, []), (20, ["pet-short"])])
+def test_a_pet_that_ends_inside_the_region_is_to_be_reviewed(first, expected):
+    """Nothing beyond it was found, and the verdict was ok."""
+    ct, pet = (HEAD_GRID.image(array) for array in head())
+    case = checked_case("x", ct, pet[:, :, first:])
+    coarse, settings = Coarse.of(case), PreprocessingSettings()
+    for region in (find_region(coarse, settings), centre_region(coarse, settings)):
+        found = check_covered(coarse, region.grid)
+        assert [finding.code for finding in found] == expected
+    apart = Grid(HEAD_GRID.size, HEAD_GRID.spacing, (1e4, 0.0, 0.0))
+    assert check_covered(coarse, apart) == ()
+    volume = prepare(case, settings, "head-neck")
+    assert [f.code for f in volume.findings if f.code == "pet-short"] == expected
 
 
 def test_breathing_and_voxel_sizes_are_no_displacement():

@@ -27,6 +27,7 @@ DIRECTIONS = ("head to feet", "front to back", "left to right")
 SUV_USUAL, SUV_POSSIBLE = (0.25, 1.3), (0.04, 10.0)  # median in the body
 SUV_BEYOND = 1000.0  # of any voxel: no organ and no needle holds as much
 OUTLINE_SHARE = 0.2  # of the median uptake: what PET shows of the body above air
+LEAST_COVERED = 0.9  # of the body in the region; in 35 sarcomas 0.95 and more
 LEAST_ML = 200.0  # of body that both images show, to compare outlines
 
 
@@ -40,7 +41,7 @@ def check_agreement(case: Case, coarse: Coarse) -> tuple[Finding, ...]:
         CaseError: they cannot: outlines that do not meet, a PET that lies the other way up or in
             another unit.
     """
-    shown = resample(_ones(case.pet), coarse.grid, fill=0.0) > 0.5
+    shown = coarse.shown
     body = coarse.body & shown
     if body.sum() * coarse.grid.voxel_ml < LEAST_ML:
         return (Finding("little-body", "PET and CT hardly show the same part of the body"),)
@@ -64,9 +65,20 @@ def check_agreement(case: Case, coarse: Coarse) -> tuple[Finding, ...]:
     return (*found, *_doubts_of_unit(coarse, body))
 
 
-def _ones(image: sitk.Image) -> sitk.Image:
-    grid = Grid.of(image)
-    return grid.image(np.ones(grid.shape, np.uint8))
+def check_covered(coarse: Coarse, region: Grid) -> tuple[Finding, ...]:
+    """Whether the PET shows the body in the region that networks see; beyond it uptake counts as 0.
+
+    Args:
+        region: its grid, along the lattice's axes.
+    """
+    low, high = (np.rint(i).astype(int) for i in coarse.grid.indices(np.stack(region.extent())))
+    box = tuple(slice(max(a, 0), b + 1) for a, b in zip(low[::-1], high[::-1], strict=True))
+    body = coarse.body[box]
+    share = float((body & coarse.shown[box]).sum() / max(int(body.sum()), 1))
+    if not body.any() or share >= LEAST_COVERED:
+        return ()
+    text = f"the PET covers {share:.0%} of the body in the region that is looked at"
+    return (Finding("pet-short", f"{text}: what is beyond it is not found"),)
 
 
 def _seen(pet: np.ndarray, body: np.ndarray) -> np.ndarray:

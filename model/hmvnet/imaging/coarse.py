@@ -17,7 +17,7 @@ BODY_HU = -300.0
 
 @dataclass(frozen=True)
 class Coarse:
-    """CT (HU), PET (SUV) and the CT's body on the lattice, ``[z, y, x]``.
+    """CT (HU), PET (SUV), the CT's body and where there is a PET, on the lattice, ``[z, y, x]``.
 
     The lattice has LPS axes, so z points up whatever way the scan was stored, and covers the CT.
     """
@@ -26,6 +26,7 @@ class Coarse:
     ct: np.ndarray
     pet: np.ndarray
     body: np.ndarray
+    shown: np.ndarray
 
     @classmethod
     def of(cls, case: Case) -> Coarse:
@@ -34,7 +35,10 @@ class Coarse:
         size = np.maximum(np.ceil((high - low) / COARSE_MM).astype(int), 4)
         grid = Grid(tuple(size.tolist()), (COARSE_MM,) * 3, tuple((low + COARSE_MM / 2).tolist()))
         ct = resample(case.ct, grid, fill=HU_OF_AIR)
-        return cls(grid, ct, resample(case.pet, grid, fill=0.0), outline(ct > BODY_HU))
+        there = Grid.of(case.pet)
+        shown = resample(there.image(np.ones(there.shape, np.uint8)), grid, fill=0.0) > 0.5
+        pet = resample(case.pet, grid, fill=0.0)
+        return cls(grid, ct, pet, outline(ct > BODY_HU), shown)
 
     def point(self, z: float, y: float, x: float) -> np.ndarray:
         """LPS mm of a continuous index."""

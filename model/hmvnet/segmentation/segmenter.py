@@ -19,7 +19,7 @@ import torch
 from hmvnet.bundle import Bundle
 from hmvnet.case import Case, CaseError, Finding, Grid
 from hmvnet.config import InferenceSettings, PostprocessingSettings, PreprocessingSettings
-from hmvnet.imaging.agreement import check_agreement
+from hmvnet.imaging.agreement import check_agreement, check_covered
 from hmvnet.imaging.coarse import Coarse
 from hmvnet.imaging.intensity import normalise, to_suv
 from hmvnet.imaging.postprocess import postprocess
@@ -114,6 +114,7 @@ def prepare(
         found = (find_region if region == "head-neck" else centre_region)(coarse, settings)
         if found.code:
             findings = (*findings, Finding(found.code, found.note))
+        findings = (*findings, *check_covered(coarse, found.grid))
     with stages("resample"):
         raw = resample_pet_ct(case, found.grid)
     with stages("normalise"):
