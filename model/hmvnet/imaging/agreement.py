@@ -72,7 +72,8 @@ def check_covered(coarse: Coarse, region: Grid) -> tuple[Finding, ...]:
         region: its grid, along the lattice's axes.
     """
     low, high = (np.rint(i).astype(int) for i in coarse.grid.indices(np.stack(region.extent())))
-    box = tuple(slice(max(a, 0), b + 1) for a, b in zip(low[::-1], high[::-1], strict=True))
+    ends = zip(low[::-1], high[::-1], strict=True)
+    box = tuple(slice(max(first, 0), max(last + 1, 0)) for first, last in ends)
     body = coarse.body[box]
     share = float((body & coarse.shown[box]).sum() / max(int(body.sum()), 1))
     if not body.any() or share >= LEAST_COVERED:
