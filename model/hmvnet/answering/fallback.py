@@ -128,7 +128,7 @@ def by_uptake(case: Case, on_stage: OnStage | None = None) -> Prediction:
 
 def risk_of_record(model: Prognosis, record: ClinicalRecord) -> Risk:
     """The risk where nothing is known of images and lesions: their part is the training mean's."""
-    if model.members[0].encoder.knows_nothing(record):
+    if model.knows_nothing(record):
         return model.usual()
     names = tuple(model.part.lesion_features)
     step = round(model.image_spacing_mm)

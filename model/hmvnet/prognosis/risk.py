@@ -138,6 +138,20 @@ class Prognosis:
             same = encoders[:1] * len(other.files)
             self.without_record = _members(bundle, other.settings, other.files, same)
 
+    def knows_nothing(self, record: ClinicalRecord) -> bool:
+        """Whether a health record says nothing that the model uses."""
+        return self.members[0].encoder.knows_nothing(record)
+
+    def members_for(self, record: ClinicalRecord) -> tuple[Sequence[PrognosisMember], float, float]:
+        """Whose mean is the risk of who has this record, and that risk's shift and scale.
+
+        Without a record they are those of images and lesions alone, where the bundle has some.
+        """
+        other = self.part.without_record
+        if other and self.knows_nothing(record):
+            return self.without_record, other.shift, other.scale
+        return self.members, 0.0, 1.0
+
     def own_features(self, description: LesionDescription) -> LesionDescription:
         """With the lesion features that the model was trained on, in their order.
 
@@ -178,10 +192,8 @@ class Prognosis:
             ValueError: a lesion feature that the model was trained on is not there.
         """
         description = self.own_features(description)
-        no_record = self.members[0].encoder.knows_nothing(record)
-        members, shift, scale = self.members, 0.0, 1.0
-        if no_record and (other := self.part.without_record):
-            members, shift, scale = self.without_record, other.shift, other.scale
+        no_record = self.knows_nothing(record)
+        members, shift, scale = self.members_for(record)
         values, draws, effects, named = [], [], [], []
         notes: tuple[str, ...] = ()
         for member in members:

@@ -285,12 +285,11 @@ def predict(members: Sequence[PrognosisMember], patients: Sequence[Described]) -
 
 def predict_as_given(prognosis: Prognosis, patients: Sequence[Described]) -> np.ndarray:
     """The risks ``[n]`` that a bundle gives: without a health record those of its other model."""
-    risk = predict(prognosis.members, patients)
-    encoder, other = prognosis.members[0].encoder, prognosis.part.without_record
-    bare = [i for i, p in enumerate(patients) if encoder.knows_nothing(p.record)]
-    if bare and other:
-        alone = predict(prognosis.without_record, [patients[i] for i in bare])
-        risk[bare] = other.shift + other.scale * alone
+    risk, bare = np.zeros(len(patients)), [prognosis.knows_nothing(p.record) for p in patients]
+    for rows in (np.flatnonzero(np.equal(bare, one)).tolist() for one in set(bare)):
+        some = [patients[i] for i in rows]
+        members, shift, scale = prognosis.members_for(some[0].record)
+        risk[rows] = shift + scale * predict(members, some)
     return risk
 
 
