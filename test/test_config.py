@@ -48,6 +48,7 @@ def load(tmp_path):
         ("prognosis.branches=", "branches"),
         ("network.options=channels", "'channels' is no option"),
         ("clinical.columns=Age", "columns"),
+        ('clinical.tables="a b.csv', "a quote without an end"),
     ],
 )
 def test_wrong_settings_are_named(override, message):
@@ -244,6 +245,11 @@ def test_a_name_with_blanks_is_one_in_quotes(text):
         {"network": {"options": {f"option{i}": i for i in range(40)}}},
         {"clinical": {"columns": COLUMNS, "tables": ("a.csv", "b.csv"), "follow_up": "last"}},
         {"clinical": {"tables": ("a table, of 2026.csv", "Ann's.csv", "'a", '"b', '""', "")}},
+        {
+            "clinical": {
+                "tables": tuple(f"{n} of the first hospital, 2019 to 2024.csv" for n in "abcd")
+            }
+        },
         {"prognosis": {"direct_features": (), "branches": ("table",)}},
         {"data": {"root": "", "note": "two\nlines"}, "postprocessing": {"one_primary": False}},
         {"inference": {"time_budget_s": float("inf")}},

@@ -68,6 +68,10 @@ def test_a_pet_that_ends_inside_the_region_is_to_be_reviewed(first, expected):
     for region in (find_region(coarse, settings), centre_region(coarse, settings)):
         found = check_covered(coarse, region.grid)
         assert [finding.code for finding in found] == expected
+    padded = head()[1].copy()
+    padded[:first] = 0  # on the CT's grid, as resampling leaves it
+    other = Coarse.of(checked_case("x", ct, HEAD_GRID.image(padded)))
+    assert [one.code for one in check_covered(other, region.grid)] == expected
     for x in (1e4, -1e4):
         apart = Grid(HEAD_GRID.size, HEAD_GRID.spacing, (x, 0.0, 0.0))
         assert check_covered(coarse, apart) == ()

@@ -95,7 +95,11 @@ def test_voxels_inside_and_holes_and_overlaps(tmp_path):
     assert found[7, 12, 12] == 2 and found[7, 15, 15] == 1  # where both are, the primary counts
     assert not found[6].any() and not found[9].any()
     _, notes = read_truth(path, HEAD_GRID)
-    assert notes == ("contours: GTVn is GTVn, GTVp is GTVp", "contours not used: Brain")
+    assert notes == (
+        "contours: GTVn is GTVn, GTVp is GTVp",
+        "contours of GTVp leave out 1 slices between others, which stay empty",
+        "contours not used: Brain",
+    )
 
 
 def test_a_contour_of_all_beside_those_of_its_parts_is_refused(tmp_path):
@@ -141,7 +145,8 @@ def test_slices_between_sparse_contours_are_interpolated_and_that_is_said(tmp_pa
     assert notes == ("contours: GTVp is GTVp",)
     sparse, notes = drawn_on_every(step, tmp_path / "sparse.dcm")
     assert notes[1:] == (
-        f"contours of GTVp are on one slice of {step}; those between are interpolated",
+        f"contours of GTVp leave out {19 - len(range(10, 29, step))} slices between others, which "
+        "are interpolated",
     )
     whole, sparse = map(sitk.GetArrayFromImage, (whole, sparse))
     assert 2 * (whole & sparse).sum() / (whole.sum() + sparse.sum()) > 0.98
@@ -149,14 +154,24 @@ def test_slices_between_sparse_contours_are_interpolated_and_that_is_said(tmp_pa
     assert sparse[10:29].any(axis=(1, 2)).all() and not sparse[:10].any() and not sparse[29:].any()
 
 
-def test_a_gap_between_two_lesions_of_one_region_stays(tmp_path):
-    planes = [*range(10, 14), *range(20, 24), 26, 28]
-    found = labels(structures(tmp_path / "a.dcm", [("GTVn", [(z, SQUARE) for z in planes])]))
-    assert np.flatnonzero(found.any(axis=(1, 2))).tolist() == planes
-    lesions = [*range(10, 17, 2), *range(40, 47, 2)]  # of a sparse one too
-    found = labels(structures(tmp_path / "b.dcm", [("GTVn", [(z, SQUARE) for z in lesions])]))
-    expected = [*range(10, 17), *range(40, 47)]
-    assert np.flatnonzero(found.any(axis=(1, 2))).tolist() == expected
+@pytest.mark.parametrize(
+    ("planes", "expected"),
+    [
+        ([*range(10, 14), *range(20, 24), 26, 28], None),  # mostly on every slice
+        ([*range(10, 17, 2), *range(40, 47, 2)], [*range(10, 17), *range(40, 47)]),
+        ([5, 17, 29, 41], None),  # four lesions of a slice each
+        (
+            [10, 12, 14, 31, 33, 35, 50, 52, 54],  # of three nodes
+            [*range(10, 15), *range(31, 36), *range(50, 55)],
+        ),
+    ],
+)
+def test_slices_between_lesions_stay_empty(tmp_path, planes, expected):
+    path = structures(tmp_path / "a.dcm", [("GTVn", [(z, SQUARE) for z in planes])])
+    assert np.flatnonzero(labels(path).any(axis=(1, 2))).tolist() == (expected or planes)
+    mask, notes = read_mask(path, HEAD_GRID)  # a corrected one says it too
+    assert np.array_equal(sitk.GetArrayFromImage(mask), labels(path))
+    assert any("which are interpolated" in note for note in notes) == bool(expected)
 
 
 def test_a_region_that_does_not_count_may_lie_anywhere_and_an_empty_one_is_said(tmp_path):
@@ -202,7 +217,7 @@ def test_a_corrected_mask_of_another_scan_is_refused(tmp_path):
     drawn = [("GTVp", [(30, SQUARE)])]
     for series, place in ((scan.ct.uid, frame), ("9.9", frame), (scan.ct.uid, "9.9.9")):
         own = structures(tmp_path / "own.dcm", drawn, series, place)
-        assert sitk.GetArrayFromImage(read_mask(own, HEAD_GRID, scan.ct)).sum() == 11 * 11
+        assert sitk.GetArrayFromImage(read_mask(own, HEAD_GRID, scan.ct)[0]).sum() == 11 * 11
     another = structures(tmp_path / "another.dcm", drawn, "9.9", "9.9.9")
     with pytest.raises(CaseError, match=r"another\.dcm: drawn in another frame of reference"):
         read_mask(another, HEAD_GRID, scan.ct)

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 from conftest import HEAD_GRID, head, tiny_ct, tiny_label, tiny_pet, write_patient
+from typer.testing import CliRunner
 
 from hmvnet.case import CaseError
+from hmvnet.cli import app
 from hmvnet.exits import RefusedError
 from hmvnet.phantom.dicom import write_dicom
+from hmvnet.reading.folder import find_patients
 from hmvnet.reading.inputs import Asked, ChallengeFolder, find_sources
 
 
@@ -247,6 +250,35 @@ def test_records_of_dicom_go_by_the_ids_in_the_files(tmp_path, monkeypatch):
     assert known == {"patient-002": 61.0} and "numbers" not in told
     with pytest.raises(ValueError, match="names none of the"):
         ages("somebody;61\n")
+    # What says who a patient is goes no further, unless names are kept.
+    table.write_text("PatientID;Age;Nr;Surname\n42;70;0042;Mueller\n")
+    found = find_sources([tmp_path / "in"], Asked(table))
+    assert found[0].known.record.values == {"Age": 70.0}
+    assert "columns Nr, Surname" in found.told[-1]
+    kept = find_sources([tmp_path / "in"], Asked(table, keep_names=True))
+    assert kept[0].known.record.values["Surname"] == "Mueller"
+
+
+def test_convert_goes_on_and_writes_nobody_where_numbers_have_moved(tmp_path):
+    ct, pet = head()
+    words = ["convert", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+
+    def add(name: str, factor: float) -> None:
+        write_dicom(
+            HEAD_GRID.image(ct), HEAD_GRID.image(pet * factor), tmp_path / "in" / name, name
+        )
+
+    add("A", 1.0)
+    add("C", 0.9)
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert CliRunner().invoke(app, words).exception is not None
+    add("D", 0.8)
+    done = CliRunner().invoke(app, [*words, "--continue"])
+    assert done.exit_code == 0 and "1 written, 2 there already" in done.output
+    add("B", 0.7)  # which is the second now
+    done = CliRunner().invoke(app, [*words, "--continue"])
+    assert "names of DICOM patients are numbers" in str(done.exception)
+    assert len(find_patients(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize("layout", ["plain", "2025", "nnunet"])

@@ -65,7 +65,7 @@ def test_outcome_table_names_what_is_wrong(tmp_path: Path) -> None:
     twice.write_text("id,x\n1,10\n1,11\n")
     with pytest.raises(ValueError, match=r"a.csv: no column \['Recurrence'\]"):
         outcomes_in(path, **(NAMES | {"event": "Recurrence"}))
-    with pytest.raises(ValueError, match=r"b.csv: patient '1' in rows 2 and 3, which differ"):
+    with pytest.raises(ValueError, match=r"b.csv: rows 2 and 3 are of one patient and differ"):
         outcomes_in(path, twice, **NAMES)
     with pytest.raises(ValueError, match=r"a.csv: columns .* earlier table"):
         outcomes_in(path, path, **NAMES)
@@ -171,7 +171,7 @@ def test_names_are_texts_without_outer_blanks(tmp_path: Path) -> None:
         "002": {"Age": 61.0},
     }
     (tmp_path / "b.csv").write_text("PatientID,Age\n001,60\n001 ,61\n")
-    with pytest.raises(ValueError, match=r"b.csv: patient '001' in rows 2 and 3, which differ"):
+    with pytest.raises(ValueError, match=r"b.csv: rows 2 and 3 are of one patient and differ"):
         read_tables(tmp_path)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from conftest import tiny_ct, tiny_label, tiny_pet
 
@@ -9,6 +11,7 @@ from hmvnet.case import CaseError, ClinicalRecord
 from hmvnet.exits import RefusedError
 from hmvnet.reading.checks import checked_case
 from hmvnet.reading.folder import find_patients
+from hmvnet.writing import dataset
 from hmvnet.writing.dataset import TABLE, DataFolder
 
 
@@ -34,6 +37,29 @@ def test_what_is_there_stays_and_is_read_again(tmp_path):
     assert first.record.values["Age"] == 62.0
 
 
+def test_a_row_of_who_had_the_name_before_is_not_inherited(tmp_path, monkeypatch):
+    DataFolder(tmp_path).write(case("patient-001", Age=61.0))
+    shutil.rmtree(tmp_path / "patient-001")
+    DataFolder(tmp_path).write(case("patient-001"))
+    (only,) = find_patients(tmp_path)
+    assert not only.record.values
+
+    def full(*_):
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr(dataset, "write_image", full)
+    with pytest.raises(OSError, match="no space"):
+        DataFolder(tmp_path).write(case("patient-002", Age=70.0))
+    assert "70" not in (tmp_path / TABLE).read_text()
+
+
+def test_two_calls_on_one_folder_keep_each_others_rows(tmp_path):
+    first, second = DataFolder(tmp_path), DataFolder(tmp_path)
+    first.write(case("A", Age=61.0))
+    second.write(case("B", Age=62.0))
+    assert [one.record.values["Age"] for one in find_patients(tmp_path)] == [61.0, 62.0]
+
+
 def test_other_images_under_a_patients_name_are_not_taken_for_these(tmp_path):
     """Names of DICOM patients are numbers: in a folder that has grown they are others'."""
     DataFolder(tmp_path).write(case("patient-001", Age=61.0))
@@ -49,9 +75,13 @@ def test_other_images_under_a_patients_name_are_not_taken_for_these(tmp_path):
         DataFolder(tmp_path).write(case("B"))
 
 
-@pytest.mark.parametrize(
-    "text", ["name,Age\nA,60\n", "PatientID,Age\n,60\n", "\xff", "PatientID\nA,1\n"]
+STRANGE = (
+    *("name,Age\nA,60\n", "PatientID,Age\n,60\n", "\xff"),
+    *("PatientID\nA,1\n", "PatientID,Age\nA,60\nA,70\n"),
 )
+
+
+@pytest.mark.parametrize("text", STRANGE)
 def test_a_table_that_is_not_ours_is_refused(tmp_path, text):
     (tmp_path / TABLE).write_text(text, "latin-1")
     with pytest.raises(RefusedError, match=TABLE):

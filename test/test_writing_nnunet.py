@@ -78,3 +78,21 @@ def test_an_export_that_was_stopped_goes_on_with_what_is_missing(tmp_path):
     other = checked_case("A", tiny_ct(), tiny_pet() * 2, truth=tiny_label())
     with pytest.raises(CaseError, match=r"A\.nii\.gz is there, and of other images"):
         DatasetWriter(folder, go_on=True).write(other)
+
+
+def test_what_lies_there_of_others_is_not_counted_as_this_data_set(tmp_path):
+    """nnU-Net refuses a number that is not that of the files, or trains on patients of before."""
+    cases = [checked_case(name, tiny_ct(), tiny_pet(), truth=tiny_label()) for name in ("A", "B")]
+    folder = tmp_path / "Dataset501_Test"
+    writer = DatasetWriter(folder)
+    for case in cases:
+        writer.write(case)
+    writer.close()
+    again = DatasetWriter(folder, go_on=True)
+    again.write(cases[0])
+    with pytest.raises(RefusedError, match=r"1 patients that were not written now \(B\)"):
+        again.close()
+    said = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(said | {"channel_names": {"0": "MR"}}))
+    with pytest.raises(RefusedError, match="of another data set"):
+        DatasetWriter(folder, go_on=True)

@@ -359,7 +359,7 @@ def convert(
     from hmvnet.reading.contours import parse_names
     from hmvnet.reading.dicom import Scan
     from hmvnet.reading.inputs import Asked, find_sources
-    from hmvnet.writing.dataset import DataFolder
+    from hmvnet.writing.dataset import DataFolder, OtherImagesError
     from hmvnet.writing.summary import Narrator
 
     names = parse_names(contour) if contour else None
@@ -368,18 +368,27 @@ def convert(
     print_lines(sources.told)
     counts = Counter[str]()
     check_names(sources)
-    there = [path for one in sources if (path := output / one.patient_id).exists()]
+    there = [one for one in sources if (output / one.patient_id).exists()]
     if there and not go_on:
         raise RefusedError(
-            f"{there[0]} is there already ({len(there)} of {len(sources)} patients); --continue "
-            "goes on with the others"
+            f"{output / there[0].patient_id} is there already ({len(there)} of {len(sources)} "
+            "patients); --continue goes on with the others"
         )
     folder = DataFolder(output)
-    for source in sources:
+    for source in [*there, *(one for one in sources if one not in there)]:
         try:
             case = source.read_with_truth(names) if isinstance(source, Scan) else source.read()
             findings = check_agreement(case, Coarse.of(case))
             is_new = folder.write(case)
+        except OtherImagesError as error:
+            if sources.kind == "DICOM" and not keep_names:
+                raise RefusedError(
+                    f"{error}: names of DICOM patients are numbers, which move where patients are "
+                    "added; use --keep-names, or another folder"
+                ) from error
+            narrator.problem(f"{source.patient_id}: {error}")
+            counts["refused"] += 1
+            continue
         except RefusedError as error:
             narrator.problem(f"{source.patient_id}: {error}")
             counts["refused"] += 1

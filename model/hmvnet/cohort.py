@@ -260,7 +260,10 @@ def predict_patient(
         case = (read or source.read)()
         notes = case.notes
         series = source.ct if isinstance(source, Scan) else None
-        corrected = read_mask(order.mask, Grid.of(case.ct), series) if order.mask else None
+        corrected = None
+        if order.mask:
+            corrected, told = read_mask(order.mask, Grid.of(case.ct), series)
+            case = replace(case, notes=(*notes, *told))
         made = made_of(source, state_of(pipeline.manifest), order)  # of the files as they were read
         prediction = pipeline(case, on_stage, corrected)
         problems = write_folder(

@@ -28,7 +28,9 @@ def _words(value: Any) -> Any:
     """As ``_split``, but what is in quotes is one word: names of files may have blanks."""
     if not isinstance(value, str):
         return value
-    found = re.finditer(r"\"((?:[^\"]|\"\")*)\"|'([^']*)'|([^\s,]+)", value)
+    found = list(re.finditer(r"\"((?:[^\"]|\"\")*)\"|'([^']*)'|([^\s,]+)", value))
+    if any(one[3] and one[3][0] in "\"'" for one in found):
+        raise ValueError(f"{value}: a quote without an end")
     return [
         word.replace('""', '"') if (word := one[1]) is not None else one[2] or one[3] or ""
         for one in found

@@ -241,6 +241,8 @@ def _element(name: str, value: Any) -> str:
     if isinstance(value, str) or len(line) <= WIDTH:
         return line
     indent = " " * 6
+    if isinstance(value, tuple):  # a name's own blanks are no place for a new line
+        text = " ".join(escape(_quoted(_text(part))).replace(" ", _HELD) for part in value)
     body = textwrap.fill(
         text,
         WIDTH,
@@ -249,7 +251,10 @@ def _element(name: str, value: Any) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    return f"    <{name}>\n{body}\n    </{name}>"
+    return f"    <{name}>\n{body}\n    </{name}>".replace(_HELD, " ")
+
+
+_HELD = "\ue000"  # a blank that no line is broken at
 
 
 def _text(value: Any) -> str:

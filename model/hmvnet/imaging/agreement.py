@@ -74,8 +74,11 @@ def check_covered(coarse: Coarse, region: Grid) -> tuple[Finding, ...]:
     low, high = (np.rint(i).astype(int) for i in coarse.grid.indices(np.stack(region.extent())))
     ends = zip(low[::-1], high[::-1], strict=True)
     box = tuple(slice(max(first, 0), max(last + 1, 0)) for first, last in ends)
-    body = coarse.body[box]
-    share = float((body & coarse.shown[box]).sum() / max(int(body.sum()), 1))
+    body, shown = coarse.body[box], coarse.shown[box].copy()
+    filled = np.flatnonzero(coarse.pet.any(axis=(1, 2)))  # not padded with zeros at the ends
+    at = np.arange(len(coarse.pet))[box[0]]
+    shown[~np.isin(at, np.arange(filled[0], filled[-1] + 1) if filled.size else [])] = False
+    share = float((body & shown).sum() / max(int(body.sum()), 1))
     if not body.any() or share >= LEAST_COVERED:
         return ()
     text = f"the PET covers {share:.0%} of the body in the region that is looked at"

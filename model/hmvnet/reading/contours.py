@@ -26,7 +26,9 @@ USUAL_NAMES: tuple[tuple[str, int], ...] = (
     (r"gtv(n|ln|nodes?|nodal|lymphnodes?)(left|right|l|r|\d+[a-z]?)*", 2),
     (r"gtv(p|t|primary|tumou?r|mass)?(ct|left|right|l|r|\d+)*", 1),
 )
-LEAST_GAPS, REGULAR = 3, 0.8  # between sparse contours: how many, and that share of them alike
+# Slices from one contour to the next that may be a gap within a lesion; how many of them, and
+# what share of all such steps, make a region one that is drawn sparsely.
+STEPS, LEAST_GAPS, SPARSE = (2, 3), 3, 0.8
 OFF_PLANE = 0.2  # of a slice's distance, that a contour may lie beside its slice
 
 
@@ -130,8 +132,12 @@ def _refuse_whole(found: Sequence[tuple[str, np.ndarray]], given: Mapping[str, i
             )
 
 
-def read_mask(path: Path, grid: Grid, ct: Series | None = None) -> sitk.Image:
+def read_mask(
+    path: Path, grid: Grid, ct: Series | None = None
+) -> tuple[sitk.Image, tuple[str, ...]]:
     """A mask that somebody corrected: an image of labels, or an RTSTRUCT or SEG drawn on the CT.
+
+    With notes on what was taken for what.
 
     Args:
         grid: the CT's.
@@ -142,7 +148,7 @@ def read_mask(path: Path, grid: Grid, ct: Series | None = None) -> sitk.Image:
             in another frame of reference than the CT's.
     """
     if has_image_suffix(path):
-        return checked_labels(read_image(path)[0], path.name)
+        return checked_labels(read_image(path)[0], path.name), ()
     header = read_header(path)
     place = drawn_on(header) if ct and header is not None else None
     if ct and place and ct.uid not in place[1]:
@@ -152,10 +158,10 @@ def read_mask(path: Path, grid: Grid, ct: Series | None = None) -> sitk.Image:
                 f"{path.name}: drawn in another frame of reference, and not on this CT; expected "
                 "contours of this scan"
             )
-    truth, _ = read_truth(path, grid)
+    truth, notes = read_truth(path, grid)
     if truth is None:
         raise CaseError(f"{path.name}: no contour of a name that stands for GTVp or GTVn")
-    return truth
+    return truth, notes
 
 
 def _regions(
@@ -187,27 +193,22 @@ def _regions(
             if not 0 <= z < grid.shape[0]:
                 raise CaseError(f"contours of {shown(name)}: they lie outside the CT")
             inside[z] ^= polygon2mask(grid.shape[1:], index[:, [1, 0]])
-        step = _step_of(inside)
-        if step > 1:
+        gaps = np.diff(np.flatnonzero(inside.any(axis=(1, 2))))
+        left_out = gaps[np.isin(gaps, STEPS)]
+        if left_out.size:
+            is_sparse = len(left_out) >= max(LEAST_GAPS, SPARSE * (gaps <= max(STEPS)).sum())
+            became = "are interpolated" if is_sparse else "stay empty"
             sparse.append(
-                f"contours of {shown(name)} are on one slice of {step}; those between are "
-                "interpolated"
+                f"contours of {shown(name)} leave out {(left_out - 1).sum()} slices between "
+                f"others, which {became}"
             )
-            interpolate_slices(inside, step, grid.spacing[1::-1])
+            if is_sparse:
+                interpolate_slices(inside, grid.spacing[1::-1])
         yield name, inside
 
 
-def _step_of(inside: np.ndarray) -> int:
-    """On one slice of how many a region ``[z, y, x]`` is drawn; 1 where that is not regular."""
-    gaps = np.diff(np.flatnonzero(inside.any(axis=(1, 2))))
-    if len(gaps) < LEAST_GAPS:
-        return 1
-    step = int(np.bincount(gaps).argmax())
-    return step if (gaps == step).mean() >= REGULAR else 1
-
-
-def interpolate_slices(inside: np.ndarray, step: int, spacing_yx: tuple[float, float]) -> None:
-    """Fill the empty slices between slices that lie ``step`` apart, in place.
+def interpolate_slices(inside: np.ndarray, spacing_yx: tuple[float, float]) -> None:
+    """Fill the empty slices between slices that lie one of ``STEPS`` apart, in place.
 
     By the distance to the outline, positive inside, linear from one slice to the next (Raya and
     Udupa, "Shape-based interpolation of multidimensional objects", IEEE Trans Med Imaging 1990).
@@ -225,7 +226,7 @@ def interpolate_slices(inside: np.ndarray, step: int, spacing_yx: tuple[float, f
 
     part = inside[box]
     for low, high in pairwise(at):
-        if high - low == step:
+        if (step := high - low) in STEPS:
             first, last = depth(part[low]), depth(part[high])
             for i in range(1, step):
                 part[low + i] = first + (last - first) * (i / step) > 0

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Protocol, overload
 
 from hmvnet.case import Case, ClinicalRecord
-from hmvnet.exits import RefusedError
+from hmvnet.exits import RefusedError, shown
 from hmvnet.reading.challenge import is_challenge_folder, read_case
 from hmvnet.reading.checks import checked_case
 from hmvnet.reading.dicom import DicomFolder, Scan, Unpaired, find_dicom
 from hmvnet.reading.folder import NoPatientsError, Patient, find_scans, image_stem
 from hmvnet.reading.frames import OLD_EXCEL, is_workbook, read_frame
 from hmvnet.reading.images import SUFFIXES, read_image
-from hmvnet.reading.records import read_health_record
+from hmvnet.reading.records import HECKTOR, plain_name, read_health_record
 from hmvnet.reading.tables import Known, read_records
 
 CT_ENDINGS = ("__CT", "_0000", "_CT", "_ct")
+USUAL_COLUMNS = {column.name for column in HECKTOR.columns}
+IDENTITIES = re.compile(r"name|mrn|birth|dob|accession|address|phone|mail|ssn|insurance|patientid")
 LIST_COLUMNS = ("patient", "ct", "pet", "record")  # of a CSV that lists patients
 
 
@@ -316,6 +318,10 @@ def _with_records(found: Inputs, asked: Asked) -> Inputs:
     known = read_records(asked.record, [*names, *ids.values()], sheet=asked.sheet)
     # The note on how an id is spelled would say it.
     by_id = {name: known[own]._replace(notes=()) for name, own in ids.items() if own in known}
+    hidden: list[str] = []
+    if ids and not asked.keep_names:
+        known, hidden = _without_identities(known, {*ids.values()})
+        by_id = {name: known[ids[name]]._replace(notes=()) for name in by_id}
     taken = {*by_id, *ids.values()}  # whose id a name is, and not whose number, is meant by it
     by_name = {name: known[name] for name in names if name in known and name not in taken}
     sources = tuple(_knowing(source, by_name | by_id) for source in found)
@@ -326,7 +332,37 @@ def _with_records(found: Inputs, asked: Asked) -> Inputs:
             f"{len(numbered)} of them by names such as {numbered[0]}, which are numbers and change "
             "where patients are added: a column of the ids in the files does not"
         )
+    if hidden:
+        told.append(f"left out, as they say who a patient is: columns {', '.join(hidden)}")
     return replace(found, sources=sources, told=(*found.told, *told))
+
+
+def _without_identities(
+    known: Mapping[str, Known], ids: set[str]
+) -> tuple[dict[str, Known], list[str]]:
+    """Records without the columns that say who somebody is, and those columns' names.
+
+    By their names, or since an id of the DICOM files is in them.
+    """
+    plain_ids = {one.lstrip("0") for one in ids}
+
+    def identifies(label: str, value: object) -> bool:
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        return bool(IDENTITIES.search(plain_name(label))) or text.lstrip("0") in plain_ids
+
+    hidden = dict.fromkeys(
+        label
+        for one in known.values()
+        for label, value in one.record.values.items()
+        if value is not None and identifies(label, value) and label not in USUAL_COLUMNS
+    )
+    kept = {
+        name: one._replace(
+            record=ClinicalRecord({k: v for k, v in one.record.values.items() if k not in hidden})
+        )
+        for name, one in known.items()
+    }
+    return kept, [shown(label) for label in hidden]
 
 
 def _knowing(source: Source, known: Mapping[str, Known]) -> Source:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import pandas as pd
 
 from hmvnet.case import ClinicalRecord, Outcome, Stage
-from hmvnet.exits import shown
 from hmvnet.reading.frames import OLD_EXCEL, is_workbook, listed, read_frame
 from hmvnet.reading.names import LeftOut, entries
 from hmvnet.reading.outcomes import Row, TableNames, check_outcomes, gap, split
@@ -399,8 +398,8 @@ def _table(frame: pd.DataFrame, path: Path, patient: str) -> _Table:
             differ = [label for label, cell in record.values.items() if rows[name][label] != cell]
             if differ:
                 raise ValueError(
-                    f"{path}: patient '{shown(name)}' in rows {numbers[name]} and {number}, which "
-                    f"differ in {listed(differ)}; expected one row a patient"
+                    f"{path}: rows {numbers[name]} and {number} are of one patient and differ in "
+                    f"{listed(differ)}; expected one row a patient"
                 )
             repeated[name] = None
             continue

@@ -73,7 +73,7 @@ def refuse_foreign_tables(output: Path) -> None:
         RefusedError: there is such a file.
     """
     for path in failures_files(output):
-        if not _begins(path, _FAILED):
+        if not _begins(path, _FAILED) and path.exists():  # another process may be done with it
             raise RefusedError(f"{path} is there, and not what this command writes")
     if os.path.lexists(output / COHORT) and not is_cohort(output):
         raise RefusedError(f"{output / COHORT} is there, and not what this command writes")
@@ -86,8 +86,8 @@ def write_failures(why: Mapping[str, str], output: Path, part: str = "") -> Path
         part: of the cohort, for the file's name: ``-3of8``.
     """
     path = output / f"{Path(FAILURES).stem}{part}{Path(FAILURES).suffix}"
-    path.unlink(missing_ok=True)
     if not why:
+        path.unlink(missing_ok=True)
         return None
     write_table(pd.DataFrame(list(why.items()), columns=_FAILED), path)
     return path

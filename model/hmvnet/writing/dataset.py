@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,10 @@ from hmvnet.table_files import text_of_cell, write_table
 TABLE, PATIENT = "records.csv", "PatientID"
 
 
+class OtherImagesError(CaseError):
+    """Under a patient's name lie other images than the patient's."""
+
+
 class DataFolder:
     """A data folder that cases are written to one by one; what others it holds stays.
 
@@ -26,7 +31,7 @@ class DataFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._rows = _rows(root / TABLE)
+        _rows(root / TABLE)
 
     def write(self, case: Case) -> bool:
         """A case's CT (HU), PET (SUV) and its truth if known; the folder whole or not at all.
@@ -37,7 +42,7 @@ class DataFolder:
             Whether it was written, and not there already.
 
         Raises:
-            CaseError: other images lie under the patient's name.
+            OtherImagesError: other images lie under the patient's name.
         """
         name = case.patient_id
         images = {f"{name}__CT.nii.gz": case.ct}
@@ -50,19 +55,31 @@ class DataFolder:
             found = {path.name for path in there.iterdir()} if there.is_dir() else set()
             same = found == {*images} and all(holds_image(there / n, i) for n, i in images.items())
             if not same:
-                raise CaseError(f"patient {name}: {there} is there, and holds other images")
-        self._write_record(case)
+                raise OtherImagesError(f"patient {name}: {there} is there, and holds other images")
         if is_new:
             with replacing(there) as folder:
                 folder.mkdir()
                 for file, image in images.items():
                     write_image(image, folder / file)
+        self._write_record(case, is_new)
         return is_new
 
-    def _write_record(self, case: Case) -> None:
-        if case.record.values:
-            self._rows[case.patient_id] = {PATIENT: case.patient_id, **case.record.values}
-            write_table(pd.DataFrame(list(self._rows.values())), self.root / TABLE)
+    def _write_record(self, case: Case, is_new: bool) -> None:
+        """Enter the record; of who is new no row of another patient of that name stays."""
+        from filelock import FileLock  # torch brings it
+
+        with FileLock(self.root / f".{TABLE}.lock"):
+            rows = _rows(self.root / TABLE)
+            if case.record.values:
+                rows[case.patient_id] = {PATIENT: case.patient_id, **case.record.values}
+            elif is_new and case.patient_id in rows:
+                del rows[case.patient_id]
+            else:
+                return
+            if rows:
+                write_table(pd.DataFrame(list(rows.values())), self.root / TABLE)
+            else:
+                (self.root / TABLE).unlink()
 
 
 def _rows(path: Path) -> dict[str, dict[str, object]]:
@@ -76,5 +93,8 @@ def _rows(path: Path) -> dict[str, dict[str, object]]:
         raise RefusedError(f"{path}: not readable ({error})") from error
     if any("" in row or not row.get(PATIENT) for row in rows):
         raise RefusedError(f"{path}: expected a {PATIENT} in each row, as this command writes it")
+    names = Counter(row[PATIENT] for row in rows)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise RefusedError(f"{path}: {len(twice)} patients have several rows, expected one each")
     plain = [{text_of_cell(k): text_of_cell(str(v)) for k, v in row.items()} for row in rows]
     return {str(row[PATIENT]): dict(row) for row in plain}

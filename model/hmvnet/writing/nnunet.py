@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from hmvnet.case import CLASSES, Case, CaseError, Grid
-from hmvnet.exits import RefusedError
+from hmvnet.exits import RefusedError, shown
 from hmvnet.files import make_folder, write_text
 from hmvnet.imaging.resample import resample_pet_ct
 from hmvnet.reading.images import holds_image, write_image
@@ -56,9 +57,11 @@ class DatasetWriter:
             raise RefusedError(
                 f"{folder} is there already, and not empty; --continue goes on with what is missing"
             )
-        make_folder(folder)
         self.folder = folder
-        self.cases = 0
+        self.cases: set[str] = set()
+        if (path := folder / "dataset.json").exists() and self._said(path) != self._content():
+            raise RefusedError(f"{path}: of another data set than this command writes")
+        make_folder(folder)
 
     def write(self, case: Case) -> bool:
         """One case's CT (HU), PET (SUV) and labels.
@@ -79,21 +82,39 @@ class DatasetWriter:
                 write_image(image, path)
         elif not all(holds_image(path, image) for path, image in images.items()):
             raise CaseError(f"patient {case.patient_id}: {label} is there, and of other images")
-        self.cases += 1
+        self.cases.add(case.patient_id)
         return is_new
+
+    @staticmethod
+    def _content() -> dict[str, Any]:
+        return {
+            "channel_names": {str(number): name for number, name in enumerate(CHANNELS)},
+            "labels": {name: value for value, name in enumerate(CLASSES)},
+            "file_ending": ENDING,
+        }
+
+    @staticmethod
+    def _said(path: Path) -> dict[str, Any]:
+        """What a description says but for the number of patients; nothing of a damaged one."""
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            return {key: value for key, value in said.items() if key != "numTraining"}
+        except (OSError, ValueError, AttributeError):
+            return {}
 
     def close(self) -> None:
         """Write ``dataset.json``.
 
         Raises:
-            RefusedError: no case was written.
+            RefusedError: no case was written, or others lie there, as of an earlier call.
         """
         if not self.cases:
             raise RefusedError(f"{self.folder}: no patient could be written")
-        content = {
-            "channel_names": {str(number): name for number, name in enumerate(CHANNELS)},
-            "labels": {name: value for value, name in enumerate(CLASSES)},
-            "numTraining": self.cases,
-            "file_ending": ENDING,
-        }
+        found = {p.name.removesuffix(ENDING) for p in (self.folder / "labelsTr").glob("*")}
+        if others := sorted(found - self.cases):
+            raise RefusedError(
+                f"{self.folder / 'labelsTr'}: {len(others)} patients that were not written now "
+                f"({', '.join(map(shown, others[:5]))}); remove them, and go on with --continue"
+            )
+        content = self._content() | {"numTraining": len(self.cases)}
         write_text(json.dumps(content, indent=2) + "\n", self.folder / "dataset.json")
