@@ -12,6 +12,7 @@ from hmvnet.experiments.challenge_score import (
     by_centre,
     challenge_figures,
 )
+from hmvnet.segmentation.metrics import CaseScore, LabelScore, LesionCount
 
 
 def patients(n: int = 12) -> list[Scored]:
@@ -72,3 +73,13 @@ def test_per_centre():
     assert list(found) == ["A", "B"]
     assert [one["gtvp_mean_dice"].value.estimate for one in found.values()] == [0.5, 1.0]
     assert np.isfinite(found["A"]["n_balanced_accuracy"].value.estimate)
+
+
+def test_a_draw_in_which_nobody_has_a_label_counts_for_nothing():
+    """It counted as a Dice of 1: the upper limits of all figures were 1."""
+    part = LabelScore(20, 100, 100, float("nan"))
+    one = CaseScore(part, part, LesionCount(0, 3, 3), "a")
+    bare = [Scored(f"b{i}", "A") for i in range(9)]
+    found = challenge_figures([Scored("a", "A", one), *bare])
+    assert str(found["gtvp_mean_dice"].value) == "0.200 (0.200 to 0.200)"
+    assert str(found["gtvn_aggregated_f1"].value) == "0.000 (0.000 to 0.000)"

@@ -160,7 +160,9 @@ def test_patients_of_another_folder(task, stand_in, tmp_path):
     job, order = stand_in.orders[-1]
     assert job == "predict" and order["folds"] == [0, 1] and len(order["cases"]) == 2
     write_patient(tmp_path / "test", "A-1", "plain")
-    with pytest.raises(ValueError, match="A-1: trained on"):
+    with pytest.raises(
+        ValueError, match=r"A-1: 1 of the 3 patients to be scored would be trained on"
+    ):
         compare_networks(task, [contender], tmp_path / "run", None, QUIET, tmp_path / "test")
 
 

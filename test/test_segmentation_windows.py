@@ -66,3 +66,17 @@ def test_windows_that_begin_between_a_coarse_maps_voxels():
     assert found.shape == whole.shape == (1, 1, 6, 3, 4)
     torch.testing.assert_close(found[:, :, :5, :2], whole[:, :, :5, :2], atol=0.05, rtol=0)
     assert (found - whole).abs().max() < 6  # within a map's voxel of it, along z and y
+
+
+def test_maps_between_windows_are_whole_under_half_precision():
+    """The least shares are 0 there: what one window alone sees was NaN."""
+    x = torch.rand(1, 1, 23, 22, 21)
+
+    def network(part):
+        more = [-n % 4 for n in part.shape[2:]]
+        return [F.avg_pool3d(F.pad(part, (0, more[2], 0, more[1], 0, more[0])), 4)]
+
+    (expected,) = slide(x, (16, 16, 16), 0.5, network)
+    with torch.autocast("cpu", torch.float16):
+        (found,) = slide(x, (16, 16, 16), 0.5, network)
+    torch.testing.assert_close(found.float(), expected, rtol=2e-3, atol=2e-3)

@@ -212,3 +212,14 @@ def test_a_linear_risk_is_cox_as_plain_arrays() -> None:
         LinearRisk.from_state(state | {"mean": state["mean"][:2]})
     with pytest.raises(ValueError, match="linear risk lacks fill"):
         LinearRisk.from_state({k: v for k, v in state.items() if k != "fill"})
+
+
+@pytest.mark.parametrize("events", [1, 11])
+def test_deephit_is_fitted_where_one_patient_has_an_event_or_one_has_none(events: int) -> None:
+    rng = np.random.default_rng(0)
+    x, outcomes = (
+        rng.normal(size=(12, 2)),
+        Outcomes(np.arange(1.0, 13) * 90, np.arange(12) < events),
+    )
+    risk = DeepHit(epochs=2).fit(x, outcomes, rng).predict_risk(x)
+    assert np.isfinite(risk).all()

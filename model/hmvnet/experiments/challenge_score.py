@@ -90,8 +90,9 @@ def challenge_figures(
     if rows:
         parts = terms([patients[i].score for i in rows])  # type: ignore[misc]
         sums = np.einsum("sp,pmk->smk", weights[:, rows], parts)
+        nobody = ~weights[:, rows].any(axis=1)  # of a draw; it says nothing, and is no 1
         for name, column in zip(METRICS, ratios(sums).T, strict=True):
-            enter(name, column, len(rows))
+            enter(name, np.where(nobody, np.nan, column), len(rows))
         dice = (values["gtvp_mean_dice"] + values["gtvn_mean_dice"]) / 2
         enter("segmentation", dice, len(rows))
     for axis, stages in AXES.items():

@@ -46,7 +46,8 @@ def evaluate_segmentation(
             f"[yellow]note[/] trained on {len(known)} of these {len(patients)} patients: their "
             "scores say nothing about new ones"
         )
-    pipeline = Pipeline(bundle, pick_device(), settings.inference, needs_risk=False)
+    inference = settings.inference.without_budget()  # scores do not hang on the machine's speed
+    pipeline = Pipeline(bundle, pick_device(), inference, needs_risk=False)
     scores, platform = [], []
     for patient in track(patients, "segment"):
         masks = masks_of(*predicted(pipeline, patient))

@@ -145,6 +145,11 @@ def part_of(
 
 
 def _along(axis: int, share: Tensor, values: Tensor) -> Tensor:
-    """An axis's voxels mixed by shares ``[voxels, small]``."""
-    mixed = torch.tensordot(values, share.to(values.device, values.dtype), ([axis], [1]))
+    """An axis's voxels mixed by shares ``[voxels, small]``.
+
+    In the values' own precision: in half of it the least shares are 0, and what one window alone
+    sees would be divided by nothing.
+    """
+    with torch.autocast(values.device.type, enabled=False):
+        mixed = torch.tensordot(values, share.to(values.device, values.dtype), ([axis], [1]))
     return mixed.movedim(-1, axis)

@@ -161,8 +161,12 @@ class DeepHit(DiscreteTimeModel):
     ) -> nn.Module:
         data = (x, interval, elapsed, time, event)
         rows = np.arange(len(x))
+        alone = 1 in np.bincount(np.asarray(event, int), minlength=2)  # who is in no two parts
         rest, held_out = train_test_split(
-            rows, test_size=0.2, stratify=event, random_state=torch.randint(2**31, ()).item()
+            rows,
+            test_size=0.2,
+            stratify=None if alone else event,
+            random_state=torch.randint(2**31, ()).item(),
         )
         network = self._network(x.shape[1])
         optimiser = torch.optim.AdamW(network.parameters(), self.learning_rate, weight_decay=1e-2)
