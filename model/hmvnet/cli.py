@@ -368,28 +368,24 @@ def convert(
     print_lines(sources.told)
     counts = Counter[str]()
     check_names(sources)
-    there = [one for one in sources if (output / one.patient_id).exists()]
+    there = [name for one in sources if (output / (name := one.patient_id)).exists()]
     if there and not go_on:
         raise RefusedError(
-            f"{output / there[0].patient_id} is there already ({len(there)} of {len(sources)} "
+            f"{output / there[0]} is there already ({len(there)} of {len(sources)} "
             "patients); --continue goes on with the others"
         )
     folder = DataFolder(output)
-    for source in [*there, *(one for one in sources if one not in there)]:
+    for source in sorted(sources, key=lambda one: one.patient_id not in there):
         try:
             case = source.read_with_truth(names) if isinstance(source, Scan) else source.read()
             findings = check_agreement(case, Coarse.of(case))
             is_new = folder.write(case)
-        except OtherImagesError as error:
-            if sources.kind == "DICOM" and not keep_names:
+        except RefusedError as error:
+            if isinstance(error, OtherImagesError) and sources.kind == "DICOM" and not keep_names:
                 raise RefusedError(
                     f"{error}: names of DICOM patients are numbers, which move where patients are "
                     "added; use --keep-names, or another folder"
                 ) from error
-            narrator.problem(f"{source.patient_id}: {error}")
-            counts["refused"] += 1
-            continue
-        except RefusedError as error:
             narrator.problem(f"{source.patient_id}: {error}")
             counts["refused"] += 1
             continue

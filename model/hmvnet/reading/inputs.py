@@ -316,12 +316,11 @@ def _with_records(found: Inputs, asked: Asked) -> Inputs:
     ids = {one.patient_id: one.file_id for one in found if isinstance(one, Scan) and one.file_id}
     names = [one.patient_id for one in found]
     known = read_records(asked.record, [*names, *ids.values()], sheet=asked.sheet)
-    # The note on how an id is spelled would say it.
-    by_id = {name: known[own]._replace(notes=()) for name, own in ids.items() if own in known}
     hidden: list[str] = []
     if ids and not asked.keep_names:
         known, hidden = _without_identities(known, {*ids.values()})
-        by_id = {name: known[ids[name]]._replace(notes=()) for name in by_id}
+    # The note on how an id is spelled would say it.
+    by_id = {name: known[own]._replace(notes=()) for name, own in ids.items() if own in known}
     taken = {*by_id, *ids.values()}  # whose id a name is, and not whose number, is meant by it
     by_name = {name: known[name] for name in names if name in known and name not in taken}
     sources = tuple(_knowing(source, by_name | by_id) for source in found)
