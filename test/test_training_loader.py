@@ -2,9 +2,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -135,6 +137,45 @@ def test_processes_draw_what_is_asked_for_and_end():
     for _, pid, _ in found:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+class Meeting:
+    """Waits, where it is unpickled, for the others of its kind to be started as well."""
+
+    def __init__(self, folder, others: int) -> None:
+        self.folder, self.others = folder, others
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ = state
+        (self.folder / str(os.getpid())).touch()
+        for _ in range(600):
+            if len(list(self.folder.iterdir())) >= self.others:
+                return
+            time.sleep(0.1)
+        raise TimeoutError("the others are not started")
+
+
+class Large:
+    """Draws numbers; more than a pipe holds, which comes after the meeting."""
+
+    def __init__(self, folder, workers: int) -> None:
+        self.meeting = Meeting(folder, workers)
+        self.volume = np.zeros(2**21, np.uint8)
+
+    def __call__(self, number: int) -> np.ndarray:
+        return np.full((64, 64, 64, 2), number, np.float32)
+
+
+def test_processes_are_started_together_and_what_they_draw_leaves_nothing(tmp_path, monkeypatch):
+    files, met = tmp_path / "files", tmp_path / "met"
+    files.mkdir(), met.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(files))
+    with Processes(Large(met, 2), 2) as drawn, Ahead(drawn, 2) as ahead:
+        for number in range(6):
+            patch = ahead(number)
+            assert patch.dtype == np.float32 and (patch == number).all() and patch.flags.writeable
+        assert len(list(files.rglob("*"))) <= 2 + 3  # the folder, what draws, what is drawn ahead
+    assert not list(files.iterdir())
 
 
 KILLED = """

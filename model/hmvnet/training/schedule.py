@@ -102,10 +102,10 @@ def warm_ema(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
         n = float(count)
         share = 1 - min(decay, (1 + n) / (EMA_DELAY + n))
-        for old, new in zip(averaged, current, strict=True):
-            if old.is_floating_point():
-                old.lerp_(new.to(old.dtype), share)
-            else:
+        if averaged[0].is_floating_point():  # all are of one type
+            torch._foreach_lerp_(averaged, current, share)  # one launch on a GPU; as torch's own
+        else:
+            for old, new in zip(averaged, current, strict=True):
                 old.copy_(new)
 
     return update
