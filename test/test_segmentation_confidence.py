@@ -47,3 +47,16 @@ def test_confidence_of_networks_that_see_the_ct_is_of_its_voxels():
     assert lesion_confidences(other, made.numbers, [1, 2]) == pytest.approx((0.75, 0.5))
     nothing = np.zeros_like(made.numbers)
     assert lesion_confidences(other, nothing, [1]) == (None,)
+
+
+def test_the_three_hundredth_lesion_has_its_own_confidence_on_the_ct():
+    segmentation = predicted(*TWO).segmentation
+    grid = segmentation.volume.grid
+    numbers = np.zeros(grid.shape, np.int32)
+    numbers[:3, :10, :10] = 1 + np.arange(300).reshape(3, 10, 10)  # a voxel each
+    probabilities = np.zeros((3, *grid.shape), np.float32)
+    probabilities[1] = numbers / 400
+    on_ct = (segmentation.volume, np.zeros(grid.shape, np.uint8))
+    other = replace(segmentation, probabilities=probabilities, on_ct=on_ct)
+    found = lesion_confidences(other, numbers, [1] * 300)
+    assert found == pytest.approx((1 + np.arange(300)) / 400)

@@ -51,11 +51,20 @@ def test_networks_that_are_gone_or_damaged_are_refused(tmp_path):
     best = offered(tmp_path, {1: 0.5, 2: 0.9})
     path = tmp_path / "best" / "step2.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(RefusedError, match=r"1 whole networks of this training, expected 2"):
+    with pytest.raises(RefusedError, match=r"2 best networks .* the first 0 are there"):
         best.networks(2)
-    with pytest.raises(RefusedError, match=r"2 whole networks .* expected 3"):  # raised afterwards
-        offered(tmp_path / "more", {1: 0.5, 2: 0.9})
-        Best(tmp_path / "more", "key", 3).networks(3)
+    with pytest.raises(RefusedError, match=r"3 best networks .* the first 2 are there"):
+        offered(tmp_path / "more", {1: 0.5, 2: 0.9, 3: 0.1})
+        Best(tmp_path / "more", "key", 3).networks(3)  # raised afterwards
+
+
+def test_better_ones_thrown_away_are_not_replaced_by_worse_where_more_are_kept_later(tmp_path):
+    offered(tmp_path, {1: 0.5, 2: 0.6, 3: 0.9, 4: 0.8})  # 1 and 2 are gone
+    best = offered(tmp_path, {5: 0.3, 6: 0.2}, count=4)
+    with pytest.raises(RefusedError, match=r"4 best .* the first 2 are .*keep_best=2"):
+        best.networks(6)
+    assert steps_of(Best(tmp_path, "key", 2), 6) == [3, 4]
+    assert steps_of(offered(tmp_path, {7: 0.7}, count=3), 7) == [3, 4, 7]
 
 
 def test_names_in_a_bundle():

@@ -5,6 +5,7 @@ from hmvnet.bundle import Manifest, SegmentationPart, fingerprint, load_bundle, 
 from hmvnet.config import DataSettings, PostprocessingSettings, Settings
 from hmvnet.exits import RefusedError
 from hmvnet.reading.folder import find_patients
+from hmvnet.training import segmentation
 from hmvnet.training.segmentation_bundle import (
     all_folds,
     check_label_grids,
@@ -135,3 +136,24 @@ def test_nothing_is_trained_where_nobody_has_a_tumour_in_the_region(tmp_path):
     with pytest.raises(ValueError, match="no patient has a voxel of GTVp or GTVn in the region"):
         train_segmentation_bundle(settings, tmp_path / "run", [0])
     assert not (tmp_path / "run" / "bundle").exists()
+
+
+def test_figures_are_of_the_rules_that_the_bundle_has(three_folds, tmp_path, monkeypatch):
+    """A finished training asked for with other rules is judged anew, and not trained anew."""
+    judged = []
+
+    def evaluate(network, cases, settings, device):
+        judged.append(settings.postprocessing.threshold_gtvp)
+        return judged[-1]
+
+    names = ("gtvp_mean_dice", "gtvn_aggregated_dice", "gtvn_aggregated_f1")
+    monkeypatch.setattr(segmentation, "evaluate", evaluate)
+    monkeypatch.setattr(segmentation, "figures_of", lambda value: dict.fromkeys(names, value))
+    run = tmp_path / "run"
+    for threshold in (0.5, 0.5, 0.25, 0.25):
+        rules = PostprocessingSettings(threshold_gtvp=threshold)
+        settings = three_folds.model_copy(update={"postprocessing": rules})
+        manifest = load_bundle(train_segmentation_bundle(settings, run, [0])).manifest
+        assert manifest.metrics["validation"]["fold0"]["gtvp_mean_dice"] == threshold
+        assert manifest.metrics["validation"]["fold0"]["step"] == 1
+    assert judged == [0.5, 0.25]

@@ -99,14 +99,14 @@ def linear_weights(at: np.ndarray, length: int) -> np.ndarray:
 
 
 def labels_onto(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
-    """A label map moved from one grid to another, nearest neighbour, uint8 ``[z, y, x]``.
+    """A label map moved from one grid to another, nearest neighbour, ``[z, y, x]`` of its type.
 
     Only the part of ``target`` that ``source`` covers is resampled and pasted into zeros.
 
     Args:
-        labels: uint8 ``[z, y, x]`` on ``source``.
+        labels: whole numbers ``[z, y, x]`` on ``source``.
     """
-    out = np.zeros(target.shape, np.uint8)
+    out = np.zeros(target.shape, labels.dtype)
     used = bounding_box(labels)
     if not labels[used].size:
         return out
@@ -118,7 +118,5 @@ def labels_onto(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
         return out
     patch = target.crop(target_box)
     image = part.image(np.ascontiguousarray(labels[z, y, x]))
-    out[target_box] = resample(image, patch, fill=0, interpolator=sitk.sitkNearestNeighbor).astype(
-        np.uint8
-    )
+    out[target_box] = resample(image, patch, fill=0, interpolator=sitk.sitkNearestNeighbor)
     return out

@@ -24,8 +24,7 @@ def lesion_confidences(
         labels: the lesions' classes, in the order of the numbers.
     """
     if segmentation.on_ct:
-        few = np.minimum(numbers, 255).astype(np.uint8)
-        numbers = labels_onto(few, segmentation.volume.grid, segmentation.field.grid)
+        numbers = labels_onto(numbers, segmentation.volume.grid, segmentation.field.grid)
     found: list[float | None] = []
     boxes = find_objects(numbers, len(labels))
     for number, (label, box) in enumerate(zip(labels, boxes, strict=True), start=1):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -23,11 +24,11 @@ FOLDER, INDEX = "best", "best.json"
 
 @dataclass(frozen=True)
 class Kept:
-    """One network: after which step, and its score, higher being better."""
+    """One network: after which step, and its score, higher being better; no digest: not kept."""
 
     step: int
     score: float
-    sha256: str
+    sha256: str = ""
 
 
 class Best:
@@ -51,17 +52,18 @@ class Best:
         """
         if not self.count:
             return
-        new = Kept(step, score, "")
-        others = [kept for kept in self._kept() if kept.step != step]
-        if new not in self._ranked([*others, new]):
-            return
+        new = Kept(step, score)
+        others = [one for one in self._offered() if one.step != step]
         path = self._path(step)
-        with replacing(path) as temporary:
-            save_file({k: v.contiguous() for k, v in network.state_dict().items()}, temporary)
-        kept = self._ranked([*others, Kept(step, score, sha256(path))])
-        rows = [[one.step, one.score, one.sha256] for one in kept]
-        write_state(self.folder / INDEX, self.key, {"kept": rows})
-        wanted = {self._path(one.step) for one in kept}
+        if new in _ranked([*others, new])[: self.count]:
+            with replacing(path) as temporary:
+                save_file({k: v.contiguous() for k, v in network.state_dict().items()}, temporary)
+            new = Kept(step, score, sha256(path))
+        ranked = _ranked([*others, new])
+        rows = [[one.step, one.score, one.sha256] for one in ranked[: self.count]]
+        rows += [[one.step, one.score, ""] for one in ranked[self.count :]]
+        write_state(self.folder / INDEX, self.key, {"offered": rows})
+        wanted = {self._path(one.step) for one in ranked[: self.count] if one.sha256}
         for old in self.folder.glob("step*.safetensors"):
             if old not in wanted:
                 remove(old)
@@ -73,31 +75,35 @@ class Best:
             validations: that the training had; as many are expected, up to ``count``.
 
         Raises:
-            RefusedError: fewer are there, or a file is gone or damaged.
+            RefusedError: fewer are there, a file is gone or damaged, or a better network was thrown
+                away while fewer were kept.
         """
-        kept, expected = self._kept(), min(self.count, validations)
-        found = [one for one in kept if self._is_whole(one)][: self.count]
+        best, expected = self._offered()[: self.count], min(self.count, validations)
+        found = list(takewhile(self._is_whole, best))
         if len(found) < expected:
             raise RefusedError(
-                f"{self.folder}: {len(found)} whole networks of this training, expected "
-                f"{expected}: they are kept while it runs; use another --run to train anew, or "
+                f"{self.folder}: of the {expected} best networks of this training the first "
+                f"{len(found)} are there and whole: they are kept while it runs, as many as "
+                "training.keep_best says; use another --run to train anew, or "
                 f"training.keep_best={len(found)}"
             )
         return [load_file(self._path(one.step)) for one in found]
 
-    def _ranked(self, kept: list[Kept]) -> list[Kept]:
-        return sorted(kept, key=lambda one: (-one.score, -one.step))[: self.count]
-
-    def _kept(self) -> list[Kept]:
-        stored = read_state(self.folder / INDEX, self.key)
-        return [Kept(*row) for row in stored["kept"]] if stored else []
+    def _offered(self) -> list[Kept]:
+        """All of this training, the best first."""
+        stored = read_state(self.folder / INDEX, self.key) or {}
+        return [Kept(*row) for row in stored.get("offered", stored.get("kept", []))]
 
     def _is_whole(self, kept: Kept) -> bool:
         path = self._path(kept.step)
-        return path.is_file() and sha256(path) == kept.sha256
+        return bool(kept.sha256) and path.is_file() and sha256(path) == kept.sha256
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step{step}.safetensors"
+
+
+def _ranked(networks: list[Kept]) -> list[Kept]:
+    return sorted(networks, key=lambda one: (-one.score, -one.step))
 
 
 def member_files(file: str, count: int) -> list[str]:

@@ -21,8 +21,9 @@ from hmvnet.files import digest
 from hmvnet.networks.registry import build_network
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import Ensemble
-from hmvnet.segmentation.forward import TorchForward, channels_last
+from hmvnet.segmentation.forward import FORWARD_VERSION, TorchForward, channels_last
 from hmvnet.segmentation.segmenter import label_map
+from hmvnet.state import read_state, write_state
 from hmvnet.training.best import Best
 from hmvnet.training.cache import Prepared
 from hmvnet.training.checkpoints import History
@@ -45,6 +46,7 @@ from hmvnet.training.recompute import recompute_activations
 from hmvnet.training.schedule import Decay, Trunk
 
 SETTLING_PATCHES = 64
+FIGURES = "figures.json"  # of the last validation
 # Settings that change nothing of what is learnt: they may differ between calls.
 SAME_COURSE = frozenset({"checkpoint_every", "validate_every", "keep_best"})
 
@@ -141,12 +143,21 @@ def train_segmentation(
     def validate(model: nn.Module, step: int) -> Mapping[str, float]:
         if step <= frozen_from:
             settle(model)
-        figures = figures_of(evaluate(model, validation, settings, fabric.device))
+        figures = scored(model, step)
         if fabric.global_rank == 0:
             best.offer(model, step, mean_dice(figures))
         return figures
 
+    def scored(model: nn.Module, step: int) -> Mapping[str, float]:
+        figures = figures_of(evaluate(model, validation, settings, fabric.device))
+        if fabric.global_rank == 0:
+            write_state(run / FIGURES, judged_by, {"step": step, **figures})
+        return figures
+
     key = course_key(settings, cases, course) if course else run_key(settings, cases)
+    # What else the figures hang on, though not what is learnt.
+    rules = settings.postprocessing.model_dump(mode="json")
+    judged_by = digest(key, rules, [case.patient_id for case in validation], FORWARD_VERSION)
     best = Best(run, key, options.keep_best)
     values = {k: getattr(options, k) for k in LoopSettings.__dataclass_fields__}
     loop = LoopSettings(**{**values, "steps": steps})
@@ -180,6 +191,8 @@ def train_segmentation(
         if not validation and len(history.losses) == steps <= frozen_from:
             settle(network)  # the last validation has done it otherwise
     figures = dict(history.validations[-1]) if history.validations else {}
+    if figures and len(history.losses) == steps:  # else of an earlier call, under other rules
+        figures.update(read_state(run / FIGURES, judged_by) or scored(network, steps))
     return SegmentationRun(network, history, figures)
 
 
