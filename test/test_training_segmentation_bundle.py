@@ -1,15 +1,19 @@
 import pytest
+import torch
 from conftest import COARSE, short_training, tiny_label, write_patient
 
 from hmvnet.bundle import Manifest, SegmentationPart, fingerprint, load_bundle, write_bundle
+from hmvnet.case import CaseError
 from hmvnet.config import DataSettings, PostprocessingSettings, Settings
 from hmvnet.exits import RefusedError
 from hmvnet.reading.folder import find_patients
 from hmvnet.training import segmentation
+from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation_bundle import (
     all_folds,
     check_label_grids,
     chosen_folds,
+    prepare_together,
     train_segmentation_bundle,
     volumes_seen,
 )
@@ -157,3 +161,20 @@ def test_figures_are_of_the_rules_that_the_bundle_has(three_folds, tmp_path, mon
         assert manifest.metrics["validation"]["fold0"]["gtvp_mean_dice"] == threshold
         assert manifest.metrics["validation"]["fold0"]["step"] == 1
     assert judged == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_patients_are_prepared_side_by_side_in_their_order(three_folds, tmp_path, threads):
+    before = torch.get_num_threads()
+    fabric, fold = make_fabric(tmp_path, "32-true"), all_folds(three_folds)[0]
+    patients = [*fold.seen, *fold.validation]
+    torch.set_num_threads(threads)
+    try:
+        found = prepare_together(fabric, three_folds, patients, tmp_path / "cache")
+        assert torch.get_num_threads() == threads
+        assert [case.patient_id for case in found] == [p.patient_id for p in patients]
+        patients[1].pet.write_bytes(b"no image")
+        with pytest.raises(CaseError, match=patients[1].patient_id):
+            prepare_together(fabric, three_folds, patients, tmp_path / "cache")
+    finally:
+        torch.set_num_threads(before)

@@ -118,6 +118,17 @@ class Ahead(_Pooled, Generic[T]):
         return self._pending.pop(number).result()
 
 
+@contextmanager
+def side_by_side(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that have one of torch's each; where something fails, what is waiting is not begun."""
+    pool = ThreadPoolExecutor(workers, name)
+    _calm(pool, workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _calm(pool: ThreadPoolExecutor, workers: int) -> None:
     """Give each thread of the pool one of torch's, and leave the others as they are.
 

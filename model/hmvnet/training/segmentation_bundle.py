@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
@@ -35,6 +36,7 @@ from hmvnet.training.cache import Cache, Prepared
 from hmvnet.training.checkpoints import is_finished
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.folds import split_folds
+from hmvnet.training.loader import side_by_side
 from hmvnet.training.segmentation import (
     SegmentationRun,
     course_of,
@@ -48,6 +50,8 @@ from hmvnet.training.ways import Ways, wanted
 from hmvnet.writing.folder import write_optional
 
 BUNDLE = "bundle"
+MOST_AT_A_TIME = 8  # patients that are preprocessed
+PATIENT_BYTES = 2 * 2**30  # of memory for each, a whole body with room to spare
 EXAMPLES, CURVES = 4, "curves.png"
 
 
@@ -165,6 +169,8 @@ def prepare_together(
 ) -> list[Prepared]:
     """Every patient preprocessed, on every process; the first fills the cache for the others.
 
+    Several patients at a time, as many as torch has threads and memory suffices for.
+
     Args:
         folder: of the cache.
         region: none given: ``data.region``.
@@ -172,10 +178,17 @@ def prepare_together(
     cache = Cache(folder, settings.preprocessing, region or settings.data.region)
     with fabric.rank_zero_first():
         quiet = fabric.global_rank > 0
-        prepared = [cache.get(p) for p in track(patients, "preprocess", quiet=quiet)]
+        with side_by_side(_at_a_time(), "preprocess") as pool:
+            done = pool.map(cache.get, patients)
+            prepared = list(track(done, "preprocess", len(patients), quiet=quiet))
     for one in () if quiet else prepared:
         REMARKS.tell(one.patient_id, one.notes)
     return prepared
+
+
+def _at_a_time() -> int:
+    room = int(psutil.virtual_memory().available / PATIENT_BYTES)
+    return max(1, min(torch.get_num_threads(), MOST_AT_A_TIME, room))
 
 
 def task_key(settings: Settings, everything: Sequence[Fold]) -> str:
