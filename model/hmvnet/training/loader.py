@@ -120,7 +120,7 @@ class Ahead(_Pooled, Generic[T]):
 
 @contextmanager
 def side_by_side(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Threads that have one of torch's each; where something fails, what is waiting is not begun."""
+    """Threads that have one of torch's each; what is left at the end of ``with`` is not begun."""
     pool = ThreadPoolExecutor(workers, name)
     _calm(pool, workers)
     try:
