@@ -4,8 +4,9 @@ import csv
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from hmvnet.table_files import text_of_cell, write_markdown, write_table
+from hmvnet.table_files import read_texts, text_of_cell, write_markdown, write_table
 
 FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3+A1", "@SUM(A1)", "\t=1", "=x,y", "\n=", "\uff1d1"]
 TEXTS = ["A-1", "a=b", "", "1-2", "'quoted'", "<script>", 'say "x"', "a,b", "two\nlines", "κ"]
@@ -25,6 +26,19 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path):
     write_table(pd.DataFrame({"id": ["\r=1"], "x": [1]}), tmp_path / "b.csv")
     assert (tmp_path / "b.csv").read_text(encoding="utf-8") == "id,x\n' =1,1\n"
     assert not any(written[cell].startswith(tuple("=+-@\t\r\uff1d")) for cell in FORMULAS)
+
+
+def test_texts_are_read_back_as_they_were_given(tmp_path):
+    path, rows = tmp_path / "a.csv", [{"=id": cell, "why": cell} for cell in [*FORMULAS, *TEXTS]]
+    write_table(pd.DataFrame(rows), path)
+    assert read_texts(path) == rows
+    for broken, why in (("a,b\n1,2,3\n", "more cells"), ('a,b\n1,"2\n', "not readable")):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match=rf"a\.csv: .*{why}"):
+            read_texts(path)
+    path.write_bytes(b"a,b\n\xff,1\n")
+    with pytest.raises(ValueError, match=r"a\.csv: not readable"):
+        read_texts(path)
 
 
 def test_no_cell_of_a_markdown_table_is_markup(tmp_path):

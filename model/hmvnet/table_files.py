@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable
 from html import escape
@@ -35,6 +36,24 @@ def write_markdown(table: pd.DataFrame, path: Path, floatfmt: str = "g", title: 
 def text_of_cell(cell: str) -> str:
     """What a cell said before ``write_table`` made it harmless."""
     return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
+
+
+def read_texts(path: Path) -> list[dict[str, str]]:
+    """The rows of a table of ``write_table`` as they were given to it, by column; all are texts.
+
+    Raises:
+        ValueError: it is no table: not UTF-8, a quote that is left open, or a row with more cells
+            than there are columns.
+        OSError: it cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, restkey="", restval="", strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not readable as a table ({error})") from error
+    if any("" in row for row in rows):
+        raise ValueError(f"{path}: a row has more cells than there are columns")
+    return [{text_of_cell(k): text_of_cell(v) for k, v in row.items()} for row in rows]
 
 
 def kept_rows(

@@ -15,7 +15,7 @@ import pandas as pd
 
 from hmvnet.case import CLASSES
 from hmvnet.exits import RefusedError
-from hmvnet.table_files import text_of_cell, write_table
+from hmvnet.table_files import read_texts, write_table
 from hmvnet.writing.folder import REPORT
 
 COHORT, FAILURES = "cohort.csv", "failures.csv"
@@ -95,11 +95,7 @@ def write_failures(why: Mapping[str, str], output: Path, part: str = "") -> Path
 
 def read_failures(path: Path) -> dict[str, str]:
     """What ``write_failures`` wrote: why, by patient."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return {
-            text_of_cell(row.get("patient") or ""): text_of_cell(row.get("why") or "")
-            for row in csv.DictReader(file)
-        }
+    return {row.get("patient", ""): row.get("why", "") for row in read_texts(path)}
 
 
 def mend_failures(patient: str, why: Mapping[str, str], output: Path) -> None:

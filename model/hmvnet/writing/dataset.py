@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from hmvnet.case import Case, CaseError
 from hmvnet.exits import RefusedError
 from hmvnet.files import replacing
 from hmvnet.reading.images import holds_image, write_image
-from hmvnet.table_files import text_of_cell, write_table
+from hmvnet.table_files import read_texts, write_table
 
 TABLE, PATIENT = "records.csv", "PatientID"
 
@@ -87,14 +86,12 @@ def _rows(path: Path) -> dict[str, dict[str, object]]:
     if not path.exists():
         return {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, restkey="", restval="", strict=True))
-    except (OSError, ValueError, csv.Error) as error:
-        raise RefusedError(f"{path}: not readable ({error})") from error
-    if any("" in row or not row.get(PATIENT) for row in rows):
+        rows = read_texts(path)
+    except (OSError, ValueError) as error:
+        raise RefusedError(str(error)) from error
+    if any(not row.get(PATIENT) for row in rows):
         raise RefusedError(f"{path}: expected a {PATIENT} in each row, as this command writes it")
     names = Counter(row[PATIENT] for row in rows)
     if twice := [name for name, count in names.items() if count > 1]:
         raise RefusedError(f"{path}: {len(twice)} patients have several rows, expected one each")
-    plain = [{text_of_cell(k): text_of_cell(str(v)) for k, v in row.items()} for row in rows]
-    return {str(row[PATIENT]): dict(row) for row in plain}
+    return {row[PATIENT]: dict(row) for row in rows}
