@@ -57,6 +57,32 @@ def written(scan, tiny_bundle, tmp_path_factory) -> Path:
     return out / "patient-001"
 
 
+def test_a_label_map_is_read_like_a_frame_a_segment(written, scan, tmp_path):
+    """Newer software writes one map of the segments' numbers (DICOM supplement 243)."""
+    seg = hd.seg.segread(written / "seg.dcm")
+    sources = [pydicom.dcmread(file) for file in sorted((scan / "CT").iterdir())]
+    uids = [source.SOPInstanceUID for source in sources]
+    made = hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=seg.get_pixels_by_source_instance(uids, combine_segments=True),
+        segmentation_type="LABELMAP",
+        segment_descriptions=[seg.get_segment_description(n) for n in seg.segment_numbers],
+        series_instance_uid=hd.UID(),
+        series_number=1,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="maker",
+        manufacturer_model_name="model",
+        software_versions="1",
+        device_serial_number="1",
+    )
+    made.save_as(tmp_path / "map.dcm")
+    grid = Grid.of(sitk.ReadImage(str(written / "mask.nii.gz")))
+    truth, notes = read_truth(tmp_path / "map.dcm", grid)
+    assert truth is not None and notes == read_truth(written / "seg.dcm", grid)[1]
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(truth), mask_of(written))
+
+
 def mask_of(folder: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "mask.nii.gz")))
 

@@ -233,8 +233,15 @@ def interpolate_slices(inside: np.ndarray, spacing_yx: tuple[float, float]) -> N
 
 
 def _segments(file: Dataset, ct: Grid) -> Iterator[tuple[str, np.ndarray]]:
-    """The segments of a SEG: names, and boolean ``[z, y, x]`` on the CT's grid."""
+    """The segments of a SEG: names, and boolean ``[z, y, x]`` on the CT's grid.
+
+    Of a frame a segment each, or a label map's (DICOM supplement 243), whose voxels are numbers of
+    segments.
+    """
     names = {s.SegmentNumber: str(s.SegmentLabel) for s in file.SegmentSequence}
+    is_map = file.get("SegmentationType") == "LABELMAP"
+    if is_map:
+        names.pop(file.get("PixelPaddingValue", 0), None)  # background may be described, too
     pixels = np.atleast_3d(file.pixel_array)
     if pixels.shape[:1] != (int(file.NumberOfFrames),):
         pixels = pixels.reshape(int(file.NumberOfFrames), int(file.Rows), int(file.Columns))
@@ -274,8 +281,9 @@ def _segments(file: Dataset, ct: Grid) -> Iterator[tuple[str, np.ndarray]]:
     for number, name in names.items():
         volume = np.zeros(grid.shape, np.uint8)
         for frame, z, plane in zip(frames, index, pixels, strict=True):
-            segment = of(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber
-            if segment == number:
+            if is_map:
+                volume[z] |= plane == number
+            elif of(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber == number:
                 volume[z] |= (2 * plane.astype(float) >= most).astype(np.uint8)
         yield name, _onto(grid.image(volume), ct)
 
