@@ -4,7 +4,7 @@ import torch
 from monai.networks.layers import gaussian_1d, separable_filtering
 
 from hmvnet.config import AugmentationSettings
-from hmvnet.imaging.augment import MARGIN, Move, blurred, coarsened, draw_patch
+from hmvnet.imaging.augment import Move, blurred, coarsened, draw_patch
 
 NOTHING = AugmentationSettings(
     flip=0, affine=0, elastic=0, intensity=0, noise=0, blur=0, low_resolution=0,
@@ -13,6 +13,7 @@ NOTHING = AugmentationSettings(
 
 
 PATCH = (24, 24, 24)
+MARGIN = 12
 
 
 @pytest.fixture
@@ -107,11 +108,32 @@ def test_flip_comes_after_every_other_move(crop):
     assert (label.numpy() == plain_label.numpy()).mean() > 0.9999
 
 
+@pytest.mark.parametrize("changes", [{"affine": 1.0}, {"elastic": 1.0}, {"misalignment": 1.0}, {}])
+def test_a_margin_is_as_wide_as_a_move_needs(changes):
+    """No corner of a patch is air where the patient goes on, and hardly more is read."""
+    usual = {"affine": 1.0, "elastic": 1.0, "misalignment": 1.0, "flip": 0.5}
+    settings = NOTHING.model_copy(update=changes or usual)
+    patch, narrower = (40, 24, 16), 0
+    for seed in range(25):
+        move = Move.drawn(settings, np.random.default_rng(seed))
+        margin = move.margin(patch)
+        for less in (0, 2):
+            wide = [max(n, n + 2 * (m - less)) for n, m in zip(patch, margin)]
+            volume, label = np.full((2, *wide), 0.75, np.float32), np.ones(wide, np.uint8)
+            image, labels = draw_patch(
+                volume, label, patch, settings, np.random.default_rng(0), move
+            )
+            whole = bool(labels.all()) and np.allclose(image.numpy(), 0.75, atol=1e-4)
+            assert whole or less
+            narrower += not whole
+    assert narrower > (5 if "elastic" not in changes else 0)
+
+
 def test_what_need_not_be_read_is_not_missed(crop):
     """Without a move that interpolates, the patch needs no margin."""
     settings = NOTHING.model_copy(update={"flip": 0.5, "noise": 1.0})
     move = Move.drawn(settings, np.random.default_rng(0))
-    assert move.margin == 0
+    assert move.margin(PATCH) == (0, 0, 0)
     inner = (..., *(slice(MARGIN, -MARGIN),) * 3)
     found = draw_patch(
         crop[0][inner], crop[1][inner], PATCH, settings, np.random.default_rng(5), move

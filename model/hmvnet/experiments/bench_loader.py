@@ -23,7 +23,7 @@ from rich.console import Console
 
 from hmvnet.config import AugmentationSettings, Settings
 from hmvnet.exits import RefusedError
-from hmvnet.imaging.augment import MARGIN, draw_patch
+from hmvnet.imaging.augment import draw_patch
 from hmvnet.progress import track
 from hmvnet.reading.folder import find_patients
 from hmvnet.table_files import write_markdown, write_table
@@ -39,6 +39,7 @@ NOTHING: dict[str, float] = {
         *("misalignment", "drop_modality"),
     )
 }
+MARGIN = 12  # voxels around a patch, for either side
 FLIP = 0.5  # the only chance that batchgeneratorsv2 has
 ALONE = ("affine", "elastic", "intensity", "noise", "blur", "low_resolution")
 Read = tuple[np.ndarray, np.ndarray]
@@ -147,7 +148,7 @@ def _ours(sampler: PatchSampler, reads: bool) -> Callable[[int], float]:
 
 def _box(sampler: PatchSampler, number: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator]:
     case, start, rng = sampler.place(number)
-    volume, label = sampler.read(case, start, MARGIN)
+    volume, label = sampler.read(case, start, (MARGIN,) * 3)
     return volume.astype(np.float32), label, rng
 
 

@@ -20,7 +20,7 @@ from hmvnet.config import AugmentationSettings
 from hmvnet.imaging import warp
 from hmvnet.imaging.intensity import AIR
 
-MARGIN = 12  # voxels read around a patch so that rotation and scaling find content there
+SLACK = 0.01  # voxels, by which a point's place may be rounded
 MIRROR = np.array([1.0, 1.0, -1.0])  # z, y, x
 
 
@@ -58,10 +58,16 @@ class Move:
             coarse = rng.normal(size=(3, 4, 4, 4)) * settings.elastic_mm / 2
         return cls(matrix, flip, coarse, shift)
 
-    @property
-    def margin(self) -> int:
-        """Voxels that are read around the patch."""
-        return MARGIN if self._deforms or self.shift.any() else 0
+    def margin(self, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Voxels (z, y, x) that have to be read around the patch for all of it to have content."""
+        if not self._deforms and not self.shift.any():
+            return 0, 0, 0
+        half = (np.array(patch) - 1) / 2
+        corner = half if self.matrix is None else np.abs(self.matrix) @ half
+        bend = 0.0 if self.coarse is None else np.abs(self.coarse).max((1, 2, 3))
+        beyond = np.ceil(corner + bend + np.abs(self.shift) - half + SLACK).astype(int)
+        z, y, x = np.maximum(beyond, 0).tolist()
+        return z, y, x
 
     @property
     def _deforms(self) -> bool:
@@ -74,7 +80,7 @@ class Move:
 
         Args:
             volume: ``[2, z, y, x]`` (CT, PET), larger than the patch by ``margin`` or more on every
-                side; ``[z, y, x]`` of ``labels`` alike.
+                side, or with air where it is not; ``[z, y, x]`` of ``labels`` alike.
         """
         if self._deforms:
             points = self._points(patch, np.zeros(3))
@@ -120,8 +126,8 @@ def draw_patch(
     """An augmented patch.
 
     Args:
-        volume: ``[2, z, y, x]`` CT in [0, 1], PET in [-1, 1], ``MARGIN`` voxels larger than the
-            patch on every side, or ``move.margin``; ``[z, y, x]`` of ``label`` alike.
+        volume: ``[2, z, y, x]`` CT in [0, 1], PET in [-1, 1], larger than the patch by as many
+            voxels on every side as ``move.margin`` says; ``[z, y, x]`` of ``label`` alike.
         move: None: drawn first.
 
     Returns:

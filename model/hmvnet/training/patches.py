@@ -13,6 +13,8 @@ from hmvnet.imaging.augment import Move, draw_patch
 from hmvnet.imaging.intensity import AIR
 from hmvnet.training.cache import Prepared, Stored
 
+PATCHES_VERSION = 2  # to be raised when a number gives another patch
+
 
 class PatchSampler:
     """Sample number -> augmented patch; the same number gives the same patch, anywhere.
@@ -36,7 +38,7 @@ class PatchSampler:
         """
         case, start, rng = self.place(number)
         move = Move.drawn(self.settings.augmentation, rng)
-        volume, label = self.read(case, start, move.margin)
+        volume, label = self.read(case, start, move.margin(self.patch))
         return draw_patch(volume, label, self.patch, self.settings.augmentation, rng, move)
 
     def place(self, number: int) -> tuple[Prepared, np.ndarray, np.random.Generator]:
@@ -49,13 +51,16 @@ class PatchSampler:
         case = self.cases[order[place]]
         return case, self._start(case, rng), rng
 
-    def read(self, case: Prepared, start: np.ndarray, margin: int) -> tuple[np.ndarray, np.ndarray]:
-        """Volume ``[2, z, y, x]`` and label ``[z, y, x]`` of a patch and ``margin`` around it."""
-        size = [n + 2 * margin for n in self.patch]
-        return (
-            crop(case.volume, start - margin, size, AIR),
-            crop(case.label, start - margin, size, (0,)),
-        )
+    def read(
+        self, case: Prepared, start: np.ndarray, margin: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Volume ``[2, z, y, x]`` and label ``[z, y, x]`` of a patch and a margin around it.
+
+        Args:
+            margin: voxels (z, y, x) on either side.
+        """
+        first, size = start - np.array(margin), [n + 2 * m for n, m in zip(self.patch, margin)]
+        return crop(case.volume, first, size, AIR), crop(case.label, first, size, (0,))
 
     def _start(self, case: Prepared, rng: np.random.Generator) -> np.ndarray:
         """First voxel (z, y, x) of the patch; may lie outside the volume."""

@@ -41,7 +41,7 @@ from hmvnet.training.loader import (
     worker_count,
 )
 from hmvnet.training.losses import SegmentationLoss
-from hmvnet.training.patches import PatchSampler
+from hmvnet.training.patches import PATCHES_VERSION, PatchSampler
 from hmvnet.training.recompute import recompute_activations
 from hmvnet.training.schedule import Decay, Trunk
 
@@ -268,6 +268,7 @@ def run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
         n % 32 for n in settings.training.patch_size
     ):
         sections["padded"] = False  # such patches were, once: those trainings do not go on
+    sections["patches"] = PATCHES_VERSION
     regions = [settings.data.region]
     if settings.data.extra_root:
         regions.append(settings.data.extra_region)
