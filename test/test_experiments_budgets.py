@@ -19,7 +19,7 @@ from hmvnet.experiments.budget_jobs import InTurn, Processes, run_units
 from hmvnet.experiments.budget_table import load_results
 from hmvnet.experiments.budgets import Budget, Unit, parse_budgets, run_unit
 from hmvnet.experiments.compare_budgets import compare_budgets, read_paces
-from hmvnet.experiments.compare_networks import Contender
+from hmvnet.experiments.compare_networks import Contender, compare_networks
 from hmvnet.state import read_state
 from hmvnet.training.checkpoints import CHECKPOINT
 
@@ -125,6 +125,38 @@ def test_each_budget_is_as_if_it_were_the_only_one(task, tmp_path):
     for unit in (between, fresh):
         run_unit(replace(unit, windows=False))
     assert_same(weights(between), weights(fresh))
+
+
+def test_members_share_a_budget_and_are_averaged(task, tmp_path):
+    """Two networks of four steps each are one of eight, of these seeds."""
+    (both,) = units_of(task, tmp_path / "both", network=f"{SMALL} members=2", budgets="9steps")
+    run_unit(both)
+    bundle = load_bundle(both.branch / "bundle")
+    part, said = bundle.manifest.segmentation, bundle.manifest.trained_on
+    assert part.files == ["fold0.safetensors", "fold0-2.safetensors"]
+    assert part.seen[0] == part.seen[1] and said["steps"] == 8 and said["key"] == both.key
+    stored = json.loads(both.result.read_text())
+    assert stored["network"] == f"{SMALL} members=2" and stored["budget"]["amount"] == 9
+    assert len(stored["ways"]["both"]["scores"]) == len(both.fold.validation)
+    for file, seed in zip(part.files, (0, 1)):
+        network = f"{SMALL} training.seed={seed}"
+        (alone,) = units_of(task, tmp_path / "alone", network=network, budgets="4steps")
+        run_unit(replace(alone, windows=False))
+        assert_same(bundle.tensors(file), weights(alone))
+        assert (
+            said["parameters"]
+            == 2 * load_bundle(alone.branch / "bundle").manifest.trained_on["parameters"]
+        )
+    assert not both.missing() and both.key != units_of(task, tmp_path, network=SMALL)[0].key
+
+
+def test_members_are_a_number_and_go_with_budgets(task, tmp_path):
+    assert Contender.parse("hmvnet members=3 norm=group").single == "hmvnet norm=group"
+    for wrong in ("members=0", "members=two", "members=2 members=2", "members="):
+        with pytest.raises(RefusedError, match="expected members=2"):
+            Contender.parse(f"hmvnet {wrong}")
+    with pytest.raises(RefusedError, match="go with --budgets only"):
+        compare_networks(task, [Contender.parse(f"{SMALL} members=2")], tmp_path, None, QUIET)
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_result(task, tmp_path, monkeypatch):

@@ -24,12 +24,13 @@ from hmvnet.config import Settings, Windows
 from hmvnet.exits import RefusedError, UnfinishedError
 from hmvnet.experiments.compare_networks import Contender, refuse_known, refuse_seen
 from hmvnet.experiments.evaluate import score_patient
-from hmvnet.files import remove
+from hmvnet.files import digest, remove
 from hmvnet.networks.registry import build_network, sees_region
 from hmvnet.pipeline import Pipeline
 from hmvnet.progress import track
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.state import claimed, read_state, write_state
+from hmvnet.training.best import member_files
 from hmvnet.training.cache import Prepared
 from hmvnet.training.checkpoints import CHECKPOINT, History, costs_so_far, fork
 from hmvnet.training.engine import make_fabric
@@ -141,6 +142,29 @@ class Unit:
         return f"{self.contender.label}, {self.fold.name}, {self.budget}"
 
     @property
+    def members(self) -> list[Unit]:
+        """The trainings of its networks, each of an even part of the budget."""
+        count, training = self.contender.members, self.settings.training
+        if count == 1:
+            return [self]
+        label, amount = self.contender.label, self.budget.amount / count
+        if self.budget.unit == "steps":
+            amount = float(amount // 1)
+        return [
+            replace(
+                self,
+                contender=replace(self.contender, label=f"{label} ({place + 1})", members=1),
+                budget=replace(self.budget, amount=amount),
+                settings=self.settings.model_copy(
+                    update={"training": training.model_copy(update={"seed": training.seed + place})}
+                ),
+                run=self.run / self.contender.folder,
+                key=digest(self.key, place),
+            )
+            for place in range(count)
+        ]
+
+    @property
     def chain(self) -> tuple[str, int]:
         """Whose trunk it needs: one unit of a chain at a time, the smallest budget first."""
         return self.contender.label, self.fold.number
@@ -197,7 +221,8 @@ def run_unit(unit: Unit, clock: Callable[[], float] | None = None) -> None:
     with claimed(unit.trunk.parent):
         stored = read_state(unit.result, unit.key)
         refuse_known(unit.settings, unit.fold.validation)
-        bundle = _trained(unit, clock)
+        bundles = [_trained(member, clock) for member in unit.members]
+        bundle = bundles[0] if len(bundles) == 1 else _together(unit, bundles)
         refuse_seen(bundle, unit.fold.validation)
         ways: dict[str, Any] = {}
         # Where it had to be trained again, what is there is another network's.
@@ -282,6 +307,22 @@ def _trained(unit: Unit, clock: Callable[[], float] | None) -> Bundle:
     )
     write_bundle(folder, manifest, {fold.file: done.network.state_dict()})
     remove(unit.branch / CHECKPOINT)
+    return load_bundle(folder)
+
+
+def _together(unit: Unit, bundles: Sequence[Bundle]) -> Bundle:
+    """One bundle of several networks, whose costs add up."""
+    first, parts = bundles[0].manifest, [one.manifest.trained_on for one in bundles]
+    sums = ("steps", "decay_steps", "minutes_charged", "minutes_on_the_wall", "parameters")
+    said = first.trained_on | {name: sum(part[name] for part in parts) for name in sums}
+    files = member_files(unit.fold.file, len(bundles))
+    seen = [one.manifest.segmentation.seen[0] for one in bundles]
+    part = first.segmentation.model_copy(update={"files": files, "seen": seen})
+    name = f"{unit.contender.folder}-{unit.budget.folder}-{unit.fold.name}"
+    changed = {"name": name, "segmentation": part, "trained_on": said | {"key": unit.key}}
+    tensors = [one.tensors(one.manifest.segmentation.files[0]) for one in bundles]
+    folder = unit.branch / BUNDLE
+    write_bundle(folder, first.model_copy(update=changed), dict(zip(files, tensors, strict=True)))
     return load_bundle(folder)
 
 
@@ -372,18 +413,20 @@ def _scored(unit: Unit, bundle: Bundle, ways: Sequence[str]) -> dict[str, Any]:
     pipelines = {part: _pipeline(unit, bundle, part, device) for part in parts}
     pipeline = next(iter(pipelines.values()))
     ensemble = pipeline.segmenter.ensemble
-    forwards = {part: one.segmenter.ensemble.members[0] for part, one in pipelines.items()}
-    each = EachWay(forwards, device)
-    pipeline.segmenter.ensemble = replace(ensemble, members=[each])
+    members = zip(*(one.segmenter.ensemble.members for one in pipelines.values()))
+    each = [EachWay(dict(zip(pipelines, forwards)), device) for forwards in members]
+    pipeline.segmenter.ensemble = replace(ensemble, members=each)
     found: dict[str, Any] = {way: {"network_seconds": [], "scores": []} for way in ways}
     title = f"{unit} ({', '.join(ways)})"
     for patient in track(unit.fold.validation, title, quiet=unit.quiet):
-        for way in each.of_next_patient(asked):
+        for way, *_ in zip(*(one.of_next_patient(asked) for one in each)):
             scores = score_patient(pipeline, patient)[0].to_dict()
-            if each.notes:  # it would be said to be of a way that it is not of
-                raise RefusedError(f"{unit}: {asked[way]}: {'; '.join(each.notes)}")
+            if notes := [note for one in each for note in one.notes]:
+                # It would be said to be of a way that it is not of.
+                raise RefusedError(f"{unit}: {asked[way]}: {'; '.join(notes)}")
             found[asked[way]]["scores"].append(scores)
-            found[asked[way]]["network_seconds"].append(round(each.seconds, 4))
+            seconds = sum(one.seconds for one in each)
+            found[asked[way]]["network_seconds"].append(round(seconds, 4))
     return found
 
 

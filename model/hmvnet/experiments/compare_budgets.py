@@ -87,7 +87,7 @@ def compare_budgets(
         )
     if len({contender.folder for contender in contenders}) < len(contenders):
         raise RefusedError("a network is given twice, expected each with options of its own")
-    charged = read_paces(paces, [contender.label for contender in ours]) if paces else {}
+    charged = read_paces(paces, [contender.single for contender in ours]) if paces else {}
     for contender in ours:
         check_network(contender.settings(settings))
     everything = all_folds(settings)
@@ -105,9 +105,9 @@ def compare_budgets(
             results,
             Path(settings.data.cache or run / "cache"),
             protocol,
-            _key(own, budget, fold, content),
+            _key(contender, own, budget, fold, content),
             windows,
-            charged.get(contender.label, 0.0),
+            charged.get(contender.single, 0.0),
             deadline,
         )
         for budget in budgets
@@ -227,5 +227,8 @@ def _protocol(settings: Settings, everything: Sequence[Fold], content: Mapping[s
     return digest(shared, [_who(fold, content) for fold in everything])
 
 
-def _key(own: Settings, budget: Budget, fold: Fold, content: Mapping[str, str]) -> str:
-    return digest(_dumped(own), str(budget), _who(fold, content))
+def _key(
+    contender: Contender, own: Settings, budget: Budget, fold: Fold, content: Mapping[str, str]
+) -> str:
+    several = [contender.members] if contender.members > 1 else []
+    return digest(_dumped(own), str(budget), _who(fold, content), *several)

@@ -64,11 +64,14 @@ class Contender:
     Attributes:
         overrides: settings of its own, ``section.name=value``, where the others have the shared
             ones. Scores are on the CT's grid whatever they are, so all compare.
+        members: networks that share the budget evenly, of seeds one after the other, and whose
+            probabilities are averaged (``members=3``).
     """
 
     label: str
     network: NetworkSettings
     overrides: tuple[str, ...] = ()
+    members: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Contender:
@@ -79,6 +82,12 @@ class Contender:
                 unknown or not a contender's own.
         """
         name, *words = text.split()
+        counts = [word for word in words if word.partition("=")[0] == "members"]
+        members = counts[0].partition("=")[2] if len(counts) == 1 else "1"
+        if len(counts) > 1 or not members.isdecimal() or not int(members):
+            raise RefusedError(
+                f"network '{text.strip()}': expected members=2, or another whole number, once"
+            )
         own = [word for word in words if "." in word.partition("=")[0]]
         for word in own:
             setting = word.partition("=")[0]
@@ -88,10 +97,10 @@ class Contender:
                     f"expected one of the sections {', '.join(OWN_SECTIONS)}, and not the steps"
                 )
         load_settings(None, own)
-        options = " ".join(word for word in words if word not in own)
+        options = " ".join(word for word in words if word not in {*own, *counts})
         network = NetworkSettings.model_validate({"name": name, "options": options})
         build_network(network.name, network.options)
-        return cls(text.strip(), network, tuple(own))
+        return cls(text.strip(), network, tuple(own), int(members))
 
     def settings(self, shared: Settings) -> Settings:
         """The shared settings with this network, and with what it has of its own."""
@@ -109,6 +118,11 @@ class Contender:
     def folder(self) -> str:
         """A file name made of the label."""
         return folder_name(self.label)
+
+    @property
+    def single(self) -> str:
+        """The label of one of its members alone."""
+        return " ".join(w for w in self.label.split() if not w.startswith("members="))
 
 
 def parse_contender(text: str) -> Contender | NNUNet:
@@ -153,6 +167,8 @@ def compare_networks(
     cache = Path(settings.data.cache or run / "cache")  # one for all
     for contender in contenders:
         if isinstance(contender, Contender):
+            if contender.members > 1:
+                raise RefusedError(f"network '{contender.label}': members go with --budgets only")
             check_network(contender.settings(settings))
     everything = all_folds(settings)
     plan = chosen_folds(everything, settings, folds)
