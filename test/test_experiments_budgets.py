@@ -157,6 +157,8 @@ def test_members_are_a_number_and_go_with_budgets(task, tmp_path):
             Contender.parse(f"hmvnet {wrong}")
     with pytest.raises(RefusedError, match="go with --budgets only"):
         compare_networks(task, [Contender.parse(f"{SMALL} members=2")], tmp_path, None, QUIET)
+    with pytest.raises(RefusedError, match=r"share 5 steps, expected two steps"):
+        units_of(task, tmp_path, network=f"{SMALL} members=3", budgets="5steps")
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_result(task, tmp_path, monkeypatch):

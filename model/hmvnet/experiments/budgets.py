@@ -314,7 +314,7 @@ def _together(unit: Unit, bundles: Sequence[Bundle]) -> Bundle:
     """One bundle of several networks, whose costs add up."""
     first, parts = bundles[0].manifest, [one.manifest.trained_on for one in bundles]
     sums = ("steps", "decay_steps", "minutes_charged", "minutes_on_the_wall", "parameters")
-    said = first.trained_on | {name: sum(part[name] for part in parts) for name in sums}
+    said = first.trained_on | {name: round(sum(part[name] for part in parts), 4) for name in sums}
     files = member_files(unit.fold.file, len(bundles))
     seen = [one.manifest.segmentation.seen[0] for one in bundles]
     part = first.segmentation.model_copy(update={"files": files, "seen": seen})

@@ -90,6 +90,11 @@ def compare_budgets(
     charged = read_paces(paces, [contender.single for contender in ours]) if paces else {}
     for contender in ours:
         check_network(contender.settings(settings))
+        if budgets[0].unit == "steps" and budgets[0].amount < 2 * contender.members:
+            raise RefusedError(
+                f"network '{contender.label}': its members share {budgets[0]}, expected two steps "
+                "or more for each"
+            )
     everything = all_folds(settings)
     plan = chosen_folds(everything, settings, folds)
     content = _content(everything)
