@@ -117,17 +117,17 @@ def test_a_batch_on_the_cpu_stays_where_it_is():
     assert to_device(batch, CPU)[0] is batch[0]
 
 
-def squared(number: int) -> tuple[int, int, int]:
+def squared(number: int) -> tuple[np.ndarray, ...]:
     if number == 3:
         raise OSError("patch 3: the cached volume cannot be read any more")
     if number == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-    return number * number, os.getpid(), torch.get_num_threads()
+    return tuple(map(np.array, (number * number, os.getpid(), torch.get_num_threads())))
 
 
 def test_processes_draw_what_is_asked_for_and_end():
     with Processes(squared, 2) as drawn, Ahead(drawn, 2) as ahead:
-        found = [ahead(n) for n in range(3)]
+        found = [[int(value) for value in ahead(n)] for n in range(3)]
         assert [one[0] for one in found] == [0, 1, 4] and {one[2] for one in found} == {1}
         assert os.getpid() not in {one[1] for one in found}
         with pytest.raises(OSError, match="patch 3: the cached volume"):
@@ -162,8 +162,8 @@ class Large:
         self.meeting = Meeting(folder, workers)
         self.volume = np.zeros(2**21, np.uint8)
 
-    def __call__(self, number: int) -> np.ndarray:
-        return np.full((64, 64, 64, 2), number, np.float32)
+    def __call__(self, number: int) -> tuple[np.ndarray, ...]:
+        return np.full((64, 64, 64, 2), number, np.float32), np.zeros(3, np.uint8)
 
 
 def test_processes_are_started_together_and_what_they_draw_leaves_nothing(tmp_path, monkeypatch):
@@ -172,9 +172,10 @@ def test_processes_are_started_together_and_what_they_draw_leaves_nothing(tmp_pa
     monkeypatch.setattr(tempfile, "tempdir", str(files))
     with Processes(Large(met, 2), 2) as drawn, Ahead(drawn, 2) as ahead:
         for number in range(6):
-            patch = ahead(number)
+            patch, label = ahead(number)
+            assert label.dtype == np.uint8 and label.shape == (3,)
             assert patch.dtype == np.float32 and (patch == number).all() and patch.flags.writeable
-        assert len(list(files.rglob("*"))) <= 2 + 3  # the folder, what draws, what is drawn ahead
+        assert len(list(files.rglob("*"))) <= 1 + 3  # the folder, and what is drawn ahead
     assert not list(files.iterdir())
 
 

@@ -11,18 +11,17 @@ number alone, so that it is the same in either, and however many there are.
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Barrier, get_ident
-from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -34,7 +33,6 @@ T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]  # image [b, 2, z, y, x] and label [b, z, y, x]
 Arrays = tuple[np.ndarray, np.ndarray]  # image [b, z, y, x, 2] and label [b, z, y, x]
 MOST_WORKERS = 12  # where the machine decides
-PICKLE = 5  # writes and reads the memory of arrays as it is
 
 
 def worker_count(asked: int, device: torch.device, processes: int = 1) -> int:
@@ -61,28 +59,7 @@ def in_processes(asked: str, device: torch.device) -> bool:
     return asked == "processes" or (asked == "auto" and device.type == "cuda")
 
 
-class _Pooled:
-    """Ends with ``with`` those who work for it, and what nobody has begun is not done."""
-
-    _pool: Executor | None
-
-    def __enter__(self: Mine) -> Mine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-
-
-Mine = TypeVar("Mine", bound=_Pooled)
-
-
-class Ahead(_Pooled, Generic[T]):
+class Ahead(Generic[T]):
     """``draw(number)`` for numbers in a row, computed ahead; ``with`` ends its threads.
 
     Asking for a number that does not follow forgets what was computed ahead and goes on from there.
@@ -97,10 +74,17 @@ class Ahead(_Pooled, Generic[T]):
         self._draw = draw
         self._depth = workers + 1
         self._pending: dict[int, Future[T]] = {}
-        self._pool = None
+        self._pool: ThreadPoolExecutor | None = None
         if workers:
             self._pool = pool = ThreadPoolExecutor(workers, "draw")
             _calm(pool, workers)
+
+    def __enter__(self) -> Ahead[T]:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
 
     def __call__(self, number: int) -> T:
         """What ``draw(number)`` returns or raises."""
@@ -158,31 +142,33 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class Processes(_Pooled, Generic[T]):
+class Processes(Generic[T]):
     """``draw(number)`` in a process of its own; ``with`` ends them. To be called from threads.
 
-    What was drawn comes by way of a file, which is deleted once it is read and seldom reaches the
-    disk: of a pool's one pipe a single thread reads, which for two patches of 128 voxels took four
-    times as long as an H200 did to learn from them.
+    Each is a pool of one: a process reads what it is given after its imports only, and where that
+    is more than a pipe holds, a pool does not start the next one until then. What was drawn comes
+    by way of a file, which is deleted once it is read and seldom reaches the disk: a pipe for all
+    took four times as long over two patches of 128 voxels as an H200 did to learn from them.
 
     Args:
-        draw: pickled, as is what it returns: arrays rather than tensors, which torch sends by way
-            of /dev/shm.
+        draw: pickled; returns a tuple of arrays.
         workers: processes; each has one thread of torch's.
     """
 
-    _pool: Executor
-
     def __init__(self, draw: Callable[[int], T], workers: int) -> None:
         self._folder = TemporaryDirectory(prefix="hmvnet-draw-")
-        # In a file as well: a process reads what it is given after its imports only, and where that
-        # is more than a pipe holds, the next is not started until then.
-        file = Path(self._folder.name, "draw")
-        file.write_bytes(pickle.dumps(draw, PICKLE))
-        self._pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (file,))
+        spawn = get_context("spawn")
+        self._pools = [ProcessPoolExecutor(1, spawn, _begin, (draw,)) for _ in range(workers)]
+        self._idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
+        for pool in self._pools:
+            self._idle.put(pool)
+
+    def __enter__(self) -> Processes[T]:
+        return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
         self._folder.cleanup()
 
     def __call__(self, number: int) -> T:
@@ -192,35 +178,42 @@ class Processes(_Pooled, Generic[T]):
             RuntimeError: a process was killed.
         """
         file = Path(self._folder.name, f"{number}-{get_ident()}")
+        pool = self._idle.get()
         try:
-            self._pool.submit(_in_process, number, file).result()
+            count = pool.submit(_in_process, number, file).result()
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "a process that draws patches was killed; where memory is short, fewer "
                 "training.workers need less"
             ) from error
+        finally:
+            self._idle.put(pool)
         with file.open("rb") as drawn:
-            value = pickle.load(drawn)  # noqa: S301 - of our own folder, closed to others
+            arrays = tuple(np.load(drawn, allow_pickle=False) for _ in range(count))
         file.unlink()
-        return value
+        return cast("T", arrays)
 
 
 _draw: Callable[[int], Any]  # of a process
 
 
-def _begin(file: Path) -> None:
+def _begin(draw: Callable[[int], Any]) -> None:
     """Ready a process: it ends with the one it draws for, which alone is asked to leave."""
     global _draw
     for asked in (signal.SIGINT, signal.SIGTERM):
         signal.signal(asked, signal.SIG_IGN)
     end_with_parent()
     torch.set_num_threads(1)
-    _draw = pickle.loads(file.read_bytes())  # noqa: S301 - as above
+    _draw = draw
 
 
-def _in_process(number: int, file: Path) -> None:
+def _in_process(number: int, file: Path) -> int:
+    """Draw into a file; how many arrays there are."""
+    arrays = _draw(number)
     with file.open("wb") as drawn:
-        pickle.dump(_draw(number), drawn, PICKLE)
+        for array in arrays:
+            np.save(drawn, array, allow_pickle=False)
+    return len(arrays)
 
 
 def stacked(samples: Iterable[tuple[Tensor, Tensor]]) -> Arrays:
