@@ -157,7 +157,7 @@ def train_segmentation(
     key = course_key(settings, cases, course) if course else run_key(settings, cases)
     # What else the figures hang on, though not what is learnt.
     rules = settings.postprocessing.model_dump(mode="json")
-    judged_by = digest(key, rules, [case.patient_id for case in validation], FORWARD_VERSION)
+    judged_by = digest(key, rules, [[c.patient_id, c.source] for c in validation], FORWARD_VERSION)
     best = Best(run, key, options.keep_best)
     values = {k: getattr(options, k) for k in LoopSettings.__dataclass_fields__}
     loop = LoopSettings(**{**values, "steps": steps})
