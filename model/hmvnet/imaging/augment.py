@@ -20,7 +20,6 @@ from hmvnet.config import AugmentationSettings
 from hmvnet.imaging import warp
 from hmvnet.imaging.intensity import AIR
 
-SLACK = 0.01  # voxels, by which a point's place may be rounded
 MIRROR = np.array([1.0, 1.0, -1.0])  # z, y, x
 
 
@@ -65,7 +64,7 @@ class Move:
         half = (np.array(patch) - 1) / 2
         corner = half if self.matrix is None else np.abs(self.matrix) @ half
         bend = 0.0 if self.coarse is None else np.abs(self.coarse).max((1, 2, 3))
-        beyond = np.ceil(corner + bend + np.abs(self.shift) - half + SLACK).astype(int)
+        beyond = np.ceil(corner + bend + np.abs(self.shift) - half + warp.SLACK).astype(int)
         z, y, x = np.maximum(beyond, 0).tolist()
         return z, y, x
 

@@ -92,7 +92,7 @@ class Best:
     def _offered(self) -> list[Kept]:
         """All of this training, the best first."""
         stored = read_state(self.folder / INDEX, self.key) or {}
-        return [Kept(*row) for row in stored.get("offered", stored.get("kept", []))]
+        return [Kept(*row) for row in stored.get("offered", [])]
 
     def _is_whole(self, kept: Kept) -> bool:
         path = self._path(kept.step)

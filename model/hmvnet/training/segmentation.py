@@ -155,9 +155,7 @@ def train_segmentation(
         return figures
 
     key = course_key(settings, cases, course) if course else run_key(settings, cases)
-    # What else the figures hang on, though not what is learnt.
-    rules = settings.postprocessing.model_dump(mode="json")
-    judged_by = digest(key, rules, [[c.patient_id, c.source] for c in validation], FORWARD_VERSION)
+    judged_by = score_key(key, settings, validation)
     best = Best(run, key, options.keep_best)
     values = {k: getattr(options, k) for k in LoopSettings.__dataclass_fields__}
     loop = LoopSettings(**{**values, "steps": steps})
@@ -273,6 +271,12 @@ def run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
     if settings.data.extra_root:
         regions.append(settings.data.extra_region)
     return digest(sections, regions, [[case.patient_id, case.source] for case in cases])
+
+
+def score_key(key: str, settings: Settings, cases: Sequence[Prepared]) -> str:
+    """What the scores of a training's network on cases hang on: ``key`` is the training's."""
+    rules = settings.postprocessing.model_dump(mode="json")
+    return digest(key, rules, [[case.patient_id, case.source] for case in cases], FORWARD_VERSION)
 
 
 def course_key(settings: Settings, cases: Sequence[Prepared], course: Trunk | Decay) -> str:

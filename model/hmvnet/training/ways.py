@@ -19,12 +19,12 @@ from hmvnet.config import Settings, Windows
 from hmvnet.files import digest
 from hmvnet.progress import print_lines
 from hmvnet.segmentation.ensemble import Ensemble
-from hmvnet.segmentation.forward import FORWARD_VERSION, Forward, TorchForward
+from hmvnet.segmentation.forward import Forward, TorchForward
 from hmvnet.segmentation.metrics import CaseScore
 from hmvnet.state import read_state, write_state
 from hmvnet.training.cache import Prepared
 from hmvnet.training.engine import work_clock
-from hmvnet.training.segmentation import figures_of, mean_dice, score
+from hmvnet.training.segmentation import figures_of, mean_dice, score, score_key
 
 MOST_PATIENTS = 20  # that are looked at: windows take many times as long
 GAIN = 0.005  # of Dice, that what costs more has to be worth
@@ -69,8 +69,7 @@ class Ways:
         some = validation[:MOST_PATIENTS]
         if not some or not network.whole_region:
             return None
-        rules = settings.postprocessing.model_dump(mode="json")
-        key = digest(key, rules, [case.patient_id for case in some], ALL, FORWARD_VERSION)
+        key = digest(score_key(key, settings, some), ALL)
         if stored := read_state(folder / WAYS, key):
             return cls(**stored)
         patch = settings.training.patch_size
