@@ -22,7 +22,13 @@ from hmvnet.reading.checks import checked_case
 from hmvnet.reading.inputs import Pair
 from hmvnet.reading.tables import Known
 from hmvnet.writing import folder as writing
-from hmvnet.writing.cohort import failures_files, mend_failures, write_cohort, write_failures
+from hmvnet.writing.cohort import (
+    failures_files,
+    mend_failures,
+    refuse_foreign_tables,
+    write_cohort,
+    write_failures,
+)
 
 GONE = 2**22 + 1  # no process has this id: Linux gives none above 2**22
 
@@ -84,6 +90,15 @@ def test_lesions_and_report_follow_a_corrected_mask(pipeline, tmp_path):
     found = [lesion["volume_ml"] for lesion in report["lesions"]]
     assert found == pytest.approx(volumes, rel=0.15)
     assert "the mask is a corrected one, not the network's" in report["notes"]
+
+
+def test_a_mask_that_a_caller_gives_may_be_of_any_type_and_is_labels(pipeline):
+    case, label = Given("a").read(), tiny_label()
+    found = pipeline(case, mask=sitk.Cast(label, sitk.sitkFloat64))
+    assert found.mask.GetPixelID() == sitk.sitkUInt8
+    assert [lesion.label for lesion in found.lesions] == [1, 2]
+    with pytest.raises(CaseError, match="the corrected mask: label values .*expected 0, 1 and 2"):
+        pipeline(case, mask=sitk.Cast(label, sitk.sitkFloat64) * 0.5)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +321,23 @@ def test_what_somebody_put_beside_a_result_meanwhile_is_not_removed(pipeline, tm
     result = run_cohort([Writing("a")], pipeline, tmp_path, existing="replace", picture=False)
     assert "not what this command writes" in result.refused["a"]
     assert (tmp_path / "a" / "notes.txt").is_file() and (tmp_path / "a" / "mask.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("patient,why,\na,broken,x\n", "a column has no name"),
+        ("patient,why\na,broken,more\n", "a row has more cells"),
+        ('patient,why\na,"broken\n', "not readable as a table"),
+    ],
+)
+def test_failures_that_somebody_damaged_are_refused_before_any_work(tmp_path, table, said):
+    write_failures({"b": "broken"}, tmp_path)
+    refuse_foreign_tables(tmp_path)
+    (tmp_path / "failures.csv").write_text(table)
+    with pytest.raises(RefusedError, match=rf"failures.csv: {said}.*as this command wrote it"):
+        refuse_foreign_tables(tmp_path)
+    assert (tmp_path / "failures.csv").read_text() == table
 
 
 def test_one_patients_call_mends_the_cohorts_failures(tmp_path):

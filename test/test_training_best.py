@@ -33,7 +33,21 @@ def test_the_best_are_kept_the_best_first_and_of_equals_the_later(tmp_path):
 
 def test_none_is_kept_unless_asked_for(tmp_path):
     assert offered(tmp_path, {1: 0.5}, count=0).networks(1) == []
-    assert not any(tmp_path.iterdir())
+    assert not any(tmp_path.rglob("*.safetensors"))
+    offered(tmp_path, {2: 0.9}, count=2)  # asked for later: better and worse ones are gone
+    best = offered(tmp_path, {3: 0.4}, count=2)
+    with pytest.raises(RefusedError, match=r"2 best .* the first 1 are there"):
+        best.networks(3)
+    offered(tmp_path, {4: 0.1}, count=0)  # and what was kept is not thrown away
+    assert steps_of(Best(tmp_path, "key", 1), 4) == [2]
+
+
+def test_networks_ranked_by_other_rules_are_refused(tmp_path):
+    """A score hangs on the rules of postprocessing and on who judges: so does the key."""
+    offered(tmp_path, {1: 0.5, 2: 0.9}, key="rules of before")
+    best = offered(tmp_path, {3: 0.4, 4: 0.3})
+    with pytest.raises(RefusedError, match=r"4 validations 2 are ranked by today's rules"):
+        best.networks(4)
 
 
 def test_a_resumed_training_offers_some_once_more(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from hmvnet.training import loader
 from hmvnet.training.loader import (
     Ahead,
     Processes,
@@ -177,6 +178,50 @@ def test_processes_are_started_together_and_what_they_draw_leaves_nothing(tmp_pa
             assert patch.dtype == np.float32 and (patch == number).all() and patch.flags.writeable
         assert len(list(files.rglob("*"))) <= 1 + 3  # the folder, and what is drawn ahead
     assert not list(files.iterdir())
+
+
+def test_what_cannot_be_written_names_the_folder_and_the_way_out(tmp_path):
+    loader._draw = lambda number: (np.zeros(3),)
+    with pytest.raises(OSError, match=r"gone: a drawn batch cannot be written \(No such.*TMPDIR"):
+        loader._in_process(0, tmp_path / "gone" / "0-1")
+
+
+FED = """
+import sys, time
+import numpy as np
+from hmvnet.training.loader import Processes
+
+def draw(number):
+    return (np.zeros(3),)
+
+if __name__ == "__main__":
+    with Processes(draw, 2) as drawn:
+        drawn(0)
+        print("ready", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_processes_of_one_that_is_killed_leave_nothing(tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "fed.py").write_text(FED)
+    environment = {"PYTHONPATH": str(ROOT / "model"), "TMPDIR": str(tmp_path / "files")}
+    run = subprocess.Popen(
+        [sys.executable, tmp_path / "fed.py"],
+        stdout=subprocess.PIPE,
+        env=os.environ | environment,
+        text=True,
+    )
+    assert run.stdout and run.stdout.readline() == "ready\n"
+    assert list((tmp_path / "files").glob("hmvnet-draw-*"))
+    run.kill()
+    run.wait(timeout=60)
+    run.stdout.close()
+    for _ in range(600):
+        if not list((tmp_path / "files").glob("hmvnet-draw-*")):
+            break
+        time.sleep(0.1)
+    assert not list((tmp_path / "files").glob("hmvnet-draw-*"))
 
 
 KILLED = """

@@ -14,8 +14,9 @@ from conftest import (
 )
 
 from hmvnet.bundle import load_bundle
-from hmvnet.config import NetworkSettings, Settings
+from hmvnet.config import AugmentationSettings, NetworkSettings, Settings
 from hmvnet.networks.registry import build_network
+from hmvnet.training import segmentation
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.patches import PatchSampler
 from hmvnet.training.segmentation import (
@@ -118,6 +119,18 @@ def test_how_a_training_is_computed_is_not_what_it_hangs_on(cases):
     assert run_key(short_training(seed=1), cases) != usual
 
 
+def test_a_version_of_patches_counts_where_something_moves_them(cases, monkeypatch):
+    def keys() -> list[str]:
+        still = {"affine": 0.0, "elastic": 0.0, "misalignment": 0.0}
+        moves = [AugmentationSettings(**still | one) for one in ({}, {"affine": 0.5})]
+        usual = short_training()
+        return [run_key(usual.model_copy(update={"augmentation": m}), cases) for m in moves]
+
+    before = keys()
+    monkeypatch.setattr(segmentation, "PATCHES_VERSION", segmentation.PATCHES_VERSION + 1)
+    assert [old == new for old, new in zip(before, keys())] == [True, False]
+
+
 def test_a_compiled_training_leaves_a_plain_network(cases, tmp_path):
     run = train_segmentation(
         make_fabric(tmp_path), short_training(steps=1, compile="eager"), cases, [], tmp_path
@@ -193,6 +206,7 @@ from pathlib import Path
 from conftest import COARSE, short_training
 from hmvnet.reading.folder import find_patients
 from hmvnet.training.cache import Cache
+from hmvnet.training import segmentation
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation import evaluate, train_segmentation
 torch.set_num_threads(1)

@@ -1,3 +1,5 @@
+from threading import Barrier
+
 import pytest
 import torch
 from conftest import COARSE, short_training, tiny_label, write_patient
@@ -7,7 +9,8 @@ from hmvnet.case import CaseError
 from hmvnet.config import DataSettings, PostprocessingSettings, Settings
 from hmvnet.exits import RefusedError
 from hmvnet.reading.folder import find_patients
-from hmvnet.training import segmentation
+from hmvnet.training import segmentation, segmentation_bundle
+from hmvnet.training.cache import Cache
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation_bundle import (
     all_folds,
@@ -164,13 +167,24 @@ def test_figures_are_of_the_rules_that_the_bundle_has(three_folds, tmp_path, mon
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_patients_are_prepared_side_by_side_in_their_order(three_folds, tmp_path, threads):
+def test_patients_are_prepared_side_by_side_in_their_order(
+    three_folds, tmp_path, threads, monkeypatch
+):
+    make, together = Cache._make, Barrier(threads, timeout=60)
+
+    def met(cache, patient, source):
+        together.wait()  # as many as there are threads are in work, else nobody leaves
+        return make(cache, patient, source)
+
     before = torch.get_num_threads()
     fabric, fold = make_fabric(tmp_path, "32-true"), all_folds(three_folds)[0]
     patients = [*fold.seen, *fold.validation]
     torch.set_num_threads(threads)
     try:
-        found = prepare_together(fabric, three_folds, patients, tmp_path / "cache")
+        assert len(patients) == 3
+        with monkeypatch.context() as patch:
+            patch.setattr(Cache, "_make", met)
+            found = prepare_together(fabric, three_folds, patients, tmp_path / "cache")
         assert torch.get_num_threads() == threads
         assert [case.patient_id for case in found] == [p.patient_id for p in patients]
         patients[1].pet.write_bytes(b"no image")
@@ -178,3 +192,10 @@ def test_patients_are_prepared_side_by_side_in_their_order(three_folds, tmp_path
             prepare_together(fabric, three_folds, patients, tmp_path / "cache")
     finally:
         torch.set_num_threads(before)
+
+
+def test_no_more_are_prepared_at_a_time_than_memory_holds(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    for left, count in ((0.0, 1), (5 * 2**30, 2), (2.0**40, 8)):
+        monkeypatch.setattr(segmentation_bundle, "available_memory", lambda left=left: left)
+        assert segmentation_bundle._at_a_time() == count

@@ -16,6 +16,7 @@ from hmvnet.case import Grid
 from hmvnet.exits import Exit, RefusedError
 from hmvnet.phantom.dicom import write_dicom
 from hmvnet.pipeline import Pipeline
+from hmvnet.reading import contours
 from hmvnet.reading.contours import read_truth
 from hmvnet.reading.inputs import find_sources
 from hmvnet.segmentation.ensemble import NetworkOutput, pick_device
@@ -81,6 +82,17 @@ def test_a_label_map_is_read_like_a_frame_a_segment(written, scan, tmp_path):
     truth, notes = read_truth(tmp_path / "map.dcm", grid)
     assert truth is not None and notes == read_truth(written / "seg.dcm", grid)[1]
     np.testing.assert_array_equal(sitk.GetArrayFromImage(truth), mask_of(written))
+
+
+def test_of_an_atlas_only_what_counts_is_moved_to_the_ct(written, monkeypatch):
+    """A segmenter's SEG may hold a hundred organs."""
+    grid = Grid.of(sitk.ReadImage(str(written / "mask.nii.gz")))
+    moved, onto = [], contours._onto
+    monkeypatch.setattr(contours, "_onto", lambda *given: moved.append(1) or onto(*given))
+    read_truth(written / "seg.dcm", grid)
+    every = len(moved)
+    truth, notes = read_truth(written / "seg.dcm", grid, {"spleen": 1})
+    assert truth is None and len(moved) == every > 0 and "contours not used" in notes[0]
 
 
 def mask_of(folder: Path) -> np.ndarray:

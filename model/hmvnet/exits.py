@@ -164,7 +164,7 @@ def _listened() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def _memory_limit() -> float:
+def memory_limit() -> float:
     """Bytes that the operating system lets this process have, as far as it says."""
     try:
         import resource
@@ -181,7 +181,7 @@ def _ready_environment() -> None:
         RefusedError: there is no working directory.
         MemoryError: the process may have so little that libraries abort as they are loaded.
     """
-    if _memory_limit() < LEAST_BYTES:
+    if memory_limit() < LEAST_BYTES:
         raise MemoryError
     try:
         os.getcwd()
@@ -236,16 +236,20 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
 
 
-def end_with_parent() -> None:
+def end_with_parent(then: Callable[[], object] = lambda: None) -> None:
     """Let this process, one that multiprocessing started, end with the one that started it.
 
     A parent that is killed can't end it, and it would wait forever for work.
+
+    Args:
+        then: what is left to do.
     """
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
         if parent is not None:
             multiprocessing.connection.wait([parent.sentinel])
+            then()
             os._exit(Exit.TERMINATED)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -19,6 +19,7 @@ from hmvnet.exits import RefusedError
 from hmvnet.imaging.resample import labels_onto
 from hmvnet.lesions.table import Lesion, numbered_lesions
 from hmvnet.prognosis.risk import Prognosis, Risk, describe
+from hmvnet.reading.folder import checked_labels
 from hmvnet.segmentation.confidence import lesion_confidences
 from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.segmenter import OnStage, Segmentation, Segmenter, Stages
@@ -112,10 +113,12 @@ class Pipeline:
                 a note.
 
         Raises:
-            CaseError: PET and CT do not belong together, or the mask is not on the CT's grid or
-                leaves the working region.
+            CaseError: PET and CT do not belong together, or the mask has other labels than 0, 1
+                and 2, is not on the CT's grid or leaves the working region.
         """
         stages = Stages(on_stage)
+        if mask is not None:
+            mask = checked_labels(mask, "the corrected mask")
         segmentation = self.segmenter(case, stages, tolerant=tolerant)
         with stages("mask"):
             if mask is None:

@@ -42,15 +42,18 @@ def read_texts(path: Path) -> list[dict[str, str]]:
     """The rows of a table of ``write_table`` as they were given to it, by column; all are texts.
 
     Raises:
-        ValueError: it is no table: not UTF-8, a quote that is left open, or a row with more cells
-            than there are columns.
+        ValueError: it is no table: not UTF-8, a quote that is left open, a column without a name,
+            or a row with more cells than there are columns.
         OSError: it cannot be read.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, restkey="", restval="", strict=True))
+            reader = csv.DictReader(file, restkey="", restval="", strict=True)
+            rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not readable as a table ({error})") from error
+    if "" in (reader.fieldnames or []):
+        raise ValueError(f"{path}: a column has no name")
     if any("" in row for row in rows):
         raise ValueError(f"{path}: a row has more cells than there are columns")
     return [{text_of_cell(k): text_of_cell(v) for k, v in row.items()} for row in rows]

@@ -180,6 +180,11 @@ class Unit:
         return self.trunk.with_name(self.budget.folder)
 
     @property
+    def bundle_name(self) -> str:
+        """What the bundle calls itself."""
+        return f"{self.contender.folder}-{self.budget.folder}-{self.fold.name}"
+
+    @property
     def result(self) -> Path:
         """The file of results."""
         parts = [self.contender.folder, self.budget.folder, self.fold.name, self.key]
@@ -297,7 +302,7 @@ def _trained(unit: Unit, clock: Callable[[], float] | None) -> Bundle:
         seen=[seen_marks(settings, fold)],
     )
     manifest = Manifest(
-        name=f"{unit.contender.folder}-{unit.budget.folder}-{fold.name}",
+        name=unit.bundle_name,
         region=settings.data.region,
         interface=settings.data.interface,
         preprocessing=settings.preprocessing,
@@ -318,8 +323,11 @@ def _together(unit: Unit, bundles: Sequence[Bundle]) -> Bundle:
     files = member_files(unit.fold.file, len(bundles))
     seen = [one.manifest.segmentation.seen[0] for one in bundles]
     part = first.segmentation.model_copy(update={"files": files, "seen": seen})
-    name = f"{unit.contender.folder}-{unit.budget.folder}-{unit.fold.name}"
-    changed = {"name": name, "segmentation": part, "trained_on": said | {"key": unit.key}}
+    changed = {
+        "name": unit.bundle_name,
+        "segmentation": part,
+        "trained_on": said | {"key": unit.key},
+    }
     tensors = [one.tensors(one.manifest.segmentation.files[0]) for one in bundles]
     folder = unit.branch / BUNDLE
     write_bundle(folder, first.model_copy(update=changed), dict(zip(files, tensors, strict=True)))

@@ -88,10 +88,10 @@ def read_truth(
             parts = (
                 _regions(file, grid, given, sparse)
                 if file.Modality == "RTSTRUCT"
-                else _segments(file, grid)
+                else _segments(file, grid, given)
             )
             found = list(parts)
-    except CaseError:
+    except (CaseError, MemoryError):
         raise
     except Exception as error:  # pydicom raises many kinds for damaged files
         raise CaseError("contours: cut, damaged, or neither RTSTRUCT nor SEG") from error
@@ -232,7 +232,9 @@ def interpolate_slices(inside: np.ndarray, spacing_yx: tuple[float, float]) -> N
                 part[low + i] = first + (last - first) * (i / step) > 0
 
 
-def _segments(file: Dataset, ct: Grid) -> Iterator[tuple[str, np.ndarray]]:
+def _segments(
+    file: Dataset, ct: Grid, given: Mapping[str, int] | None
+) -> Iterator[tuple[str, np.ndarray]]:
     """The segments of a SEG: names, and boolean ``[z, y, x]`` on the CT's grid.
 
     Of a frame a segment each, or a label map's (DICOM supplement 243), whose voxels are numbers of
@@ -279,6 +281,9 @@ def _segments(file: Dataset, ct: Grid) -> Iterator[tuple[str, np.ndarray]]:
         tuple(np.stack([*axes, normal], axis=1).ravel().tolist()),
     )
     for number, name in names.items():
+        if label_of(name, given) is None:  # of an atlas there may be a hundred
+            yield name, np.zeros(0, bool)
+            continue
         volume = np.zeros(grid.shape, np.uint8)
         for frame, z, plane in zip(frames, index, pixels, strict=True):
             if is_map:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from hmvnet.bundle import Bundle, SegmentationPart, WeightsError
 from hmvnet.config import InferenceSettings, Windows
 from hmvnet.exits import RefusedError, is_out_of_memory, one_line
 from hmvnet.imaging.network_input import NetworkInput
+from hmvnet.memory import available_memory
 from hmvnet.networks.registry import build_network, sees_region
 from hmvnet.segmentation.forward import (
     Forward,
@@ -285,4 +285,4 @@ def _free_bytes(device: torch.device) -> int:
     """Of the device's memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return int(available_memory())

@@ -36,8 +36,8 @@ class Best:
 
     Args:
         run: folder of the training's checkpoint.
-        key: of the training.
-        count: 0: none is kept.
+        key: of what the scores hang on: the training, the rules and the patients that judge.
+        count: 0: none is kept, nor is one thrown away.
     """
 
     def __init__(self, run: Path, key: str, count: int) -> None:
@@ -50,8 +50,6 @@ class Best:
 
         A training that goes on from a checkpoint offers what it has offered before, once more.
         """
-        if not self.count:
-            return
         new = Kept(step, score)
         others = [one for one in self._offered() if one.step != step]
         path = self._path(step)
@@ -60,10 +58,11 @@ class Best:
                 save_file({k: v.contiguous() for k, v in network.state_dict().items()}, temporary)
             new = Kept(step, score, sha256(path))
         ranked = _ranked([*others, new])
-        rows = [[one.step, one.score, one.sha256] for one in ranked[: self.count]]
-        rows += [[one.step, one.score, ""] for one in ranked[self.count :]]
+        kept = ranked[: self.count or None]
+        rows = [[one.step, one.score, one.sha256] for one in kept]
+        rows += [[one.step, one.score, ""] for one in ranked[len(kept) :]]
         write_state(self.folder / INDEX, self.key, {"offered": rows})
-        wanted = {self._path(one.step) for one in ranked[: self.count] if one.sha256}
+        wanted = {self._path(one.step) for one in kept if one.sha256}
         for old in self.folder.glob("step*.safetensors"):
             if old not in wanted:
                 remove(old)
@@ -75,10 +74,18 @@ class Best:
             validations: that the training had; as many are expected, up to ``count``.
 
         Raises:
-            RefusedError: fewer are there, a file is gone or damaged, or a better network was thrown
-                away while fewer were kept.
+            RefusedError: fewer are there, a file is gone or damaged, a better network was thrown
+                away while fewer were kept, or some were ranked by other scores.
         """
-        best, expected = self._offered()[: self.count], min(self.count, validations)
+        offered, expected = self._offered(), min(self.count, validations)
+        if len(offered) < validations:
+            raise RefusedError(
+                f"{self.folder}: of this training's {validations} validations {len(offered)} are "
+                "ranked by today's rules of postprocessing, validation patients and version; "
+                "expected all of them: put those back, use another --run to train anew, or "
+                "training.keep_best=0"
+            )
+        best = offered[: self.count]
         found = list(takewhile(self._is_whole, best))
         if len(found) < expected:
             raise RefusedError(

@@ -105,8 +105,8 @@ class State:
             ) from error
         if state.get("key") != self.key:
             raise ValueError(
-                f"{path}: the checkpoint of another network, other settings or other data; use "
-                "another --run, or remove it"
+                f"{path}: the checkpoint of another network, other settings, other data or "
+                "an earlier version; use another --run, or remove it"
             )
         if state["precision"]:  # none where it ran in another precision: the scaler starts anew
             self.precision.load_state_dict(state["precision"])

@@ -196,8 +196,9 @@ def train(
         ValueError: the checkpoint is of another network, other settings or other data.
         RuntimeError: the loss is no longer finite (on a GPU found when losses are read).
     """
-    ema = warm_ema if ema_warmup else get_ema_multi_avg_fn
-    average = AveragedModel(network, multi_avg_fn=ema(settings.ema_decay))
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+    if ema_warmup:
+        average.multi_avg_fn = warm_ema(settings.ema_decay, lambda: int(average.n_averaged))
     if compiler != "none":  # in place: no wrapper, whose prefix names in state dicts would get
         network.compile(backend=compiler)
     wrapped, optimizer = fabric.setup(network, _optimizer(network, settings, _is_fused(fabric)))

@@ -11,11 +11,13 @@ number alone, so that it is the same in either, and however many there are.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,6 +30,7 @@ import torch
 from torch import Tensor
 
 from hmvnet.exits import end_with_parent
+from hmvnet.progress import print_lines
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]  # image [b, 2, z, y, x] and label [b, z, y, x]
@@ -109,6 +112,9 @@ def side_by_side(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
     _calm(pool, workers)
     try:
         yield pool
+    except (KeyboardInterrupt, SystemExit):  # no thread can be left in the middle of its work
+        print_lines([f"{name}: what is in work is finished, the rest is not begun"])
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -146,7 +152,8 @@ class Processes(Generic[T]):
     """``draw(number)`` in a process of its own; ``with`` ends them. To be called from threads.
 
     Each is a pool of one: a process reads what it is given after its imports only, and where that
-    is more than a pipe holds, a pool does not start the next one until then. What was drawn comes
+    is more than a pipe holds, a pool does not start the next one until then; and one that is killed
+    while it reads leaves the others of a pool waiting for ever. What was drawn comes
     by way of a file, which is deleted once it is read and seldom reaches the disk: a pipe for all
     took four times as long over two patches of 128 voxels as an H200 did to learn from them.
 
@@ -157,8 +164,8 @@ class Processes(Generic[T]):
 
     def __init__(self, draw: Callable[[int], T], workers: int) -> None:
         self._folder = TemporaryDirectory(prefix="hmvnet-draw-")
-        spawn = get_context("spawn")
-        self._pools = [ProcessPoolExecutor(1, spawn, _begin, (draw,)) for _ in range(workers)]
+        spawn, given = get_context("spawn"), (draw, self._folder.name)
+        self._pools = [ProcessPoolExecutor(1, spawn, _begin, given) for _ in range(workers)]
         self._idle: SimpleQueue[ProcessPoolExecutor] = SimpleQueue()
         for pool in self._pools:
             self._idle.put(pool)
@@ -197,22 +204,36 @@ class Processes(Generic[T]):
 _draw: Callable[[int], Any]  # of a process
 
 
-def _begin(draw: Callable[[int], Any]) -> None:
-    """Ready a process: it ends with the one it draws for, which alone is asked to leave."""
+def _begin(draw: Callable[[int], Any], folder: str) -> None:
+    """Ready a process: it ends with the one it draws for, which alone is asked to leave.
+
+    Args:
+        folder: of what is drawn; it does not outlive them.
+    """
     global _draw
     for asked in (signal.SIGINT, signal.SIGTERM):
         signal.signal(asked, signal.SIG_IGN)
-    end_with_parent()
+    end_with_parent(partial(shutil.rmtree, folder, ignore_errors=True))
     torch.set_num_threads(1)
     _draw = draw
 
 
 def _in_process(number: int, file: Path) -> int:
-    """Draw into a file; how many arrays there are."""
+    """Draw into a file; how many arrays there are.
+
+    Raises:
+        OSError: there is no room for it.
+    """
     arrays = _draw(number)
-    with file.open("wb") as drawn:
-        for array in arrays:
-            np.save(drawn, array, allow_pickle=False)
+    try:
+        with file.open("wb") as drawn:
+            for array in arrays:
+                np.save(drawn, array, allow_pickle=False)
+    except OSError as error:  # numpy's own does not name the file
+        raise OSError(
+            f"{file.parent}: a drawn batch cannot be written ({error.strerror or error}); TMPDIR "
+            "says where there is room"
+        ) from error
     return len(arrays)
 
 

@@ -13,7 +13,7 @@ from hmvnet.imaging.augment import Move, draw_patch
 from hmvnet.imaging.intensity import AIR
 from hmvnet.training.cache import Prepared, Stored
 
-PATCHES_VERSION = 2  # to be raised when a number gives another patch
+PATCHES_VERSION = 2  # to be raised when a number gives another patch where patches are moved
 
 
 class PatchSampler:

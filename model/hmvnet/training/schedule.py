@@ -87,20 +87,25 @@ class Decay:
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def warm_ema(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+def warm_ema(
+    decay: float, count: Callable[[], int]
+) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """An exponential moving average whose decay rises: ``min(decay, (1 + n) / (10 + n))``.
 
     As TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``. With a constant decay of
     0.995 a training of 150 steps would be averaged with its first weights at 47%, and a network of
     slow steps judged by that.
 
+    Args:
+        count: the updates so far, n. What torch hands over lies on the GPU: who reads it waits.
+
     Returns:
-        A ``multi_avg_fn`` of ``torch.optim.swa_utils.AveragedModel``; n is the updates so far.
+        A ``multi_avg_fn`` of ``torch.optim.swa_utils.AveragedModel``.
     """
 
     @torch.no_grad()
-    def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
-        n = float(count)
+    def update(averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
+        n = count()
         share = 1 - min(decay, (1 + n) / (EMA_DELAY + n))
         if averaged[0].is_floating_point():  # all are of one type
             torch._foreach_lerp_(averaged, current, share)  # one launch on a GPU; as torch's own

@@ -156,7 +156,7 @@ def train_segmentation(
 
     key = course_key(settings, cases, course) if course else run_key(settings, cases)
     judged_by = score_key(key, settings, validation)
-    best = Best(run, key, options.keep_best)
+    best = Best(run, judged_by, options.keep_best)
     values = {k: getattr(options, k) for k in LoopSettings.__dataclass_fields__}
     loop = LoopSettings(**{**values, "steps": steps})
     with ExitStack() as stack:
@@ -266,7 +266,9 @@ def run_key(settings: Settings, cases: Sequence[Prepared]) -> str:
         n % 32 for n in settings.training.patch_size
     ):
         sections["padded"] = False  # such patches were, once: those trainings do not go on
-    sections["patches"] = PATCHES_VERSION
+    moves = settings.augmentation
+    if moves.affine or moves.elastic or moves.misalignment:
+        sections["patches"] = PATCHES_VERSION
     regions = [settings.data.region]
     if settings.data.extra_root:
         regions.append(settings.data.extra_region)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.rank_zero import rank_zero_only
@@ -26,6 +25,7 @@ from hmvnet.case import CLASSES, CaseError
 from hmvnet.config import Settings
 from hmvnet.exits import RefusedError, UnfinishedError, one_line
 from hmvnet.files import digest
+from hmvnet.memory import available_memory
 from hmvnet.networks.registry import build_network
 from hmvnet.progress import REMARKS, print_lines, track
 from hmvnet.reading.folder import Patient, find_patients
@@ -44,6 +44,7 @@ from hmvnet.training.segmentation import (
     one_network,
     predict_labels,
     run_key,
+    score_key,
     train_segmentation,
 )
 from hmvnet.training.ways import Ways, wanted
@@ -187,7 +188,7 @@ def prepare_together(
 
 
 def _at_a_time() -> int:
-    room = int(psutil.virtual_memory().available / PATIENT_BYTES)
+    room = int(available_memory() / PATIENT_BYTES)
     return max(1, min(torch.get_num_threads(), MOST_AT_A_TIME, room))
 
 
@@ -249,7 +250,8 @@ def train_segmentation_bundle(
                 "the same command goes on from there"
             )
         key = run_key(settings, train)
-        members = _members(result, settings, folder, key)
+        ranked_by = score_key(key, settings, validation)
+        members = _members(result, settings, folder, ranked_by)
         networks |= dict(zip(member_files(fold.file, len(members)), members, strict=True))
         seen += [seen_marks(settings, fold)] * len(members)
         figures[fold.name] = dict(result.figures)

@@ -73,8 +73,14 @@ def refuse_foreign_tables(output: Path) -> None:
         RefusedError: there is such a file.
     """
     for path in failures_files(output):
-        if not _begins(path, _FAILED) and path.exists():  # another process may be done with it
-            raise RefusedError(f"{path} is there, and not what this command writes")
+        try:
+            if not _begins(path, _FAILED) and path.exists():
+                raise RefusedError(f"{path} is there, and not what this command writes")
+            read_failures(path)
+        except FileNotFoundError:  # another process is done with it
+            continue
+        except ValueError as error:
+            raise RefusedError(f"{error}; expected it as this command wrote it, or none") from error
     if os.path.lexists(output / COHORT) and not is_cohort(output):
         raise RefusedError(f"{output / COHORT} is there, and not what this command writes")
 
