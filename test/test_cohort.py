@@ -97,7 +97,7 @@ def test_a_mask_that_a_caller_gives_may_be_of_any_type_and_is_labels(pipeline):
     found = pipeline(case, mask=sitk.Cast(label, sitk.sitkFloat64))
     assert found.mask.GetPixelID() == sitk.sitkUInt8
     assert [lesion.label for lesion in found.lesions] == [1, 2]
-    with pytest.raises(CaseError, match="the corrected mask: label values .*expected 0, 1 and 2"):
+    with pytest.raises(CaseError, match=r"the corrected mask: label values .*expected 0, 1 and 2"):
         pipeline(case, mask=sitk.Cast(label, sitk.sitkFloat64) * 0.5)
 
 
