@@ -269,7 +269,7 @@ def test_settings_are_printed_as_a_run_would_use_them(capsys):
 )
 def test_the_names_of_before_are_passed_on(words, called, monkeypatch):
     calls = []
-    monkeypatch.setattr(cli, called, lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(cli.root, called, lambda *arguments: calls.append(arguments))
     assert run(*words) == 0
     assert len(calls) == 1
 
