@@ -269,6 +269,8 @@ def test_cohort_has_the_hecktor_layout(tmp_path: Path) -> None:
     note = (tmp_path / "SYNTHETIC.md").read_text()
     assert "not patients" in note and "seed 7" in note and "C-index" in note
     assert "SYNTHETIC" in str(summary)
+    few = replace(summary, best_c_index=float("nan"))  # nobody to compare with
+    assert "nan" not in str(few) and "too few to say which C-index" in str(few)
 
 
 def test_records_alone_are_those_of_the_cohort_with_images(tmp_path: Path) -> None:
@@ -362,8 +364,10 @@ def test_copies_where_hard_links_fail(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("quick")
 def test_two_cohorts_in_one_folder_are_refused(tmp_path: Path) -> None:
     write_cohort(tmp_path, 1, 3, COMPACT)
-    with pytest.raises(ValueError, match="found another cohort"):
+    with pytest.raises(ValueError, match=r"cohort, of seed 3 in the place of 4; expected"):
         write_cohort(tmp_path, 1, 4, COMPACT)
+    with pytest.raises(ValueError, match=r"cohort, of stages False in the place of True; exp"):
+        write_cohort(tmp_path, 1, 3, replace(COMPACT, stages=True))
     with pytest.raises(ValueError, match="found 0 and 1, expected 1 or more"):
         write_cohort(tmp_path, 0, 3, COMPACT)
 

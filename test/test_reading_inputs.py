@@ -216,6 +216,31 @@ def test_dicom_folders_and_zips(tmp_path):
         find_sources([tmp_path / "in"])
 
 
+def test_a_listing_says_nothing_of_what_a_record_holds(tmp_path):
+    write_patient(tmp_path, "A-1")
+    write_patient(tmp_path, "A-2")
+    (tmp_path / "EHR.csv").write_text("PatientID,Age,Gender\nA-1,61.5,1\n")
+    found = find_sources([tmp_path])
+    assert found.kind == "data folder" and found[0].record.values["Age"] == 61.5
+    assert list(found.listing())[-2:] == [
+        "A-1: A-1__CT.nii.gz, A-1__PT.nii.gz, a health record",
+        "A-2: A-2__CT.nii.gz, A-2__PT.nii.gz",
+    ]
+    for shown in (*found.listing(), repr(found[0])):
+        assert "61.5" not in shown and "Gender" not in shown
+
+
+def test_a_folder_above_what_is_meant_says_so(write_case, tmp_path):
+    folder = write_case(folder="phantom-1/input")
+    with pytest.raises(
+        RefusedError, match=r"expected .*phantom-1/input, a grand-challenge input; no"
+    ):
+        find_sources([folder.parent])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RefusedError, match=r"images/ct and images/pet, or sub-\* of BIDS"):
+        find_sources([tmp_path / "empty"])
+
+
 def test_records_of_dicom_go_by_the_ids_in_the_files(tmp_path, monkeypatch):
     """Names are positions: a folder that has grown would give a record to another patient."""
     ct, pet = head()

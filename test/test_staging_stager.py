@@ -12,9 +12,10 @@ from conftest import predicted, tensors_of
 from hmvnet.ajcc import N_STAGES, T_STAGES
 from hmvnet.bundle import StagingPart, WeightsError, load_bundle, write_bundle
 from hmvnet.case import ClinicalRecord
+from hmvnet.staging.estimate import StageEstimate
 from hmvnet.staging.features import n_names, t_names
 from hmvnet.staging.model import StageModel
-from hmvnet.staging.stager import MODELLED, Stager
+from hmvnet.staging.stager import MODELLED, Stager, _explained
 
 TWO = ((1, (30, 30, 60), 8), (2, (60, 30, 62), 7))
 NOBODY = ClinicalRecord()
@@ -67,6 +68,13 @@ def test_models_come_out_of_a_bundle(staging_bundle) -> None:
     assert "by size, number and side alone: T1 N1" in found.notes
     assert len(bundle.all_tensors()) == len(tensors_of(bundle))
     assert "staging.safetensors" not in bundle.all_tensors(without=["staging.safetensors"])
+
+
+def test_a_rules_reasons_come_first_where_it_says_the_same_only() -> None:
+    """The first two are shown: a rule's "greatest dimension 17 mm" is none for a model's T4."""
+    model = StageEstimate("T4", {"T4": 1.0}, ("bone is lost",))
+    assert _explained(model, "T4", ("45 mm",)).reasons == ("45 mm", "bone is lost")
+    assert _explained(model, "T1", ("17 mm",)).reasons == ("bone is lost", "17 mm")
 
 
 def test_who_has_no_node_is_n0_and_who_has_no_primary_is_told() -> None:

@@ -84,7 +84,13 @@ def predict(
         bool, typer.Option("--entropy", help="also a map of how unsure each voxel is")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="write again what is there")] = False,
-    go_on: Annotated[bool, typer.Option("--continue", help="skip patients that are there")] = False,
+    go_on: Annotated[
+        bool,
+        typer.Option(
+            "--continue",
+            help="keep results of the same files, settings and weights; make the others anew",
+        ),
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="exit code 4 where a verdict is review")
     ] = False,

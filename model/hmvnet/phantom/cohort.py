@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -64,10 +64,14 @@ class CohortSummary:
     named_c_index: float
 
     def __str__(self) -> str:
+        said = (
+            f"{self.patients} SYNTHETIC patients in {self.root}\nrelapses {self.relapse_rate:.0%}; "
+        )
+        if not np.isfinite(self.best_c_index):
+            return f"{said}too few to say which C-index can be reached"
         named = f", without what has no name {self.named_c_index:.3f}"
         return (
-            f"{self.patients} SYNTHETIC patients in {self.root}\n"
-            f"relapses {self.relapse_rate:.0%}; best reachable C-index {self.best_c_index:.3f} "
+            f"{said}best reachable C-index {self.best_c_index:.3f} "
             f"(lesions alone {self.lesion_c_index:.3f}, table alone {self.table_c_index:.3f}"
             f"{named if self.named_c_index != self.best_c_index else ''})"
         )
@@ -208,6 +212,10 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def _flat(marker: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in marker.items() if k != "settings"} | dict(marker["settings"])
+
+
 def _claim(root: Path, seed: int, settings: PhantomSettings, layout: Layout) -> None:
     """Mark the folder as this cohort's; refuse to mix two cohorts in one folder."""
     usual = {"settings": vars(PhantomSettings()), "layout": "2025"}  # a marker of before lacks some
@@ -218,7 +226,12 @@ def _claim(root: Path, seed: int, settings: PhantomSettings, layout: Layout) -> 
         found = usual | json.loads(marker.read_text())
         found["settings"] = usual["settings"] | found["settings"]
         if found != mine:
-            raise ValueError(f"{marker}: found another cohort {found}, expected {mine}")
+            asked, here = _flat(mine), _flat(found)
+            names = [name for name in asked | here if asked.get(name) != here.get(name)]
+            differ = ", ".join(f"{n} {here.get(n)} in the place of {asked.get(n)}" for n in names)
+            raise ValueError(
+                f"{marker}: found another cohort, of {differ}; expected the same, or a new folder"
+            )
         return
     if there := [*root.glob("*.csv"), *root.glob("Task */*.csv")]:
         raise ValueError(

@@ -44,11 +44,15 @@ class Patient:
     pet: Path
     label: Path | None = None
     classes: tuple[tuple[int, int], ...] = ()  # values in the label file that stand for others
-    record: ClinicalRecord = field(default_factory=ClinicalRecord)
-    outcome: Outcome | None = None
+    record: ClinicalRecord = field(default_factory=ClinicalRecord, repr=False)  # nobody's to see
+    outcome: Outcome | None = field(default=None, repr=False)
     stage: Stage = field(default_factory=Stage)
     suv_factor: float | None = None  # of a PET in Bq/mL
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        record = ", a health record" if self.record.values else ""
+        return f"{self.ct.name}, {self.pet.name}{record}"
 
     @property
     def centre(self) -> str:

@@ -209,7 +209,11 @@ def _folder(folder: Path, asked: Asked) -> Inputs:
     try:
         found = find_scans(folder, asked.sheet)
     except NoPatientsError as error:
-        return _dicom(folder, asked, str(error))
+        inside = next((p for p in sorted(folder.glob("*/")) if is_challenge_folder(p)), None)
+        otherwise = f"{error}; images/ct and images/pet, or sub-* of BIDS are read as well"
+        if inside:
+            otherwise = f"{folder}: expected {inside}, a grand-challenge input; no patients here"
+        return _dicom(folder, asked, otherwise)
     return Inputs("data folder", _scaled(found, asked), tuple(found.summary()))
 
 

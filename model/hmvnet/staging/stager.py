@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -80,14 +81,18 @@ class Stager:
         notes = [SITE_UNKNOWN]
         if not any(one.label == GTVP for one in lesions):
             notes.append(MODELLED)
-        t = StageEstimate(t.stage, t.probabilities, (rule.t.reasons[0], *t.reasons))
-        if is_node_free(features):
-            n = rule.n
-        else:
-            n = StageEstimate(n.stage, n.probabilities, (*rule.n.reasons, *n.reasons))
+        t = _explained(t, rule.t.stage, rule.t.reasons[:1])
+        n = rule.n if is_node_free(features) else _explained(n, rule.n.stage, rule.n.reasons)
         if str(rule) != f"{t.stage} {n.stage}":
             notes.append(f"by size, number and side alone: {rule}")
         return Staging(t, n, "model", tuple(notes))
+
+
+def _explained(estimate: StageEstimate, by_rule: str, why: tuple[str, ...]) -> StageEstimate:
+    """With the rule's reasons, which come first only where they speak for the same stage."""
+    own = estimate.reasons
+    told = (*why, *own) if estimate.stage == by_rule else (*own, *why)
+    return replace(estimate, reasons=told)
 
 
 def _estimate(model: StageModel, features: LesionFeatures) -> StageEstimate:

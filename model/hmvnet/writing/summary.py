@@ -44,6 +44,8 @@ class Narrator:
         if staging := prediction.staging:
             told = [f"{one.stage}: {', '.join(one.reasons[:2])}" for one in (staging.t, staging.n)]
             self._print(f"stage {staging} (AJCC 7th, by {staging.by}; {escape('; '.join(told))})")
+            for note in staging.notes:
+                self._print(f"[yellow]note[/] stage: {escape(one_line(note))}")
         if risk := prediction.risk:
             moved = ", ".join(f"{name} {value:+.2f}" for name, value in risk.branches.items())
             self._print(
