@@ -7,6 +7,7 @@ from hmvnet.case import GTVN, GTVP, Grid
 from hmvnet.config import PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.intensity import normalise
 from hmvnet.imaging.postprocess import (
+    _widened,
     any_of_block,
     apply_thresholds,
     correct_by_airway,
@@ -171,6 +172,20 @@ def test_blocks_that_hold_a_voxel():
     voxels = np.random.default_rng(0).random((9, 12, 10)) > 0.97
     blocks = voxels[:8, :, :8].reshape(2, 4, 3, 4, 2, 4).any((1, 3, 5))
     np.testing.assert_array_equal(any_of_block(voxels, 4), blocks)
+
+
+def test_what_is_near_is_so_in_millimetres():
+    """Slices of 12 mm beside pixels of 4: one step along z is as far as three in the plane."""
+    point = np.zeros((9, 9, 9), bool)
+    point[4, 4, 4] = True
+    near = _widened(point, 8.0, (4.0, 4.0, 4.0))
+    z, y, x = np.abs(np.indices(near.shape) - 4)
+    np.testing.assert_array_equal(near, z + y + x <= 2)
+    wide = _widened(point, 12.0, (12.0, 4.0, 4.0))
+    assert [int(np.flatnonzero(wide.any(axis=axes)).max()) - 4 for axes in ((1, 2), (0, 1))] == [
+        1,
+        3,
+    ]
 
 
 def test_uptake_inside_the_skull_is_the_brains():

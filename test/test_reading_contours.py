@@ -6,15 +6,65 @@ import SimpleITK as sitk
 from conftest import HEAD_GRID, head
 from pydicom import Dataset
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, SegmentationStorage
 from typer.testing import CliRunner
 
-from hmvnet.case import CaseError
+from hmvnet.case import CaseError, Grid
 from hmvnet.cli import app
 from hmvnet.phantom.dicom import write_dicom
 from hmvnet.reading.contours import label_of, parse_names, read_mask, read_truth
 from hmvnet.reading.folder import find_patients
 from hmvnet.reading.inputs import find_sources
+
+
+def segment(path, planes, spacing=None, thickness=3.0):
+    """A SEG of one node, a square on each plane (mm along z), with no more than has to be there."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SegmentationStorage, "1.9"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    file.SOPClassUID, file.SOPInstanceUID, file.Modality = SegmentationStorage, "1.9", "SEG"
+    described, shared, measures, axes, number = (Dataset() for _ in range(5))
+    described.SegmentNumber, described.SegmentLabel = 1, "GTVn"
+    file.SegmentSequence, file.SegmentationType = [described], "BINARY"
+    measures.PixelSpacing, measures.SliceThickness = [2, 2], thickness
+    if spacing:
+        measures.SpacingBetweenSlices = spacing
+    axes.ImageOrientationPatient, number.ReferencedSegmentNumber = [1, 0, 0, 0, 1, 0], 1
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [axes]
+    shared.SegmentIdentificationSequence = [number]
+    file.SharedFunctionalGroupsSequence, file.PerFrameFunctionalGroupsSequence = [shared], []
+    for z in planes:
+        frame, place = Dataset(), Dataset()
+        place.ImagePositionPatient, frame.PlanePositionSequence = [0, 0, z], [place]
+        file.PerFrameFunctionalGroupsSequence.append(frame)
+    file.NumberOfFrames, file.Rows, file.Columns = len(planes), 16, 16
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 1, 1, 0, 0
+    drawn = np.zeros((len(planes), 16, 16), np.uint8)
+    drawn[:, 4:8, 4:8] = 1
+    file.PixelData = np.packbits(drawn.ravel(), bitorder="little").tobytes()
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("planes", "how"),
+    [
+        ([9, 12, 15], {}),
+        ([9, 15, 24], {}),
+        ([9, 33], {}),  # two nodes of a slice each
+        ([9, 33], {"thickness": 5.0}),  # than which slices lie closer
+        ([9, 15, 24], {"spacing": 3.0}),
+    ],
+)
+def test_a_seg_marks_the_slices_that_it_has_frames_of(tmp_path, planes, how):
+    grid = Grid((16, 16, 30), (2.0, 2.0, 3.0))
+    truth, _ = read_truth(segment(tmp_path / "seg.dcm", planes, **how), grid)
+    labels = sitk.GetArrayFromImage(truth)
+    assert np.flatnonzero(labels.any(axis=(1, 2))).tolist() == [z // 3 for z in planes]
+    assert (labels == 2).sum() == 16 * len(planes)
+
 
 SQUARE = [(10, 10), (20, 10), (20, 20), (10, 20)]  # x and y of voxels
 HOLE = [(13, 13), (17, 13), (17, 17), (13, 17)]

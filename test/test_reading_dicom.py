@@ -475,6 +475,27 @@ def test_enhanced_images_of_one_frame_each(given):
     check(only(given).read(), 5e-4)
 
 
+@pytest.mark.parametrize("first", ["{SUVbw}g/ml", "Bq/ml"])
+def test_an_enhanced_pet_whose_mapping_has_the_slope(given, first):
+    """The mapping is of stored values; of several the activity's counts."""
+    values = _activity(given)
+    enhanced(given, {**CORRECTED}, values, [values.max() / 32767] * len(values))
+    (path,) = (given / "PT").iterdir()
+    file = pydicom.dcmread(path)
+    mappings = []
+    for unit, slope in ((first, 1.0), ("Bq/ml", values.max() / 32767)):
+        mapping, code = Dataset(), Dataset()
+        code.CodeValue, mapping.MeasurementUnitsCodeSequence = unit, [code]
+        mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = float(slope), 0.0
+        mappings.append(mapping)
+    mappings = mappings[1:] if first == "Bq/ml" else mappings
+    file.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence = mappings
+    for frame in file.PerFrameFunctionalGroupsSequence:
+        frame.PixelValueTransformationSequence[0].RescaleSlope = "1"
+    file.save_as(path)
+    check(only(given).read(), 5e-4)
+
+
 def test_an_enhanced_pet_in_suv(given):
     enhanced(given, {"units": "{SUVbw}g/ml", **CORRECTED}, head()[1])
     check(only(given).read(), 5e-4)
@@ -502,6 +523,56 @@ def test_an_enhanced_pet_without_attenuation_correction(given):
 def test_a_zip(patient, tmp_path):
     path = Path(shutil.make_archive(str(tmp_path / "scan"), "zip", patient))
     check(only(path).read())
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_files_without_preamble_and_file_meta(given, implicit):
+    for path in given.rglob("*.dcm"):
+        bare = Dataset()
+        for element in pydicom.dcmread(path):
+            bare.add(element)
+        bare.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+        assert path.read_bytes()[128:132] != b"DICM"
+    check(only(given).read())
+
+
+@pytest.mark.parametrize(
+    ("injection", "scan", "minutes"),
+    [("100000", "100000", 0), ("090000", "100000", None), ("095000", "100000", 10)],
+)
+def test_times_at_which_nobody_scans_are_to_be_reviewed(given, injection, scan, minutes):
+    def change(file):
+        info = file.RadiopharmaceuticalInformationSequence[0]
+        info.RadiopharmaceuticalStartTime = injection
+        if "RadiopharmaceuticalStartDateTime" in info:
+            del info.RadiopharmaceuticalStartDateTime
+        file.SeriesTime = file.AcquisitionTime = scan
+
+    changed(given / "PT", change)
+    findings = [one for one in only(given).read().findings if one.code == "uptake-time"]
+    assert len(findings) == (minutes is not None)
+    assert all(f"{minutes} minutes from injection" in one.text for one in findings)
+
+
+def test_a_zip_with_an_entry_for_its_own_folder(patient, tmp_path):
+    with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
+        archive.writestr("./", "")
+        for path in patient.rglob("*.dcm"):
+            archive.write(path, f"./{path.parent.name}-{path.name}")
+    check(only(tmp_path / "scan.zip").read())
+
+
+def test_a_zip_whose_content_is_damaged(patient, tmp_path):
+    path = tmp_path / "scan.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(patient.rglob("*.dcm"))[:3]:
+            archive.write(file, file.name)
+        start = archive.infolist()[1].header_offset + 60
+    content = bytearray(path.read_bytes())
+    content[start : start + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(CaseError, match="not readable as a zip"):
+        find_dicom(path)
 
 
 def test_a_zip_that_leads_out_of_itself(tmp_path):

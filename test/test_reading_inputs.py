@@ -14,6 +14,7 @@ from hmvnet.cli import app
 from hmvnet.exits import RefusedError
 from hmvnet.phantom.dicom import write_dicom
 from hmvnet.reading.inputs import Asked, ChallengeFolder, find_sources
+from hmvnet.reading.records import HECKTOR
 
 
 def write(path, image):
@@ -214,6 +215,22 @@ def test_dicom_folders_and_zips(tmp_path):
     shutil.rmtree(tmp_path / "in" / "x" / "PT")
     with pytest.raises(RefusedError, match="no PET series; found 1 CT series without a PET"):
         find_sources([tmp_path / "in"])
+
+
+def test_an_id_that_is_a_small_number_hides_no_column(tmp_path):
+    """Anonymised patients are 1 and 2, and so is much of what a table says."""
+    ct, pet = head()
+    for own in "12":
+        write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), tmp_path / "in" / own, own)
+    (tmp_path / "records.csv").write_text(
+        "PatientID,Age,Tobacco,hpv_status,Packs,Case\n1,61,1,0,2,1\n2,58,0,1,1,2\n"
+    )
+    sources = find_sources([tmp_path / "in"], Asked(tmp_path / "records.csv"))
+    records = [source.known.record for source in sources]
+    values, _ = HECKTOR.clean(records)
+    assert values["Tobacco Consumption"] == ["1", "0"] and values["HPV Status"] == ["0", "1"]
+    assert [dict(record.values)["Packs"] for record in records] == [2.0, 1.0]
+    assert any("left out, as they say who a patient is: columns Case" in s for s in sources.told)
 
 
 def test_a_listing_says_nothing_of_what_a_record_holds(tmp_path):

@@ -6,6 +6,7 @@ only ever look at the boxes around lesions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 
 import numpy as np
@@ -132,8 +133,7 @@ def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarra
     brain = largest_component(inside)
     if brain.sum() * grid.voxel_ml * stride**3 < LEAST_BRAIN_ML:
         return mask
-    reach = max(1, round(NEAR_BRAIN_MM / (stride * min(grid.spacing))))
-    near_brain = ndimage.binary_dilation(brain, iterations=reach)
+    near_brain = _widened(brain, NEAR_BRAIN_MM, [stride * mm for mm in grid.spacing[::-1]])
     out = mask.copy()
     for box, lesion in lesions_of(mask > 0):
         share = _at_lesion(brain, stride, box, lesion).mean()
@@ -142,6 +142,21 @@ def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarra
         elif share > LEAST_BRAIN_SHARE:  # the brain with something below it: keep what is below
             out[box][lesion] *= ~_at_lesion(near_brain, stride, box, lesion)
     return out
+
+
+def _widened(inside: np.ndarray, reach_mm: float, spacing: Sequence[float]) -> np.ndarray:
+    """What lies within so many mm along the axes, one voxel at least.
+
+    Args:
+        spacing: mm a voxel (z, y, x).
+    """
+    steps = [max(1, round(reach_mm / mm)) for mm in spacing]
+    for step in range(max(steps)):
+        cross = ndimage.generate_binary_structure(3, 1)
+        for axis in (axis for axis in range(3) if step >= steps[axis]):
+            np.moveaxis(cross, axis, 0)[[0, 2]] = False
+        inside = ndimage.binary_dilation(inside, cross)
+    return inside
 
 
 def any_of_block(voxels: np.ndarray, stride: int) -> np.ndarray:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import lzma
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from hmvnet.case import CaseError
 
+# What zipfile and its decompressors raise.
+DAMAGED = (
+    *(zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError),
+    *(zlib.error, lzma.LZMAError),
+)
 MOST_BYTES, MOST_FILES, MOST_INFLATION = 64 << 30, 200_000, 200
 
 
@@ -34,6 +41,8 @@ def unzipped(path: Path) -> tuple[object, Path]:
                 )
             for number, entry in enumerate(entries):
                 inside = PurePosixPath(entry.filename.replace("\\", "/"))
+                if not inside.parts:  # the folder itself
+                    continue
                 if inside.is_absolute() or ".." in inside.parts or ":" in inside.parts[0]:
                     raise CaseError(f"{path.name}: a file in the zip leads out of it")
                 if entry.is_dir():
@@ -41,7 +50,7 @@ def unzipped(path: Path) -> tuple[object, Path]:
                 target = Path(folder.name, f"{number:06d}")  # names are not needed
                 with archive.open(entry) as source, target.open("wb") as sink:
                     _copy(source, sink, entry.file_size)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except DAMAGED as error:
         raise CaseError(f"{path.name}: not readable as a zip: {error}") from error
     return folder, Path(folder.name)
 

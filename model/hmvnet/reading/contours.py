@@ -18,7 +18,7 @@ from hmvnet.case import CLASSES, CaseError, Grid
 from hmvnet.exits import shown
 from hmvnet.reading.folder import checked_labels
 from hmvnet.reading.images import has_image_suffix, read_image
-from hmvnet.reading.series import Series, drawn_on, read_header
+from hmvnet.reading.series import Series, drawn_on, open_dicom, read_header
 
 # What drawers call them, in small letters without blanks, points, dashes and underscores; the first
 # that fits counts. Whoever has other names says so.
@@ -84,7 +84,7 @@ def read_truth(
     sparse: list[str] = []
     try:
         with pydicom.config.disable_value_validation():
-            file = pydicom.dcmread(path)
+            file = open_dicom(path)
             parts = (
                 _regions(file, grid, given, sparse)
                 if file.Modality == "RTSTRUCT"
@@ -269,8 +269,8 @@ def _segments(
     )
     depth = places @ normal
     apart = np.diff(np.unique(np.round(depth, 3)))
-    step = float(measures.get("SpacingBetweenSlices") or 0) or float(
-        apart.min() if apart.size else measures.SliceThickness
+    step = float(measures.get("SpacingBetweenSlices") or 0) or _step(
+        apart, normal, float(measures.get("SliceThickness") or 0), ct
     )
     index = np.rint((depth - depth.min()) / step).astype(int)
     first = places[depth.argmin()]
@@ -291,6 +291,23 @@ def _segments(
             elif of(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber == number:
                 volume[z] |= (2 * plane.astype(float) >= most).astype(np.uint8)
         yield name, _onto(grid.image(volume), ct)
+
+
+def _step(apart: np.ndarray, normal: np.ndarray, thickness: float, ct: Grid) -> float:
+    """The distance of a SEG's slices, mm, where the file does not say it.
+
+    Frames need not follow each other: those of one node on every second slice would be taken for
+    slices of twice the thickness. Where they lie on the CT's slices, it is the CT's.
+
+    Args:
+        apart: distances from one frame to the next, mm.
+        normal: unit vector across the slices.
+    """
+    across_ct = np.reshape(ct.direction, (3, 3))[:, 2]
+    slices = apart / ct.spacing[2]
+    if abs(normal @ across_ct) > 0.999 and (np.abs(slices - np.rint(slices)) < OFF_PLANE).all():
+        return ct.spacing[2]
+    return min(step for step in (thickness, *apart.tolist()) if step > 0)
 
 
 def _onto(image: sitk.Image, grid: Grid) -> np.ndarray:

@@ -24,9 +24,10 @@ from hmvnet.reading.checks import checked_case
 from hmvnet.reading.contours import read_truth
 from hmvnet.reading.headers import remarked
 from hmvnet.reading.series import Series, Slice, drawn_on, read_header, read_series, slices_of
-from hmvnet.reading.suv import number, parse_date, parse_time, suv_scale, words
+from hmvnet.reading.suv import SuvScale, number, parse_date, parse_time, suv_scale, words
 from hmvnet.reading.tables import Known
 
+USUAL_UPTAKE_MIN = 20, 240  # of FDG; guidelines ask for 60 (EANM: 55 to 75)
 FEWEST_SLICES = 5  # of a scan; localisers and screen shots have fewer
 F18_S = 6586.2
 FDG_WORDS, FDG_CODES = (
@@ -83,7 +84,7 @@ class Scan:
         ct, notes = read_series(self.ct)
         scale = suv_scale([one.header for one in self.pet.slices], self.suv_factor)
         pet, notes2 = read_series(self.pet, scale.factors)
-        findings = tuple(_tracer(self.pet))
+        findings = tuple(_tracer(self.pet)) or tuple(_uptake(scale))
         comments = str(self.ct.header.get("ImageComments") or "")
         notes = (*self.notes, *remarked(comments, self.ct.name), *notes, *notes2, *scale.notes)
         said = self.known or Known()
@@ -343,6 +344,19 @@ def _time_of(one: Series) -> float:
         return 0.0
     begun = datetime.combine(day or date(2000, 1, 1), clock)
     return (begun - datetime(2000, 1, 1)).total_seconds()
+
+
+def _uptake(scale: SuvScale) -> Iterator[Finding]:
+    """Whether FDG was imaged at a time at which nobody does: the times are made up, then."""
+    if scale.uptake_s is None:
+        return
+    minutes, (least, most) = scale.uptake_s / 60, USUAL_UPTAKE_MIN
+    if not least <= minutes <= most:
+        yield Finding(
+            "uptake-time",
+            f"PET: {minutes:.0f} minutes from injection to scan, expected {least} to {most}: "
+            "SUV hang on them",
+        )
 
 
 def _tracer(pet: Series) -> Iterator[Finding]:

@@ -20,7 +20,9 @@ from hmvnet.reading.records import HECKTOR, plain_name, read_health_record
 from hmvnet.reading.tables import Known, read_records
 
 CT_ENDINGS = ("__CT", "_0000", "_CT", "_ct")
-USUAL_COLUMNS = {column.name for column in HECKTOR.columns}
+USUAL_COLUMNS = {
+    plain_name(name) for column in HECKTOR.columns for name in (column.name, *column.other_names)
+}
 IDENTITIES = re.compile(r"name|mrn|birth|dob|accession|address|phone|mail|ssn|insurance|patientid")
 LIST_COLUMNS = ("patient", "ct", "pet", "record")  # of a CSV that lists patients
 
@@ -322,7 +324,7 @@ def _with_records(found: Inputs, asked: Asked) -> Inputs:
     known = read_records(asked.record, [*names, *ids.values()], sheet=asked.sheet)
     hidden: list[str] = []
     if ids and not asked.keep_names:
-        known, hidden = _without_identities(known, {*ids.values()})
+        known, hidden = _without_identities(known, ids | {own: own for own in ids.values()})
     # The note on how an id is spelled would say it.
     by_id = {name: known[own]._replace(notes=()) for name, own in ids.items() if own in known}
     taken = {*by_id, *ids.values()}  # whose id a name is, and not whose number, is meant by it
@@ -341,24 +343,31 @@ def _with_records(found: Inputs, asked: Asked) -> Inputs:
 
 
 def _without_identities(
-    known: Mapping[str, Known], ids: set[str]
+    known: Mapping[str, Known], ids: Mapping[str, str]
 ) -> tuple[dict[str, Known], list[str]]:
     """Records without the columns that say who somebody is, and those columns' names.
 
-    By their names, or since an id of the DICOM files is in them.
+    By their names, or since most of those who have something there have their own id of the DICOM
+    files: an id may be 1, and be in any column by chance.
+
+    Args:
+        ids: of the DICOM files, by the name that a record goes by.
     """
-    plain_ids = {one.lstrip("0") for one in ids}
 
-    def identifies(label: str, value: object) -> bool:
+    def is_own(name: str, value: object) -> bool:
         text = f"{value:g}" if isinstance(value, float) else str(value)
-        return bool(IDENTITIES.search(plain_name(label))) or text.lstrip("0") in plain_ids
+        return name in ids and (text.lstrip("0") or "0") == (ids[name].lstrip("0") or "0")
 
-    hidden = dict.fromkeys(
+    own: dict[str, list[bool]] = {}
+    for name, one in known.items():
+        for label, value in one.record.values.items():
+            if value is not None and plain_name(label) not in USUAL_COLUMNS:
+                own.setdefault(label, []).append(is_own(name, value))
+    hidden = [
         label
-        for one in known.values()
-        for label, value in one.record.values.items()
-        if value is not None and identifies(label, value) and label not in USUAL_COLUMNS
-    )
+        for label, found in own.items()
+        if IDENTITIES.search(plain_name(label)) or 2 * sum(found) > len(found)
+    ]
     kept = {
         name: one._replace(
             record=ClinicalRecord({k: v for k, v in one.record.values.items() if k not in hidden})

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom import Dataset
+from pydicom import Dataset, FileDataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from hmvnet.case import CaseError, Grid
 from hmvnet.reading.headers import MAX_VOXELS, checked_grid
@@ -22,6 +24,12 @@ from hmvnet.reading.suv import parse_datetime, words, zone_of
 
 PREAMBLE = 128
 SAME_AXES, SAME_PLACE_MM = 1e-3, 0.1
+# Units of an enhanced PET, the best first, as those of a single-frame one: Units and SUVType.
+MAPPED_UNITS: dict[str, tuple[str, str | None]] = {
+    "bq/ml": ("BQML", None),
+    "{suvbw}g/ml": ("GML", "BW"),
+    "{counts}": ("CNTS", None),
+}
 SPACING_JITTER = 0.02  # of the distance of slices
 
 # What tells series apart, and all that SUV needs; a header is much longer.
@@ -177,6 +185,23 @@ def read_header(path: Path) -> Dataset | None:
         return None
 
 
+def open_dicom(path: Path, **options: Any) -> FileDataset:
+    """A DICOM file, also one without preamble and file meta (``read_header`` has told it).
+
+    Args:
+        options: of ``pydicom.dcmread``.
+
+    Raises:
+        Exception: pydicom raises many kinds for damaged files.
+    """
+    file = pydicom.dcmread(path, force=True, **options)
+    if "TransferSyntaxUID" not in file.file_meta:
+        implicit, little = file.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        file.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return file
+
+
 def drawn_on(header: Dataset) -> tuple[str, list[str]] | None:
     """What an RTSTRUCT or SEG was drawn on: frame of reference, and series; None for all else."""
     if header.get("Modality") == "SEG":
@@ -232,18 +257,27 @@ def _flattened(header: Dataset, frame: Dataset) -> Dataset:
         ("PixelMeasuresSequence", ("PixelSpacing",)),
         ("PixelValueTransformationSequence", ("RescaleSlope", "RescaleIntercept")),
         ("FrameContentSequence", ("FrameReferenceDateTime",)),
-        ("RealWorldValueMappingSequence", ("MeasurementUnitsCodeSequence",)),
     ):
         for group in (shared[0], frame):
             for item in (group.get(sequence) or [])[:1]:
                 for keyword in keywords:
                     if keyword in item:
                         setattr(one, keyword, item.get(keyword))
-    units = one.get("MeasurementUnitsCodeSequence")
-    if units and one.get("Units") is None:
-        code = str(units[0].get("CodeValue") or "").lower()
-        known = {"bq/ml": ("BQML", None), "{suvbw}g/ml": ("GML", "BW"), "{counts}": ("CNTS", None)}
-        one.Units, one.SUVType = known.get(code, (code, None))
+    mappings = [
+        (str(units[0].get("CodeValue") or "").lower(), item)
+        for group in (frame, shared[0])
+        for item in group.get("RealWorldValueMappingSequence") or ()
+        if (units := item.get("MeasurementUnitsCodeSequence"))
+    ]
+    if mappings and one.get("Units") is None:
+        order = [*MAPPED_UNITS, *(code for code, _ in mappings)]
+        code, item = min(mappings, key=lambda found: order.index(found[0]))
+        one.Units, one.SUVType = MAPPED_UNITS.get(code, (code, None))
+        if (
+            code in MAPPED_UNITS and "RealWorldValueSlope" in item
+        ):  # of stored values (PS3.3, C.7.6.16.2.11)
+            one.RescaleSlope = item.RealWorldValueSlope
+            one.RescaleIntercept = item.get("RealWorldValueIntercept") or 0
     if one.get("AttenuationCorrected"):
         one.CorrectedImage = ["ATTN"] if one.AttenuationCorrected == "YES" else ["NONE"]
     if one.get("DecayCorrected") == "YES":
@@ -381,7 +415,7 @@ def _stored(one: Slice, name: str) -> np.ndarray:
     """A file's stored pixels, ``[y, x]``, or ``[frame, y, x]`` where it counts frames."""
     try:
         with pydicom.config.disable_value_validation():
-            file = pydicom.dcmread(one.path, force=True)
+            file = open_dicom(one.path)
             compressed = file.file_meta.TransferSyntaxUID.is_compressed
             array = _decompressed(file) if compressed else file.pixel_array
             return array if one.frame is None else array.reshape(-1, *array.shape[-2:])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 
 from pydicom import Dataset
@@ -39,10 +39,12 @@ class SuvScale:
     Attributes:
         factors: one for each slice, in g/mL for each unit of the values.
         notes: what was assumed.
+        uptake_s: seconds from the injection to the scan, where the factors hang on them.
     """
 
     factors: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    uptake_s: float | None = None
 
 
 def suv_scale(slices: Sequence[Dataset], given: float | None = None) -> SuvScale:
@@ -123,7 +125,7 @@ def _of_activity(slices: Sequence[Dataset], scales: Sequence[float] | None = Non
         scale * grams / (injection.dose_bq * injection.remaining(seconds))
         for seconds, scale in zip(elapsed, scales or [1.0] * len(slices), strict=True)
     )
-    return SuvScale(factors, tuple(notes))
+    return SuvScale(factors, tuple(notes), None if correction == "ADMIN" else min(elapsed))
 
 
 def _of_philips_counts(slices: Sequence[Dataset]) -> SuvScale:
@@ -134,7 +136,7 @@ def _of_philips_counts(slices: Sequence[Dataset]) -> SuvScale:
     if all(activity):
         scale = _of_activity(slices, activity)
         note = "PET: counts, made Bq/mL with Philips' factor (7053,1009)"
-        return SuvScale(scale.factors, (note, *scale.notes))
+        return replace(scale, notes=(note, *scale.notes))
     raise CaseError(
         "PET: Units (0054,1001) are CNTS, and Philips' SUV factor (7053,1000) and activity factor "
         "(7053,1009) are missing or 0; --suv-factor takes what the values are to be multiplied by",
@@ -305,8 +307,10 @@ def _scan_start(
         if start is not None:
             return start, ()
     bare = slices[0].get((GE_SCAN_START[0], 0x1000 + GE_SCAN_START[2]))
-    if bare is not None and (start := _own_time(bare.value, slices[0])) is not None:
-        return start, ()
+    if bare is not None:  # without its creator the type is not known, either
+        value = bare.value.decode("ascii", "replace") if bare.VR == "UN" else bare.value
+        if (start := _own_time(value, slices[0])) is not None:
+            return start, ()
     series = _moment(slices[0], "Series")
     acquired = [_acquired(one) for one in slices]
     if series is not None and series <= min(acquired):

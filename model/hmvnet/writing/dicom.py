@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+import SimpleITK as sitk
 from pydicom import Dataset
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.sr.codedict import codes
@@ -26,16 +27,18 @@ from pydicom.uid import (
     RTStructureSetStorage,
     generate_uid,
 )
+from scipy import ndimage
 from skimage.measure import find_contours
 
 from hmvnet import __version__
 from hmvnet.bundle import Manifest
-from hmvnet.case import CLASSES, GTVP, Grid
+from hmvnet.case import CLASSES, GTVN, GTVP, Grid
 from hmvnet.files import replacing
+from hmvnet.imaging.components import bounding_box
 from hmvnet.imaging.resample import labels_onto
 from hmvnet.lesions.table import Lesion
 from hmvnet.pipeline import Prediction
-from hmvnet.reading.series import Series, volume_files
+from hmvnet.reading.series import Series, open_dicom, volume_files
 from hmvnet.writing.folder import RTSTRUCT, SEG, SR
 
 MAKER, MODEL = "HM-VNet (open source)", "hmvnet"
@@ -57,14 +60,14 @@ class _Source:
         numbers: the lesions' numbers on the CT's grid, uint8 ``[z, y, x]``.
         lesions: by these numbers; those that have no voxel on the CT's grid are left out.
         sources: headers of the CT's files.
-        order: for each slice of the grid, its place among the sources' images.
+        places: for each slice of the grid, which source it is of, and its frame there.
     """
 
     grid: Grid
     numbers: np.ndarray
     lesions: dict[int, Lesion]
     sources: Sequence[Dataset]
-    order: list[int]
+    places: list[tuple[int, int | None]]
     manifest: Manifest
     made: datetime
 
@@ -109,35 +112,56 @@ def dicom_writers(
     seg: list[Dataset] = []  # the report refers to it
     return {
         folder / SEG: lambda: seg.append(_written(lambda: _segmentation(made), folder / SEG)),
-        folder / SR: lambda: _written(lambda: _report(made, seg[0]), folder / SR),
+        folder / SR: lambda: _written(lambda: _report(made, *seg), folder / SR),
         folder / RTSTRUCT: lambda: _written(lambda: _structures(made), folder / RTSTRUCT),
     }
 
 
 def _made_of(prediction: Prediction, manifest: Manifest, ct: Series) -> _Source:
     grid = Grid.of(prediction.mask)
-    volume = prediction.segmentation.volume
-    on_ct = labels_onto(
-        np.minimum(prediction.numbers, MOST_LESIONS).astype(np.uint8), volume.grid, grid
-    )
+    on_ct = numbers_on(grid, prediction)
     there = set(np.unique(on_ct).tolist())
     files = volume_files(ct)
     paths = list(dict.fromkeys(path for path, _ in files))
     with _quietly():
-        sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
+        sources = [open_dicom(path, stop_before_pixels=True) for path in paths]
         for source in sources:
             for keyword in MAY_BE_EMPTY:
                 source.setdefault(keyword, "")
-    order = [paths.index(path) if frame is None else frame for path, frame in files]
+    places = [(paths.index(path), frame) for path, frame in files]
     return _Source(
         grid,
         on_ct,
         {number: lesion for number, lesion in enumerate(prediction.lesions, 1) if number in there},
         sources,
-        order,
+        places,
         manifest,
         datetime.now(),
     )
+
+
+def numbers_on(grid: Grid, prediction: Prediction) -> np.ndarray:
+    """The lesions' numbers of exactly the mask's voxels, uint8 ``[z, y, x]``.
+
+    Lesions are numbered on the working grid. A corrected mask is the CT's own, and has been there
+    and back: its voxels have the number of the nearest one of their class.
+    """
+    numbers = np.minimum(prediction.numbers, MOST_LESIONS).astype(np.uint8)
+    on_ct = labels_onto(numbers, prediction.segmentation.volume.grid, grid)
+    mask = sitk.GetArrayViewFromImage(prediction.mask)
+    out = np.zeros_like(on_ct)
+    for kind in (GTVP, GTVN):
+        own = [n for n, lesion in enumerate(prediction.lesions, 1) if lesion.label == kind]
+        inside, numbered = mask == kind, np.isin(on_ct, own)
+        if not numbered.any() or (inside == numbered).all():
+            out[inside] = on_ct[inside]
+            continue
+        box = bounding_box(inside | numbered)
+        nearest = ndimage.distance_transform_edt(
+            ~numbered[box], grid.spacing[::-1], return_distances=False, return_indices=True
+        )
+        out[box][inside[box]] = on_ct[box][tuple(nearest)][inside[box]]
+    return out
 
 
 @contextmanager
@@ -152,7 +176,7 @@ def _written(make: Callable[[], Dataset], path: Path) -> Dataset:
     with _quietly(), replacing(path) as temporary:
         try:
             file = make()
-        except OSError:
+        except (OSError, NotImplementedError):
             raise
         except Exception as error:  # whose text may hold what the tags say of the patient
             kind = type(error).__name__
@@ -165,6 +189,8 @@ def _written(make: Callable[[], Dataset], path: Path) -> Dataset:
 
 
 def _segmentation(made: _Source) -> Dataset:
+    if len(made.sources) > 1 and any(frame is not None for _, frame in made.places):
+        raise NotImplementedError("a SEG of a CT in several multi-frame files")
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.seg import (
         SegmentAlgorithmTypeValues,
@@ -201,7 +227,7 @@ def _segmentation(made: _Source) -> Dataset:
             )
         )
     frames = np.empty_like(planes)
-    frames[made.order] = planes
+    frames[[place if frame is None else frame for place, frame in made.places]] = planes
     return Segmentation(
         source_images=made.sources,
         pixel_array=frames,
@@ -217,8 +243,10 @@ def _segmentation(made: _Source) -> Dataset:
 # --- structured report ---------------------------------------------------------------------------
 
 
-def _report(made: _Source, segmentation: Dataset) -> Dataset:
+def _report(made: _Source, segmentation: Dataset | None = None) -> Dataset:
     """TID 1500: a group of measurements for each lesion."""
+    if segmentation is None:
+        raise NotImplementedError("it refers to the SEG, which is not there")
     from highdicom import sr
 
     observer = sr.ObserverContext(
@@ -332,12 +360,12 @@ def _structures(made: _Source) -> Dataset:
 
 def _image_reference(made: _Source, index: int) -> Dataset:
     """A slice of the grid as a reference to its image."""
-    reference, place = Dataset(), made.order[index]
-    source = made.sources[place] if len(made.sources) > 1 else made.sources[0]
+    reference, (place, frame) = Dataset(), made.places[index]
+    source = made.sources[place]
     reference.ReferencedSOPClassUID = source.SOPClassUID
     reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
-    if len(made.sources) == 1:
-        reference.ReferencedFrameNumber = place + 1
+    if frame is not None:
+        reference.ReferencedFrameNumber = frame + 1
     return reference
 
 
@@ -345,7 +373,7 @@ def _frame_of_reference(made: _Source) -> Dataset:
     first = made.sources[0]
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = first.SeriesInstanceUID
-    series.ContourImageSequence = [_image_reference(made, i) for i in range(len(made.order))]
+    series.ContourImageSequence = [_image_reference(made, i) for i in range(len(made.places))]
     study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # the study, a class long retired
     study.ReferencedSOPInstanceUID = first.StudyInstanceUID
     study.RTReferencedSeriesSequence = [series]
