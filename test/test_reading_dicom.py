@@ -1,5 +1,7 @@
 """DICOM folders as hospitals have them, built in place."""
 
+import copy
+import math
 import shutil
 import subprocess
 import zipfile
@@ -720,8 +722,25 @@ def test_the_ct_of_the_same_night_and_an_original_one(given):
 def test_several_doses_are_refused(given):
     def twice(file):
         info = file.RadiopharmaceuticalInformationSequence[0]
-        file.RadiopharmaceuticalInformationSequence = [info, info]
+        file.RadiopharmaceuticalInformationSequence = [info, copy.deepcopy(info)]
+
+    def another(file):
+        file.RadiopharmaceuticalInformationSequence[1].RadionuclideTotalDose = 1e8
 
     changed(given / "PT", twice)
+    check(only(given).read())  # one dose, said twice
+    changed(given / "PT", another)
     with pytest.raises(CaseError, match="of several doses"):
         only(given).read()
+
+
+def test_what_is_corrected_to_the_injection_needs_no_half_life(given):
+    def change(file):
+        info = file.RadiopharmaceuticalInformationSequence[0]
+        left = math.exp(-math.log(2) * 3600 / float(info.RadionuclideHalfLife))
+        info.RadionuclideTotalDose = float(info.RadionuclideTotalDose) * left
+        file.DecayCorrection = "ADMIN"
+        del info.RadionuclideHalfLife
+
+    changed(given / "PT", change)
+    check(only(given).read())

@@ -106,7 +106,7 @@ def _of_activity(slices: Sequence[Dataset], scales: Sequence[float] | None = Non
     grams = 1000 * _weight_kg(slices[0])
     injection = _Injection.of(slices[0])
     notes = list(injection.notes)
-    correction = str(slices[0].get("DecayCorrection") or "").strip().upper()
+    correction = _correction(slices[0])
     if correction == "ADMIN":
         elapsed = [0.0] * len(slices)
     elif correction == "NONE":
@@ -224,6 +224,10 @@ def _measure(one: Dataset, keyword: str, known: tuple[float, float], unit: str) 
     return value
 
 
+def _correction(one: Dataset) -> str:
+    return str(one.get("DecayCorrection") or "").strip().upper()
+
+
 @dataclass(frozen=True)
 class _Injection:
     """What was injected, and when.
@@ -244,7 +248,7 @@ class _Injection:
         sequence = one.get("RadiopharmaceuticalInformationSequence")
         if not sequence:
             raise _refused("RadiopharmaceuticalInformationSequence", "not there", "dose and time")
-        if len(sequence) > 1:
+        if any(item != sequence[0] for item in sequence):
             raise _refused("RadiopharmaceuticalInformationSequence", "of several doses", "one")
         info = sequence[0]
         dose, half_life = (
@@ -253,6 +257,8 @@ class _Injection:
         if dose is None or not dose > 0:
             found = "not there" if dose is None else "0" if dose == 0 else "negative"
             raise _refused("RadionuclideTotalDose", found, "Bq above 0")
+        if half_life is None and _correction(one) == "ADMIN":
+            half_life = math.inf  # nothing decays from the injection to itself
         if half_life is None or not half_life > 0:
             found = "not there" if half_life is None else "not above 0"
             raise _refused("RadionuclideHalfLife", found, "seconds")
