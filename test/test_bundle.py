@@ -334,14 +334,14 @@ def test_what_adds_a_part_does_not_take_the_place_of_other_networks(tiny_bundle,
     alone = bundle.manifest.model_copy(update={"prognosis": None})
     segmentation = {"fold0.safetensors": tensors["fold0.safetensors"]}
     same = write_bundle(tmp_path / "same", alone, segmentation)
-    refuse_loss(same, bundle, "prognosis")
-    refuse_loss(tmp_path / "none", bundle, "prognosis")
+    refuse_loss(same, bundle, lambda there: there.prognosis)
+    refuse_loss(tmp_path / "none", bundle, lambda there: there.prognosis)
     others = {name: {k: v + 1 for k, v in one.items()} for name, one in segmentation.items()}
     other = write_bundle(tmp_path / "other", alone, others)
     with pytest.raises(RefusedError, match="holds networks that 'tiny' lacks"):
-        refuse_loss(other, bundle, "prognosis")
+        refuse_loss(other, bundle, lambda there: there.prognosis)
     # One that was made so before is made anew.
     before = write_bundle(tmp_path / "before", bundle.manifest, tensors | others)
-    refuse_loss(before, bundle, "prognosis")
+    refuse_loss(before, bundle, lambda there: there.prognosis)
     with pytest.raises(RefusedError, match="would be lost"):
-        refuse_loss(before, bundle, "staging")
+        refuse_loss(before, bundle, lambda there: there.staging)

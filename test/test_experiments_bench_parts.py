@@ -7,6 +7,7 @@ from conftest import FAST_PROGNOSIS
 from rich.console import Console
 
 from hmvnet.config import Settings
+from hmvnet.exits import RefusedError
 from hmvnet.experiments import bench_parts as room
 
 QUIET = Console(quiet=True)
@@ -49,6 +50,9 @@ def test_draws_are_kept(tmp_path, monkeypatch) -> None:
 def test_what_cannot_be_drawn_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="data set 'mnist'"):
         room.bench_parts(Settings(), "mnist", tmp_path, [100], 2, 0, QUIET)
+    none = Settings(prognosis={"forest_weight": 0.0})
+    with pytest.raises(RefusedError, match=r"prognosis.forest_weight is 0; expected every part"):
+        room.bench_parts(none, "whas500", tmp_path, [100], 2, 0, QUIET)
     with pytest.raises(ValueError, match="500 patients: none are left to test with 480"):
         room.bench_parts(Settings(), "whas500", tmp_path, [480], 2, 0, QUIET)
 

@@ -25,9 +25,9 @@ def test_rows_are_of_one_bundle_and_its_settings_and_none_are_lost(
     monkeypatch.setattr(room, "render", lambda plan: SimpleNamespace(ct=0, pet=0))
     monkeypatch.setattr(room, "_outcome", outcome)
 
-    def verdicts(*overrides):
+    def verdicts(*overrides, count=2, seed=3):
         console = Console(quiet=True)
-        room.bench_verdict(tiny_bundle, tmp_path, 2, 3, overrides, console, ["as it is"])
+        room.bench_verdict(tiny_bundle, tmp_path, count, seed, overrides, console, ["as it is"])
         return (tmp_path / "verdicts.md").read_text()
 
     plain = verdicts()
@@ -36,3 +36,6 @@ def test_rows_are_of_one_bundle_and_its_settings_and_none_are_lost(
     assert verdicts() == plain != flipped and len(made) == 4
     rows = pd.read_csv(tmp_path / "verdicts.csv")
     assert len(rows) == 4 and rows["of"].nunique() == 2
+    # What is told is of the cohort that was asked for, whatever else is kept.
+    assert verdicts(count=1) != plain == verdicts()
+    assert sorted(verdicts(count=1, seed=4).split()) == sorted(verdicts(count=1).split())

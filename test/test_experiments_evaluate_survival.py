@@ -11,6 +11,7 @@ from rich.console import Console
 from hmvnet.bundle import fingerprint, load_bundle, write_bundle
 from hmvnet.case import ClinicalRecord, harrell_c
 from hmvnet.config import DataSettings, Settings
+from hmvnet.exits import RefusedError
 from hmvnet.experiments import evaluate_survival as evaluation
 from hmvnet.experiments.evaluate_survival import evaluate_survival, recalibrate_survival
 from hmvnet.lesions.features import LesionFeatures
@@ -124,6 +125,12 @@ def test_a_bundle_is_recalibrated_where_it_is_used(tiny_bundle, tmp_path, monkey
     same = found.prognosis.model_copy(update={"curve": curve})
     assert same == prognosis and set(found.files) == set(bundle.manifest.files)
     assert found.metrics["task2"]["recalibrated_on"]["patients"] == 40
+    recalibrate_survival(settings, curved, run, quiet)  # its own earlier one is made anew
+    other = {k: dict(v) for k, v in tensors_of(bundle).items()}
+    other["fold0.safetensors"] = {k: v + 1 for k, v in other["fold0.safetensors"].items()}
+    write_bundle(tmp_path / "mine" / "bundle", manifest, other)
+    with pytest.raises(RefusedError, match="holds networks that 'tiny' lacks"):
+        recalibrate_survival(settings, curved, tmp_path / "mine", quiet)
     file = io.StringIO()
     evaluate_survival(settings, run / "bundle", run, 0, Console(file=file, width=200))
     assert "relapses over those expected 1.00" in file.getvalue()

@@ -8,6 +8,7 @@ from rich.console import Console
 from hmvnet.bundle import fingerprint, load_bundle, write_bundle
 from hmvnet.config import PostprocessingSettings, Settings
 from hmvnet.exits import RefusedError
+from hmvnet.experiments import tune as room
 from hmvnet.experiments.tune import Kept, Search, cross_fitted_chances, fit_presence, tune
 
 
@@ -24,6 +25,31 @@ def test_postprocessing_is_tuned_on_unseen_patients_only(tiny_bundle, tmp_path):
     folder = write_bundle(tmp_path / "known", known, tensors_of(tuned))
     with pytest.raises(ValueError, match="trained on this patient"):
         tune(wanted, folder, tmp_path / "run2", 0, quiet)
+
+
+def test_tuning_waits_for_every_network_and_loses_none(tiny_bundle, tmp_path, monkeypatch):
+    write_patient(tmp_path / "data", "A-1", "plain")
+    slow = {"time_budget_s": 1e-6}
+    wanted = Settings(data={"root": str(tmp_path / "data")}, inference=slow)
+    asked, segmenter = [], room.Segmenter
+
+    def noted(bundle, device, inference):
+        asked.append(inference.time_budget_s)
+        return segmenter(bundle, device, inference)
+
+    monkeypatch.setattr(room, "Segmenter", noted)
+    quiet, run = Console(quiet=True), tmp_path / "run"
+    for _ in range(2):  # its own earlier one is made anew
+        tuned = load_bundle(tune(wanted, tiny_bundle, run, 0, quiet))
+    assert asked == [1e9, 1e9] and tuned.manifest.metrics["tuned_on"]["patients"] == 1
+    tensors = {
+        "fold0.safetensors": {k: v + 1 for k, v in tuned.tensors("fold0.safetensors").items()}
+    }
+    plain = tuned.manifest.model_copy(update={"name": "mine", "metrics": {}})
+    write_bundle(run / "bundle", plain, tensors)
+    with pytest.raises(RefusedError, match="holds networks that 'tiny' lacks"):
+        tune(wanted, tiny_bundle, run, 0, quiet)
+    assert load_bundle(run / "bundle").manifest.name == "mine"
 
 
 def test_a_tuned_bundle_does_not_take_the_place_of_its_source(tiny_bundle, tmp_path):

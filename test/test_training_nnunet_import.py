@@ -10,7 +10,15 @@ import torch
 from conftest import COARSE, SMALL_NETWORK, tiny_ct, tiny_pet, write_patient
 from make_nnunet import DATASET, write_model
 
-from hmvnet.bundle import Bundle, Manifest, SegmentationPart, fingerprint, load_bundle, write_bundle
+from hmvnet.bundle import (
+    Bundle,
+    Manifest,
+    SegmentationPart,
+    StagingPart,
+    fingerprint,
+    load_bundle,
+    write_bundle,
+)
 from hmvnet.case import Case, Grid
 from hmvnet.cli import main
 from hmvnet.config import InferenceSettings, PostprocessingSettings
@@ -210,12 +218,17 @@ def test_beside_another_bundle_each_network_weighs_the_same(tmp_path, case, fiel
         network="hmvnet", options=SMALL_NETWORK, patch_size=(32, 32, 32), files=["a.safetensors"]
     )
     rules = PostprocessingSettings(min_ml_gtvp=1.0)
-    manifest = Manifest(name="a", preprocessing=COARSE, postprocessing=rules, segmentation=part)
-    ours = write_bundle(tmp_path / "ours", manifest, {"a.safetensors": network.state_dict()})
+    staging = StagingPart(t_features=["x"], n_features=["x"], file="staging.safetensors")
+    manifest = Manifest(
+        name="a", preprocessing=COARSE, postprocessing=rules, segmentation=part, staging=staging
+    )
+    files = {"a.safetensors": network.state_dict(), "staging.safetensors": {"x": torch.zeros(1)}}
+    ours = write_bundle(tmp_path / "ours", manifest, files)
     write_model(tmp_path / "model", folds=("0", "1"))
     found = import_nnunet(tmp_path / "model", tmp_path / "both", field=field, beside=ours)
     bundle = load_bundle(found.folder)
     assert bundle.manifest.preprocessing == COARSE and bundle.manifest.postprocessing == rules
+    assert bundle.manifest.staging is None and "risk and stage" in " ".join(found.notes)
     both = Segmenter(bundle, CPU)
     said = both(case)
     assert said.notes[0] == "3 of 3 network passes" and said.encoder_maps == ()

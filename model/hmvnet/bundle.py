@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import (
@@ -469,10 +469,11 @@ def check_other(target: Path, source: Path) -> None:
         raise RefusedError(f"{target} is the bundle that a new one is to be made of: another --run")
 
 
-def refuse_loss(target: Path, source: Bundle, part: Literal["prognosis", "staging"]) -> None:
-    """What is made of a bundle by adding a part to it does not take the place of other networks.
+def refuse_loss(target: Path, source: Bundle, made: Callable[[Manifest], object]) -> None:
+    """What is made of a bundle does not take the place of other networks.
 
-    Unless it has that part, and so was made in the same way before.
+    Args:
+        made: whether what is there was made in the same way before.
 
     Raises:
         RefusedError: networks would be lost.
@@ -482,7 +483,7 @@ def refuse_loss(target: Path, source: Bundle, part: Literal["prognosis", "stagin
     except WeightsError:  # nothing, or damaged
         return
     networks = {present.files[name] for name in present.segmentation.all_files}
-    if getattr(present, part) is None and not networks <= set(source.manifest.files.values()):
+    if not made(present) and not networks <= set(source.manifest.files.values()):
         raise RefusedError(
             f"{target}: holds networks that '{source.manifest.name}' lacks, and would be lost; use "
             "another --run, or give --weights of those networks, from another folder"

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from hmvnet.case import ClinicalRecord, Outcome, Outcomes, harrell_c
 from hmvnet.config import PrognosisSettings, Settings
+from hmvnet.exits import RefusedError
 from hmvnet.experiments.compare_survival import load_cohort, without_images
 from hmvnet.files import digest
 from hmvnet.progress import show_progress
@@ -65,7 +66,11 @@ def bench_parts(
 
     Raises:
         ValueError: an unknown data set, or too few patients for a size.
+        RefusedError: a part of the risk has no share, and would not be fitted.
     """
+    for name in ("direct", "linear", "forest"):
+        if not getattr(settings.prognosis, f"{name}_weight"):
+            raise RefusedError(f"prognosis.{name}_weight is 0; expected every part to be compared")
     run.mkdir(parents=True, exist_ok=True)
     patients, schema = _patients(settings, data, run)
     if max(sizes) > len(patients) - 50:

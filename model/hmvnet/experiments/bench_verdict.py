@@ -111,7 +111,9 @@ def bench_verdict(
                     {**row, **_outcome(phantom, *change(phantom.ct, phantom.pet), pipeline)}
                 )
                 write_table(pd.DataFrame([*others, *rows]), rows_path)
-    table = _table(pd.DataFrame(rows))
+    asked = {plan.patient_id for plan in plans}
+    told = [row for row in rows if row["patient"] in asked and row["perturbation"] in chosen]
+    table = _table(pd.DataFrame(told))
     write_markdown(table, run / "verdicts.md", floatfmt=".2f")
     said = (run / "verdicts.md").read_text(encoding="utf-8")
     console.print(said, markup=False, soft_wrap=True)

@@ -296,6 +296,7 @@ def _score(
         {fold.file: manifest.files[fold.file] for fold in plan},
         *(s.model_dump(mode="json") for s in (manifest.preprocessing, manifest.postprocessing)),
         manifest.region,
+        manifest.segmentation.windows,
         [settings.model_dump(mode="json") for *_, settings in jobs],
         [p.state() for _, patients, _ in jobs for p in patients],
         FORWARD_VERSION,

@@ -10,7 +10,14 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from hmvnet.bundle import Bundle, check_other, load_bundle, write_bundle
+from hmvnet.bundle import (
+    Bundle,
+    Manifest,
+    check_other,
+    load_bundle,
+    refuse_loss,
+    write_bundle,
+)
 from hmvnet.case import harrell_c
 from hmvnet.config import Settings
 from hmvnet.prognosis.risk import Prognosis
@@ -22,6 +29,8 @@ from hmvnet.table_files import write_table
 from hmvnet.training.descriptions import Described, load_described, outcomes_of
 from hmvnet.training.prognosis import predict_as_given
 from hmvnet.training.segmentation_bundle import BUNDLE
+
+RECALIBRATED = "recalibrated_on"  # in the metrics of a bundle that was made here
 
 
 @claiming_run
@@ -68,6 +77,10 @@ def evaluate_survival(
     return concordance
 
 
+def _is_recalibrated(manifest: Manifest) -> bool:
+    return RECALIBRATED in manifest.metrics.get("task2", {})
+
+
 @claiming_run
 def recalibrate_survival(settings: Settings, weights: Path, run: Path, console: Console) -> Path:
     """A bundle's survival curve fitted to where it is used; writes ``<run>/bundle``.
@@ -77,8 +90,10 @@ def recalibrate_survival(settings: Settings, weights: Path, run: Path, console: 
 
     Raises:
         ValueError: as ``evaluate_survival``, the bundle has no curve, or too few relapses.
+        RefusedError: the bundle that is there holds other networks.
     """
     check_other(run / BUNDLE, weights)
+    refuse_loss(run / BUNDLE, load_bundle(weights), _is_recalibrated)
     bundle, prognosis, described = _unseen(settings, weights, run, console)
     part, curve = prognosis.part, prognosis.curve
     if curve is None:
@@ -94,7 +109,7 @@ def recalibrate_survival(settings: Settings, weights: Path, run: Path, console: 
         "slope": round(new.slope / curve.slope, 3),
         "data": Path(settings.data.root).resolve().name,
     }
-    task2 = bundle.manifest.metrics.get("task2", {}) | {"recalibrated_on": measured}
+    task2 = bundle.manifest.metrics.get("task2", {}) | {RECALIBRATED: measured}
     changed = {
         "prognosis": part.model_copy(update={"curve": new.state()}),
         "metrics": bundle.manifest.metrics | {"task2": task2},

@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hmvnet.bundle import check_other, load_bundle, write_bundle
+from hmvnet.bundle import check_other, load_bundle, refuse_loss, write_bundle
 from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
 from hmvnet.files import replacing
@@ -51,6 +51,7 @@ CANDIDATES: Mapping[str, Sequence[float]] = {
     "min_suv_peak_gtvp": (0.0, 1.5, 2.0, 2.5, 3.0),
     "min_suv_peak_gtvn": (0.0, 1.5, 2.0, 2.5, 3.0),
 }
+TUNED = "tuned_on"  # in the metrics of a bundle that was made here
 LEAST_PRESENCE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LEAST_WITHOUT = 5  # patients in whom the class was found and is not, to fit its chance
 PRESENCE_FOLDS = 5
@@ -92,15 +93,17 @@ def tune(
 
     Raises:
         ValueError: no data, or (LeakError) a patient that all of the bundle's networks saw.
+        RefusedError: the bundle that is there holds other networks.
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
     print_notes(console, notes)
     check_other(run / BUNDLE, weights)
+    refuse_loss(run / BUNDLE, bundle, lambda there: TUNED in there.metrics)
     found = find_patients(settings.data.root, settings.clinical.table_names)
     print_lines(found.summary())
     patients = found[: limit or None]
     members = [unseen_members(bundle, p.patient_id) for p in patients]
-    segmenter = Segmenter(bundle, pick_device(), settings.inference)
+    segmenter = Segmenter(bundle, pick_device(), settings.inference.without_budget())
     run.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=run) as folder:
         kept = [
@@ -113,8 +116,9 @@ def tune(
         best = Search(kept, manifest.region, window, score, console)(rules)
     if bundle.manifest.prognosis or bundle.manifest.staging:
         console.print("[yellow]note[/] other models were fitted to other masks: left out")
-    without = {"prognosis": None, "staging": None}
-    manifest = manifest.model_copy(update={"postprocessing": best, **without})
+    said = {"patients": len(kept), "score": score, "data": Path(settings.data.root).resolve().name}
+    changed = {"postprocessing": best, "metrics": manifest.metrics | {TUNED: said}}
+    manifest = manifest.model_copy(update={"prognosis": None, "staging": None, **changed})
     files = {name: bundle.tensors(name) for name in manifest.segmentation.all_files}
     return write_bundle(run / BUNDLE, manifest, files)
 

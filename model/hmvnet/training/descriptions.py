@@ -26,7 +26,7 @@ from hmvnet.state import made_once, read_arrays, write_arrays
 from hmvnet.training.cache import files_hash
 
 CROPS_VERSION = 1  # alike, to features of crops
-DESCRIPTION_VERSION = 6  # counts changes to masks and features that no setting shows
+DESCRIPTION_VERSION = 7  # counts changes to masks and features that no setting shows
 ENCODER_PREFIX = "encoder"  # names of pooled encoder features, see pool_encoder_features
 
 
@@ -57,10 +57,11 @@ def unseen_members(bundle: Bundle, patient_id: str) -> list[int]:
 
 
 def networks_of(manifest: Manifest) -> tuple[dict[str, str], list[Any]]:
-    """What masks hang on of a bundle's networks: their files' hashes, and their own inputs."""
+    """What masks hang on of a bundle's networks: their files' hashes, inputs and windows."""
     part = manifest.segmentation
     hashes = {file: manifest.files[file] for file in part.all_files}
-    return hashes, [p.input and p.input.model_dump(mode="json") for p in part.parts]
+    own = [(p.input and p.input.model_dump(mode="json"), p.windows) for p in part.parts]
+    return hashes, own
 
 
 @dataclass(frozen=True)

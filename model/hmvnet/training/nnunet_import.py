@@ -188,6 +188,7 @@ def _joined(bundle: Bundle, manifest: Manifest) -> tuple[Manifest, dict[str, dic
             "name": manifest.name,
             "segmentation": both,
             "prognosis": None,
+            "staging": None,
             "trained_on": json.loads(json.dumps(trained_on)),
             "metrics": {},
         }
@@ -222,5 +223,7 @@ def _notes(model: NNUNetModel, part: SegmentationPart, joined: bool) -> list[str
             "--unseen where none of your patients was"
         )
     if joined:
-        lines.append("the survival model of the other bundle was fitted to other masks: left out")
+        lines.append(
+            "models of risk and stage in the other bundle were fitted to other masks: left out"
+        )
     return lines

@@ -275,7 +275,7 @@ def train_segmentation_bundle(
             seen=seen,
         ),
         volumes_ml=volumes_seen(
-            [prepared[p.patient_id] for f in plan for p in f.train],
+            [prepared[p.patient_id] for f in plan for p in f.seen],
             settings.training.initial_weights,
         ),
         trained_on={

@@ -30,7 +30,7 @@ from hmvnet.training.cache import files_hash
 from hmvnet.training.descriptions import networks_of, unseen_members
 from hmvnet.training.stage_fit import fit_stage_model
 
-LABELS_VERSION, FEATURES_VERSION = 3, 2  # count changes that no setting shows
+LABELS_VERSION, FEATURES_VERSION = 4, 2  # count changes that no setting shows
 Masks = Literal["predicted", "true"]
 # What a model may see, a choice each: the rule's stage; masses of nodes that the label map has
 # wrong; sizes and sides; signs of invasion; record.

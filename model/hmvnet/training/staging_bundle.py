@@ -48,7 +48,7 @@ def train_staging_bundle(
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
     check_other(run / BUNDLE, weights)
-    refuse_loss(run / BUNDLE, bundle, "staging")
+    refuse_loss(run / BUNDLE, bundle, lambda there: there.staging)
     print_notes(Console(stderr=True), notes)
     patients = load_staged(bundle, settings, run)
     return write_staged(bundle, patients, settings, run / BUNDLE)

@@ -45,7 +45,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
     check_other(run / BUNDLE, weights)
-    refuse_loss(run / BUNDLE, bundle, "prognosis")
+    refuse_loss(run / BUNDLE, bundle, lambda there: there.prognosis)
     print_notes(Console(stderr=True), notes)
     options = settings.prognosis
     spacing, schema = options.image_spacing_mm, settings.clinical.record_schema
