@@ -377,7 +377,7 @@ def test_a_checkpoint_of_other_settings_is_refused_and_the_others_go_on(task, tm
     contenders = [Contender.parse("unet3d width=4")]
     compare_budgets(task, contenders, run, budgets, [0], QUIET)
     changed = task.model_copy(update={"training": task.training.model_copy(update={"seed": 1})})
-    with pytest.raises(RefusedError, match=r"fold0, 3 steps: .*other settings or other data"):
+    with pytest.raises(RefusedError, match=r"fold0, 3 steps: .*other settings, other data"):
         compare_budgets(changed, contenders, run, budgets, [0, 1], QUIET)
     results = [read_state(p, p.stem.rpartition("--")[2]) for p in (run / "results").iterdir()]
     assert sorted(stored["fold"] for stored in results) == [0, 1]

@@ -126,7 +126,7 @@ def test_a_network_is_not_taken_up_again_where_its_images_changed(tmp_path):
     )
     for name, values in first.items():
         torch.testing.assert_close(same[name], values, rtol=0, atol=0, equal_nan=True)
-    with pytest.raises(ValueError, match="other settings or other data"):
+    with pytest.raises(ValueError, match="other settings, other data or an earlier"):
         fit_members(make_fabric(tmp_path), [_brighter(p) for p in patients], settings, tmp_path)
 
 
