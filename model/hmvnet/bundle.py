@@ -470,14 +470,15 @@ def check_other(target: Path, source: Path) -> None:
 
 
 def refuse_loss(target: Path, source: Bundle, made: Callable[[Manifest], object]) -> None:
-    """What is made of a bundle does not take the place of other networks.
+    """What is made of a bundle takes neither its place nor that of other networks.
 
     Args:
         made: whether what is there was made in the same way before.
 
     Raises:
-        RefusedError: networks would be lost.
+        RefusedError: as ``check_other``, or networks would be lost.
     """
+    check_other(target, source.folder)
     try:
         present = load_bundle(target).manifest
     except WeightsError:  # nothing, or damaged

@@ -68,8 +68,8 @@ def bench_parts(
         ValueError: an unknown data set, or too few patients for a size.
         RefusedError: a part of the risk has no share, and would not be fitted.
     """
-    for name in ("direct", "linear", "forest"):
-        if not getattr(settings.prognosis, f"{name}_weight"):
+    for name in PARTS:  # the networks have what the others leave
+        if not getattr(settings.prognosis, f"{name}_weight", 1):
             raise RefusedError(f"prognosis.{name}_weight is 0; expected every part to be compared")
     run.mkdir(parents=True, exist_ok=True)
     patients, schema = _patients(settings, data, run)

@@ -13,7 +13,6 @@ from rich.console import Console
 from hmvnet.bundle import (
     Bundle,
     Manifest,
-    check_other,
     load_bundle,
     refuse_loss,
     write_bundle,
@@ -46,7 +45,7 @@ def evaluate_survival(
         ValueError: the bundle holds no survival model, or it was fitted to some of the patients; or
             as ``load_described``.
     """
-    _, prognosis, found = _unseen(settings, weights, run, console)
+    _, prognosis, found = _unseen(settings, load_bundle(weights), run, console)
     described = found[: limit or None]
     risk = predict_as_given(prognosis, described)
     outcomes = outcomes_of(described)
@@ -92,9 +91,9 @@ def recalibrate_survival(settings: Settings, weights: Path, run: Path, console: 
         ValueError: as ``evaluate_survival``, the bundle has no curve, or too few relapses.
         RefusedError: the bundle that is there holds other networks.
     """
-    check_other(run / BUNDLE, weights)
-    refuse_loss(run / BUNDLE, load_bundle(weights), _is_recalibrated)
-    bundle, prognosis, described = _unseen(settings, weights, run, console)
+    given = load_bundle(weights)
+    refuse_loss(run / BUNDLE, given, _is_recalibrated)
+    bundle, prognosis, described = _unseen(settings, given, run, console)
     part, curve = prognosis.part, prognosis.curve
     if curve is None:
         raise ValueError(
@@ -123,10 +122,10 @@ def recalibrate_survival(settings: Settings, weights: Path, run: Path, console: 
 
 
 def _unseen(
-    settings: Settings, weights: Path, run: Path, console: Console
+    settings: Settings, given: Bundle, run: Path, console: Console
 ) -> tuple[Bundle, Prognosis, Sequence[Described]]:
     """A bundle, its survival model, and a folder's patients as it wants them, all new to it."""
-    bundle, notes = load_bundle(weights).adjusted(settings)
+    bundle, notes = given.adjusted(settings)
     prognosis = Prognosis(bundle)
     names = settings.clinical.table_names
     patients = find_patients(settings.data.root, names, need_labels=False)

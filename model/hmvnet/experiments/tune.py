@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hmvnet.bundle import check_other, load_bundle, refuse_loss, write_bundle
+from hmvnet.bundle import load_bundle, refuse_loss, write_bundle
 from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
 from hmvnet.files import replacing
@@ -97,7 +97,6 @@ def tune(
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
     print_notes(console, notes)
-    check_other(run / BUNDLE, weights)
     refuse_loss(run / BUNDLE, bundle, lambda there: TUNED in there.metrics)
     found = find_patients(settings.data.root, settings.clinical.table_names)
     print_lines(found.summary())

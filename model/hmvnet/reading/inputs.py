@@ -20,9 +20,7 @@ from hmvnet.reading.records import HECKTOR, plain_name, read_health_record
 from hmvnet.reading.tables import Known, read_records
 
 CT_ENDINGS = ("__CT", "_0000", "_CT", "_ct")
-USUAL_COLUMNS = {
-    plain_name(name) for column in HECKTOR.columns for name in (column.name, *column.other_names)
-}
+USUAL_COLUMNS = {name for column in HECKTOR.columns for name in column.plain_names}
 IDENTITIES = re.compile(r"name|mrn|birth|dob|accession|address|phone|mail|ssn|insurance|patientid")
 LIST_COLUMNS = ("patient", "ct", "pet", "record")  # of a CSV that lists patients
 

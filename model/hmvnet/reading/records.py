@@ -225,6 +225,11 @@ class Column:
     aliases: tuple[tuple[str, str], ...] = ()
     other_names: tuple[str, ...] = ()
 
+    @property
+    def plain_names(self) -> tuple[str, ...]:
+        """Its own and its other names, as ``plain_name`` has them."""
+        return tuple(plain_name(name) for name in (self.name, *self.other_names))
+
     @classmethod
     def from_dict(cls, name: str, raw: Mapping[str, Any]) -> Column:
         """A column from plain values, as ``to_dict`` gives them or a settings file holds them.
@@ -386,8 +391,7 @@ def _find_label(column: Column, labels: Sequence[str]) -> str | None:
     if column.name in labels:
         return column.name
     by_name = {plain_name(label): label for label in reversed(labels)}
-    names = (plain_name(name) for name in (column.name, *column.other_names))
-    return next((by_name[name] for name in names if name in by_name), None)
+    return next((by_name[name] for name in column.plain_names if name in by_name), None)
 
 
 def plain_name(name: str) -> str:

@@ -272,10 +272,9 @@ def _flattened(header: Dataset, frame: Dataset) -> Dataset:
     if mappings and one.get("Units") is None:
         order = [*MAPPED_UNITS, *(code for code, _ in mappings)]
         code, item = min(mappings, key=lambda found: order.index(found[0]))
-        one.Units, one.SUVType = MAPPED_UNITS.get(code, (code, None))
-        if (
-            code in MAPPED_UNITS and "RealWorldValueSlope" in item
-        ):  # of stored values (PS3.3, C.7.6.16.2.11)
+        known = MAPPED_UNITS.get(code)
+        one.Units, one.SUVType = known or (code, None)
+        if known and "RealWorldValueSlope" in item:  # of stored values (PS3.3, C.7.6.16.2.11)
             one.RescaleSlope = item.RealWorldValueSlope
             one.RescaleIntercept = item.get("RealWorldValueIntercept") or 0
     if one.get("AttenuationCorrected"):

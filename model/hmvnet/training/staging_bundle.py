@@ -13,7 +13,6 @@ from hmvnet.ajcc import AXES
 from hmvnet.bundle import (
     Bundle,
     StagingPart,
-    check_other,
     fingerprint,
     load_bundle,
     refuse_loss,
@@ -47,7 +46,6 @@ def train_staging_bundle(
         ValueError: as ``load_staged``, or too few patients of a stage.
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
-    check_other(run / BUNDLE, weights)
     refuse_loss(run / BUNDLE, bundle, lambda there: there.staging)
     print_notes(Console(stderr=True), notes)
     patients = load_staged(bundle, settings, run)

@@ -12,7 +12,6 @@ from rich.console import Console
 from hmvnet.bundle import (
     PrognosisPart,
     RecordFreePart,
-    check_other,
     fingerprint,
     load_bundle,
     refuse_loss,
@@ -44,7 +43,6 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
         ValueError: as ``load_described``, or too few patients.
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
-    check_other(run / BUNDLE, weights)
     refuse_loss(run / BUNDLE, bundle, lambda there: there.prognosis)
     print_notes(Console(stderr=True), notes)
     options = settings.prognosis

@@ -112,7 +112,7 @@ def dicom_writers(
     seg: list[Dataset] = []  # the report refers to it
     return {
         folder / SEG: lambda: seg.append(_written(lambda: _segmentation(made), folder / SEG)),
-        folder / SR: lambda: _written(lambda: _report(made, *seg), folder / SR),
+        folder / SR: lambda: _written(lambda: _report(made, next(iter(seg), None)), folder / SR),
         folder / RTSTRUCT: lambda: _written(lambda: _structures(made), folder / RTSTRUCT),
     }
 
@@ -243,7 +243,7 @@ def _segmentation(made: _Source) -> Dataset:
 # --- structured report ---------------------------------------------------------------------------
 
 
-def _report(made: _Source, segmentation: Dataset | None = None) -> Dataset:
+def _report(made: _Source, segmentation: Dataset | None) -> Dataset:
     """TID 1500: a group of measurements for each lesion."""
     if segmentation is None:
         raise NotImplementedError("it refers to the SEG, which is not there")
