@@ -243,6 +243,35 @@ def test_two_processes_equal_one(tmp_path):
         assert one == pytest.approx(two, rel=1e-3)
 
 
+SETTLE = """
+import json, sys, torch
+from pathlib import Path
+from hmvnet.training.engine import make_fabric
+from hmvnet.training.segmentation import settle_norms
+fabric = make_fabric(Path({run!r}))
+norm = torch.nn.BatchNorm3d(1)
+def batch(number):
+    value = 10.0 * fabric.global_rank + number
+    return torch.tensor([value - 1, value + 1]).reshape(1, 1, 2, 1, 1), None
+settle_norms(norm, batch, 3, fabric)
+found = [norm.running_mean.item(), norm.running_var.item()]
+Path({run!r}, f"{{fabric.global_rank}}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_processes_settle_norms_on_the_batches_of_all(tmp_path):
+    script = tmp_path / "settle.py"
+    script.write_text(SETTLE.format(run=str(tmp_path)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for rank in (0, 1):  # means 0, 1, 2 and 10, 11, 12; each batch's variance 2
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found == pytest.approx([6.0, 2.0])
+
+
 def test_norms_are_settled_once_and_then_kept(cases, tmp_path):
     """Under kept statistics the last steps train what inference runs; also when resumed."""
     options = short_training(steps=6, freeze_norms_at=0.5)

@@ -120,6 +120,8 @@ def train_segmentation(
     def settle(model: nn.Module) -> None:
         settle_norms(model, batch, settling_batches(options.batch_size), fabric)
 
+    plain = network  # without Fabric's wrapper, which gives all processes the first one's norms
+
     graphed = None
     if can_be_graphed(fabric, options):
         graphed = GraphedLoss(network, loss, str(fabric.strategy.precision.precision))
@@ -127,7 +129,7 @@ def train_segmentation(
     def before_step(model: nn.Module, step: int) -> None:
         if step == frozen_from:
             if not options.frozen_norms:
-                settle(model)
+                settle(plain)
             if graphed:
                 graphed.forget()
         if step >= frozen_from:
@@ -220,15 +222,22 @@ def settle_norms(
     """Give the BatchNorms of averaged weights the statistics those weights have, on batches.
 
     The averages kept during training are of the weights of the last few steps, not of their
-    exponential moving average. Networks without BatchNorm are left alone.
+    exponential moving average. Networks without BatchNorm are left alone. Several processes settle
+    on the whole batches: each on its part, and the mean of theirs is what all of them get.
 
     Args:
+        network: not wrapped for several processes.
         batch: this process's images and labels of the batch of that number.
     """
     mode = network.training
     with fabric.autocast():
         update_bn((batch(number)[0] for number in range(batches)), network)
     network.train(mode)
+    if fabric.world_size > 1:
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm3d):
+                for mine in (module.running_mean, module.running_var):
+                    mine.copy_(fabric.all_reduce(mine, reduce_op="mean"))  # type: ignore[union-attr, arg-type]
 
 
 def freeze_norms(network: nn.Module) -> None:
