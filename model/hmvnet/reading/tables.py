@@ -266,7 +266,7 @@ def _renamed(table: _Table, patients: Collection[str]) -> tuple[_Table, dict[str
     pairs = match_names(patients, table.rows)
     if patients and not pairs:
         raise ValueError(
-            f"{table.path}: names none of the {len(patients)} patients; found names of the form "
+            f"{table.path}: names none of the patients; found names of the form "
             f"{_form(next(iter(table.rows), ''))!r}, expected {_form(next(iter(patients)))!r}"
         )
     ours = replace(
