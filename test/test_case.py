@@ -117,7 +117,11 @@ def test_a_record_goes_to_another_process():
     assert pickle.loads(pickle.dumps(record)) == record  # noqa: S301  our own
 
 
-@pytest.mark.parametrize(("value", "centre"), [(3.0, "3"), ("CHUM", "CHUM"), (None, None)])
+@pytest.mark.parametrize(
+    ("value", "centre"),
+    [(3.0, "3"), (1000002.0, "1000002"), (20230101.0, "20230101"), ("CHUM", "CHUM"), (None, None)],
+)
 def test_a_record_names_its_centre(value: float | str | None, centre: str | None) -> None:
     assert ClinicalRecord({"CenterID": value}).centre == centre
+    assert ClinicalRecord({"Age": 1.0, "Center ID": value}).centre == centre
     assert ClinicalRecord().centre is None

@@ -2,29 +2,35 @@
 
 import json
 import os
+import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import run_cohort, tiny_ct, tiny_label, tiny_pet
+from conftest import HEAD_GRID, head, run_cohort, tiny_ct, tiny_label, tiny_pet
 
 from hmvnet import files
 from hmvnet.bundle import load_bundle
 from hmvnet.case import Case, CaseError, ClinicalRecord, Grid
-from hmvnet.cohort import InTurn, Order, part_of, predict_cohort
+from hmvnet.cohort import InTurn, Order, made_of, part_of, predict_cohort
 from hmvnet.config import Settings
 from hmvnet.exits import Exit, RefusedError
+from hmvnet.phantom.dicom import write_dicom
 from hmvnet.pipeline import Pipeline
 from hmvnet.reading.checks import checked_case
-from hmvnet.reading.inputs import Pair
+from hmvnet.reading.inputs import Pair, find_sources
 from hmvnet.reading.tables import Known
 from hmvnet.writing import folder as writing
 from hmvnet.writing.cohort import (
     failures_files,
     mend_failures,
+    read_failures,
+    record_failures,
     refuse_foreign_tables,
     write_cohort,
     write_failures,
@@ -458,3 +464,50 @@ def test_failures_are_a_table_that_goes_when_there_are_none(tmp_path):
     path = write_failures({"=a": "no\nimage"}, tmp_path, "-1of2")
     assert path.name == "failures-1of2.csv" and "'=a" in path.read_text()
     assert write_failures({}, tmp_path, "-1of2") is None and not path.exists()
+
+
+def test_a_call_does_not_remove_what_another_made_meanwhile(pipeline, tmp_path):
+    other = Given("a")
+
+    class Failing(Given):
+        def read(self):
+            run_cohort([other], pipeline, tmp_path, picture=False)
+            raise MemoryError
+
+    result = run_cohort([Failing("a")], pipeline, tmp_path, picture=False)
+    assert list(result.failures) == ["a"] and other.reads == 1
+    assert (tmp_path / "a" / "report.json").is_file()
+
+
+def test_a_call_for_all_mends_the_failures_of_parts(tmp_path):
+    write_failures({"a": "broken", "z": "broken"}, tmp_path, "-1of2")
+    write_failures({"b": "broken"}, tmp_path, "-2of2")
+    record_failures({"a", "b", "c"}, {"c": "broken"}, tmp_path)
+    assert {p.name: list(read_failures(p)) for p in failures_files(tmp_path)} == {
+        "failures-1of2.csv": ["z"],
+        "failures.csv": ["c"],
+    }
+
+
+def test_dicom_files_that_changed_are_other_files(tmp_path):
+    """Their series' names stay where a weight was corrected or slices came later."""
+    ct, pet = head()
+    write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), tmp_path / "in", "1")
+
+    def made(path):
+        (source,) = find_sources([path])
+        return made_of(source, "bundle", Order(tmp_path))
+
+    first = made(tmp_path / "in")
+    assert made(tmp_path / "in") == first
+    zipped = shutil.make_archive(str(tmp_path / "scan"), "zip", tmp_path / "in")
+    assert made(Path(zipped)) == made(Path(zipped))  # unpacked anew, with the zip's times
+    (source,) = find_sources([tmp_path / "in"])
+    weighed = source.pet.slices[3].path
+    data = pydicom.dcmread(weighed)
+    data.PatientWeight = 2 * data.PatientWeight
+    data.save_as(weighed)
+    assert made(tmp_path / "in") != first
+    second = made(tmp_path / "in")
+    source.ct.slices[-1].path.unlink()
+    assert made(tmp_path / "in") != second

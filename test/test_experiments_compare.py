@@ -1,3 +1,4 @@
+import io
 import json
 from pathlib import Path
 
@@ -265,6 +266,19 @@ def test_tables_alone_by_a_schema_in_the_settings_file(tables, tmp_path):
     assert set(table.index) == {"fusion-table", "icare"}
     # The grade decides; whoever could not use it would be at 0.5.
     assert all(float(text.split()[0]) > 0.7 for text in table["C (95% CI)"])
+
+
+def test_what_is_lost_of_the_records_is_said(tables, tmp_path):
+    """Sixty codes that nobody knows were a column less, without a word."""
+    record = pd.read_csv(tables / "record.csv", dtype=str)
+    record["grade"] = "G" + record["grade"]
+    record.to_csv(tables / "record.csv", index=False)
+    settings = load_settings(tables / "settings.xml", [f"data.root={tables}", "data.folds=3"])
+    console = Console(file=io.StringIO(), width=200)
+    compare_survival(settings, None, tmp_path / "run", console, ["icare"], repeats=1)
+    said = console.file.getvalue()
+    assert "grade: 60 values with an unknown code, treated as missing" in said
+    assert "grade: the same in all training patients, left out" in said
 
 
 def test_centres_are_left_out_only_where_that_can_be_done():

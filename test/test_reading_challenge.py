@@ -6,7 +6,7 @@ import SimpleITK as sitk
 from conftest import tiny_ct, tiny_pet
 
 from hmvnet.case import CaseError
-from hmvnet.reading.challenge import read_case
+from hmvnet.reading.challenge import read_case, recognised_year
 from hmvnet.writing.challenge import INTERFACES, RISK_PATH, OutputFolder
 
 MASK_PATH = INTERFACES["2025"].mask
@@ -214,3 +214,10 @@ def test_outputs_never_go_through_a_link_out_of_the_folder(tmp_path):
     with OutputFolder(tmp_path / "alias") as output:  # the folder itself may be one
         output.write_rfs(1.0)
     assert (tmp_path / "real" / RISK_PATH).is_file()
+
+
+@pytest.mark.parametrize("name", ["M-stage", "M-Stage", "M stage", "mstage"])
+def test_the_year_is_seen_by_a_field_however_it_is_written(write_case, name):
+    root = write_case(ehr={"Age": 60, name: "M0"})
+    (root / "inputs.json").write_text("[]")
+    assert recognised_year(root)[0] == "2025"

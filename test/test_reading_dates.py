@@ -99,3 +99,10 @@ def test_forms_that_do_not(form) -> None:
 def test_a_form_that_reads_iso_dates_as_others_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be told from ISO dates"):
         check_form("%Y-%d-%m")
+
+
+@pytest.mark.parametrize("text", ["12/31/2019", "31.12.2019", "3-4-2020"])
+def test_a_date_against_the_form_is_not_read_in_another_order(text) -> None:
+    """03/04/2020 beside 12/31/2019 was the 3rd of April by %d/%m/%Y: the form is wrong."""
+    with pytest.raises(ValueError, match=r"no date by clinical\.date_format=%d/%m/%Y"):
+        parse_date(text, "%d/%m/%Y")

@@ -298,6 +298,11 @@ def test_records_of_dicom_go_by_the_ids_in_the_files(tmp_path, monkeypatch):
     assert "columns Nr, Surname" in found.told[-1]
     kept = find_sources([tmp_path / "in"], Asked(table, keep_names=True))
     assert kept[0].known.record.values["Surname"] == "Mueller"
+    # Also as a number of many digits.
+    write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), tmp_path / "long", "1234567")
+    table.write_text("PatientID;Age;Nr\n1234567;70;1234567\n")
+    (found,) = find_sources([tmp_path / "long"], Asked(table))
+    assert found.known.record.values == {"Age": 70.0}
 
 
 def test_convert_goes_on_and_writes_nobody_where_numbers_have_moved(tmp_path):

@@ -320,3 +320,55 @@ def test_no_file_in_a_records_place(tmp_path, place):
     make[place](path)
     with pytest.raises(CaseError, match=r"ehr.json: a folder, a pipe or a device, expected a file"):
         read_health_record(path)
+
+
+def test_a_column_is_found_in_each_record_by_whatever_name_it_has_there():
+    """One spelling for all once left every patient of the other table without the value."""
+    records = [
+        ClinicalRecord({"Tobacco": 1.0, "Age": 60.0}),
+        ClinicalRecord({"tobacco consumption": 0.0, "age": 61.0}),
+        ClinicalRecord({"Tobacco Consumption": None, "Tobacco": 1.0}),
+        ClinicalRecord({"Tobacco Consumption": 0.0, "Tobacco": 1.0}),
+    ]
+    cleaned, notes = ClinicalSchema((AGE, TOBACCO)).clean(records)
+    assert cleaned == {
+        "Age": [60.0, 61.0, None, None],
+        "Tobacco Consumption": ["1", "0", "1", "0"],
+    }
+    assert "Age: read from column 'age'" in notes
+    assert "Tobacco Consumption: 1 value that differ between these columns, the first is used" in (
+        notes
+    )
+    for record, said in zip(records, cleaned["Tobacco Consumption"], strict=True):
+        alone, _ = ClinicalSchema((AGE, TOBACCO)).clean([record])
+        assert alone["Tobacco Consumption"] == [said]
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "value"),
+    [
+        (Column("x", "numeric"), "1,050", None),  # 1050 or 1.05
+        (Column("x", "numeric", low=100, high=1000), "1,050", None),  # neither
+        (Column("x", "numeric", low=100, high=2000), "1,050", 1050.0),
+        (Column("x", "numeric", low=0, high=10), "1,050", 1.05),
+        (Column("x", "numeric"), "0,050", 0.05),
+        (Column("x", "numeric"), "1,05", 1.05),
+        (Column("x", "numeric"), "1234,567", 1234.567),
+        (AGE, "63,512", 63.512),
+        (AGE, "23,011", None),  # 23 years, or 63 in days
+    ],
+)
+def test_a_comma_that_may_part_thousands_is_read_where_one_way_alone_is_plausible(
+    column, text, value
+):
+    found, note = column.interpret(text)
+    assert found == (None if value is None else pytest.approx(value))
+    assert note
+
+
+def test_a_word_for_missing_is_no_code():
+    for raw in ({"codes": "none,left,right"}, {"codes": "0,1", "aliases": {"unknown": "0"}}):
+        with pytest.raises(
+            ValueError, match=r"column 'side': \['(none|unknown)'\] is read as miss"
+        ):
+            ClinicalSchema.from_dict({"side": {"kind": "categorical", **raw}})

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from hmvnet.bundle import fingerprint
 from hmvnet.case import Outcome
 from hmvnet.reading import frames
 from hmvnet.reading.names import LeftOut
@@ -404,3 +405,42 @@ def test_a_table_of_nobody_is_said(tmp_path: Path) -> None:
     left_out: list[LeftOut] = []
     assert read_tables(tmp_path, ["A-1"], left_out=left_out) == {}
     assert left_out == [(tmp_path / "a.csv", "a table without a column PatientID")]
+
+
+@pytest.mark.parametrize("none", ["none", "None", "NA", "-"])
+def test_a_code_of_the_event_may_be_a_word_for_missing(tmp_path: Path, none: str) -> None:
+    (tmp_path / "a.csv").write_text(
+        f"PatientID,RFS,Relapse,Site\na,100,{none},-\nb,110,local,x\nc,90,,y\n"
+    )
+    names = TableNames(event_codes={none.lower(): "0", "local": "1", "distant": "1"})
+    found = read_tables(tmp_path, None, names)
+    assert found["a"].outcome == Outcome(100.0, False)
+    assert found["b"].outcome == Outcome(110.0, True) and found["c"].outcome is None
+    assert found["a"].record.values == {"Site": None}
+    table = outcomes_in(tmp_path / "a.csv", patient="PatientID", event_codes=names.event_codes)
+    assert table.ids == ("a", "b") and [one.event for one in table.outcomes] == [False, True]
+
+
+def test_codes_are_compared_as_they_are_declared(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("PatientID,RFS,Relapse\na,100,No\nb,110,Recurrence\n")
+    names = TableNames(event_codes={"recurrence": "1", "no": "0"})
+    found = read_tables(tmp_path, None, names)
+    assert [known.outcome.event for known in found.values()] == [False, True]
+
+
+def test_an_outcome_is_not_put_together_of_two_tables_that_differ(tmp_path: Path) -> None:
+    (tmp_path / "Task_1.csv").write_text("PatientID,RFS,Relapse\nA,100,1\nB,50,0\n")
+    (tmp_path / "Task_2.csv").write_text("PatientID,RFS,Relapse\nB,50,0\nA,,0\n")
+    with pytest.raises(
+        ValueError, match=r"Task_2.csv: row 3, column 'Relapse': another value than in Task_1.csv"
+    ):
+        read_tables(tmp_path)
+    assert list(read_records(tmp_path)) == ["A", "B"]
+
+
+def test_names_are_the_same_however_a_letter_is_composed(tmp_path: Path) -> None:
+    """A Mac writes the names of folders decomposed, a table has them composed."""
+    (tmp_path / "a.csv").write_text("PatientID,RFS,Relapse\nM\u00fcller-1,100,1\n", "utf-8")
+    folder = "Mu\u0308ller-1"
+    assert read_tables(tmp_path, [folder])[folder].outcome == Outcome(100.0, True)
+    assert fingerprint(folder) == fingerprint("M\u00fcller-1")

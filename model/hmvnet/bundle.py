@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -209,7 +210,7 @@ class Manifest(_Part):
 
 def fingerprint(patient_id: str) -> str:
     """A patient's name, hashed: enough to recognise it, not to read it."""
-    return sha256(patient_id.encode())[:SHORT]
+    return sha256(unicodedata.normalize("NFC", patient_id).encode())[:SHORT]
 
 
 def _recognised(patient_ids: Iterable[str], marks: set[str]) -> list[str]:

@@ -8,6 +8,7 @@ origin, and ``Grid.shape`` gives the array order.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -196,6 +197,11 @@ class Grid:
         return image
 
 
+def plain_name(name: str) -> str:
+    """A column's name without case, blanks, -, _ and points ("Patient.ID"), but decimal ones."""
+    return re.sub(r"[\s_-]+|(?<!\d)\.|\.(?!\d)", "", name).lower()
+
+
 @dataclass(frozen=True)
 class ClinicalRecord:
     """A clean health record: column names to finite numbers, texts or None (missing).
@@ -216,8 +222,9 @@ class ClinicalRecord:
     @property
     def centre(self) -> str | None:
         """The hospital, by the column CenterID; None: not said."""
-        value = self.values.get("CenterID")
-        return f"{value:g}" if isinstance(value, float) else value
+        labels = [label for label in self.values if plain_name(label) == "centerid"]
+        value = next((v for label in labels if (v := self.values[label]) is not None), None)
+        return f"{value:.15g}" if isinstance(value, float) else value
 
 
 @dataclass(frozen=True)

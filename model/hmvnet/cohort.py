@@ -32,6 +32,7 @@ from hmvnet.writing.folder import (
     MASK,
     PAGE,
     PICTURE,
+    REPORT,
     RTSTRUCT,
     SEG,
     SR,
@@ -204,6 +205,7 @@ def predict_cohort(
         state = state_of(crew.manifest)
         there = {s.patient_id for s in sources if is_whole(s, state, order)}
     in_the_way = [path for name, path in folders.items() if path.exists() and name not in there]
+    before = {path: _state(path / REPORT) for path in in_the_way}
     if strange := [path for path in in_the_way if not is_ours(path)]:
         raise RefusedError(f"{strange[0]} is there, and not what this command writes")
     if in_the_way and existing == "refuse":
@@ -219,9 +221,10 @@ def predict_cohort(
     try:
         with closing(crew.predict(todo, order)) as outcomes:
             for outcome in outcomes:
-                before = folders[outcome.patient_id]
-                if outcome.status in ("refused", "failed") and is_ours(before):
-                    remove(before)
+                folder = folders[outcome.patient_id]
+                ended = outcome.status in ("refused", "failed")
+                if ended and is_ours(folder) and before.get(folder) == _state(folder / REPORT):
+                    remove(folder)  # but not what another call on this folder made meanwhile
                 found[outcome.patient_id] = replace(outcome, prediction=None)
                 if on_outcome:
                     on_outcome(outcome)
@@ -356,7 +359,9 @@ def made_of(source: Source, bundle: str, order: Order) -> str:
         what.append([_state(path) for path in sorted(source.folder.rglob("*")) if path.is_file()])
     for name in ("ct", "pet", "record", "known", "suv_factor"):
         value = getattr(source, name, None)
-        if not isinstance(value, Series):
+        if isinstance(value, Series):
+            what.append(sorted(_state(one.path) for one in value.slices))
+        else:
             what.append(_state(value) if isinstance(value, Path) else repr(value))
     what.append(_state(order.mask) if order.mask else None)
     return digest(bundle, what)

@@ -100,7 +100,7 @@ def predict(
     from hmvnet.pipeline import load_pipeline
     from hmvnet.progress import show_progress
     from hmvnet.reading.inputs import Asked, find_sources
-    from hmvnet.writing.cohort import is_cohort, mend_failures, write_cohort, write_failures
+    from hmvnet.writing.cohort import is_cohort, mend_failures, record_failures, write_cohort
     from hmvnet.writing.index import INDEX, refuse_foreign, write_index
     from hmvnet.writing.summary import Narrator
 
@@ -166,7 +166,8 @@ def predict(
         if alone:
             mend_failures(chosen[0].patient_id, result.failures, output)
         else:
-            write_failures(result.failures, output, f"-{part.replace('/', 'of')}" if part else "")
+            share = f"-{part.replace('/', 'of')}" if part else ""
+            record_failures({one.patient_id for one in chosen}, result.failures, output, share)
         write_cohort(output)
         try:
             write_index(output)

@@ -30,7 +30,7 @@ from hmvnet.experiments.survival_report import (
 )
 from hmvnet.files import digest
 from hmvnet.lesions.features import LesionFeatures
-from hmvnet.prognosis.encoder import ClinicalEncoder
+from hmvnet.prognosis.encoder import ClinicalEncoder, notes_on
 from hmvnet.prognosis.fusion import IMAGE_CHANNELS
 from hmvnet.prognosis.member import LesionDescription
 from hmvnet.progress import Progress, print_notes, show_progress
@@ -55,7 +55,7 @@ from hmvnet.training.prognosis import LEAST_PATIENTS, predict
 CURVE_YEARS = 5
 TIMES = np.linspace(30.0, CURVE_YEARS * DAYS_PER_YEAR, 60)  # days at which curves are compared
 CENTRES_LEFT_OUT = "C, centres left out"
-PREDICTIONS = 3  # counts changes to predictions that no setting shows
+PREDICTIONS = 4  # counts changes to predictions that no setting shows
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,8 @@ def compare_survival(
     fold = repeated_folds(
         outcomes.event, np.random.default_rng(seed), settings.data.folds, repeats, centre
     )
-    print_notes(console, cohort.notes)
+    schema = settings.clinical.record_schema
+    print_notes(console, [*cohort.notes, *notes_on([p.record for p in cohort.patients], schema)])
     left_out, why = _by_centre(centre, outcomes) if by_centre else (None, "")
     if why:
         print_notes(console, [f"no column of centres left out: {why}"])

@@ -74,7 +74,8 @@ def compare_elsewhere(
         )
     encoder = ClinicalEncoder(schema).fit([p.record for p in known.patients])
     notes = encoder.encode([p.record for p in other.patients])[1]
-    print_notes(console, [*known.notes, *(f"{test}: {note}" for note in (*other.notes, *notes))])
+    told = (*known.notes, *encoder.notes_)
+    print_notes(console, [*told, *(f"{test}: {note}" for note in (*other.notes, *notes))])
     whole = replace(known, patients=[*known.patients, *other.patients], truth=None)
     outcomes, seed = other.outcomes, settings.prognosis.seed
     rows = np.arange(len(whole.patients))

@@ -102,6 +102,11 @@ class CategoricalEncoding:
         return encoded.reshape(len(values), len(self.levels))[:, self._first :], unseen
 
 
+def notes_on(records: Sequence[ClinicalRecord], schema: ClinicalSchema) -> tuple[str, ...]:
+    """What is to be known before a model is fitted to these records, in counts."""
+    return ClinicalEncoder(schema).fit(records).notes_
+
+
 class ClinicalEncoder:
     """Health records to vectors, fitted on the training patients only.
 

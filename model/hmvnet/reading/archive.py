@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import lzma
+import os
 import tempfile
 import zipfile
 import zlib
+from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -50,9 +52,18 @@ def unzipped(path: Path) -> tuple[object, Path]:
                 target = Path(folder.name, f"{number:06d}")  # names are not needed
                 with archive.open(entry) as source, target.open("wb") as sink:
                     _copy(source, sink, entry.file_size)
+                os.utime(target, (0, _moment(entry)))
     except DAMAGED as error:
         raise CaseError(f"{path.name}: not readable as a zip: {error}") from error
     return folder, Path(folder.name)
+
+
+def _moment(entry: zipfile.ZipInfo) -> float:
+    """The time that the zip gives a file, for the same whenever it is unpacked."""
+    try:
+        return datetime(*entry.date_time, tzinfo=timezone.utc).timestamp()
+    except ValueError:  # a month 0, as zips have it that know no time
+        return 0.0
 
 
 def _copy(source: IO[bytes], sink: IO[bytes], size: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from hmvnet.case import Case, CaseError, ClinicalRecord
+from hmvnet.case import Case, CaseError, ClinicalRecord, plain_name
 from hmvnet.files import lies_inside, visible
 from hmvnet.reading.checks import checked_case
 from hmvnet.reading.images import SUFFIXES, has_image_suffix, read_image
@@ -58,11 +58,11 @@ def recognised_year(input_dir: Path) -> tuple[str, str]:
     try:
         sockets, _ = read_sockets(input_dir.resolve())
         record, _ = read_record(input_dir.resolve(), sockets.record, needed=True)
-        fields = set(record.values)
+        fields = {plain_name(name) for name in record.values}
     except (CaseError, OSError):
         fields = set()
     for year, name in zip(YEARS, (FIELD_OF_2025, FIELD_OF_2026), strict=True):
-        if name in fields:
+        if plain_name(name) in fields:
             return year, f"ehr.json has '{name}'"
     if (input_dir / "inputs.json").exists():
         return "2026", "inputs.json is there"

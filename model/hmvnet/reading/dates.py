@@ -19,8 +19,8 @@ def parse_date(value: float | str, form: str = "") -> date:
 
     Without a form: ISO 8601 (2020-04-23, 20200423, with a time of day or without), 2020/4/23,
     and day and month before the year where only one order is possible (23/04/2020, 4/23/2020,
-    3.3.2020). With one: what ``strptime`` reads by it, or a count of days (``excel``), and the same
-    as without: the date cells of a workbook come as ISO 8601.
+    3.3.2020). With one: what ``strptime`` reads by it, or a count of days (``excel``), and dates
+    that begin with the year: the date cells of a workbook come as ISO 8601.
 
     Raises:
         ValueError: it is no date, none there ever was or from before March 1900 or after 2099, or
@@ -28,6 +28,8 @@ def parse_date(value: float | str, form: str = "") -> date:
     """
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     found = _by_form(text, form) if form else None
+    if not found and form and form != EXCEL and _YEAR_LAST.fullmatch(text):
+        raise ValueError(f"no date by clinical.date_format={form}, and none as in YYYY-MM-DD")
     found = found or _by_itself(text)
     if not _FIRST <= found < _LAST:
         raise ValueError("a date before March 1900 or after 2099")

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from hmvnet.case import plain_name
 from hmvnet.files import read_bounded
 from hmvnet.reading import workbook
-from hmvnet.reading.records import NUMBER, plain_name
+from hmvnet.reading.records import NUMBER
 from hmvnet.reading.text import decode
 from hmvnet.table_files import text_of_cell
 

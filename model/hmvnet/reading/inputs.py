@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, overload
 
-from hmvnet.case import Case, ClinicalRecord
+from hmvnet.case import Case, ClinicalRecord, plain_name
 from hmvnet.exits import RefusedError, shown
 from hmvnet.reading.challenge import is_challenge_folder, read_case
 from hmvnet.reading.checks import checked_case
@@ -16,7 +16,7 @@ from hmvnet.reading.dicom import DicomFolder, Scan, Unpaired, find_dicom
 from hmvnet.reading.folder import NoPatientsError, Patient, find_scans, image_stem
 from hmvnet.reading.frames import OLD_EXCEL, is_workbook, read_frame
 from hmvnet.reading.images import SUFFIXES, read_image
-from hmvnet.reading.records import HECKTOR, plain_name, read_health_record
+from hmvnet.reading.records import HECKTOR, plain_code, read_health_record
 from hmvnet.reading.tables import Known, read_records
 
 CT_ENDINGS = ("__CT", "_0000", "_CT", "_ct")
@@ -353,7 +353,7 @@ def _without_identities(
     """
 
     def is_own(name: str, value: object) -> bool:
-        text = f"{value:g}" if isinstance(value, float) else str(value)
+        text = plain_code(str(value)) if isinstance(value, float) else str(value)
         return name in ids and (text.lstrip("0") or "0") == (ids[name].lstrip("0") or "0")
 
     own: dict[str, list[bool]] = {}

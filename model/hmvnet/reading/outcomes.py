@@ -12,7 +12,7 @@ from datetime import date
 from hmvnet.case import DAYS_PER_YEAR, ClinicalRecord, Outcome
 from hmvnet.exits import shown
 from hmvnet.reading.dates import check_form, parse_date
-from hmvnet.reading.records import YES_NO, Column, count_values, plain_code
+from hmvnet.reading.records import MISSING_WORDS, YES_NO, Column, count_values, plain_code
 
 ID_COLUMN, EVENT_COLUMN, TIME_COLUMN = "PatientID", "Relapse", "RFS"
 DAYS_OF_UNIT = {"days": 1.0, "weeks": 7.0, "months": DAYS_PER_YEAR / 12, "years": DAYS_PER_YEAR}
@@ -78,8 +78,12 @@ class TableNames:
     @property
     def codes(self) -> dict[str, str]:
         """The event's codes as cells have them: 1 for "01" and, by ``clean_scalar``, for "true"."""
-        codes = {code.strip().lower(): said for code, said in self.event_codes.items()}
-        return {YES_NO.get(code, plain_code(code)): said for code, said in codes.items()}
+        return {_code(code): said for code, said in self.event_codes.items()}
+
+    @property
+    def words(self) -> frozenset[str]:
+        """Codes of the event that say elsewhere that nothing is known, as "none" does."""
+        return frozenset(self.codes) & MISSING_WORDS
 
     @property
     def outcome(self) -> tuple[str, ...]:
@@ -96,6 +100,11 @@ class TableNames:
     def dates(self) -> tuple[str, ...]:
         """Those of them that hold dates."""
         return self.times if self.start_date else ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns whose cells are to be read as they are written."""
+        return (*self.dates, *((self.event,) if self.words else ()))
 
 
 def check_outcomes(
@@ -190,8 +199,13 @@ def _event(value: float | str | None, codes: Mapping[str, str]) -> str | None:
     """Whether there was one, "0" or "1"; None: the value does not say."""
     if not codes:
         return _EVENT.interpret(value)[0]  # type: ignore[return-value]
-    code, _ = Column("event", "categorical", codes=tuple(codes)).interpret(value)
-    return codes.get(code)  # type: ignore[arg-type]
+    return None if value is None else codes.get(_code(str(value)))
+
+
+def _code(text: str) -> str:
+    """A code as ``TableNames.codes`` has it."""
+    plain = text.strip().lower()
+    return YES_NO.get(plain, plain_code(plain))
 
 
 def _days(value: float | str | None, least: float = 0) -> float | None:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hmvnet.case import CaseError, ClinicalRecord
+from hmvnet.case import CaseError, ClinicalRecord, plain_name
 from hmvnet.exits import RefusedError, shown
 from hmvnet.files import read_bounded
 from hmvnet.reading.text import decode
@@ -34,6 +34,7 @@ MISSING_WORDS = frozenset(
 YES_NO = {"yes": "1", "true": "1", "no": "0", "false": "0"}
 # A unit may follow a number, as in DICOM's "063Y"; the plausible range decides what it was.
 NUMBER = re.compile(r"([-+]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][-+]?\d+)?)\s*[A-Za-z%/]*")
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")  # or a decimal comma and three digits
 MAX_JSON_BYTES = 1 << 20
 MAX_DIGITS = 300  # of a whole number: no double holds more, and Python's int stops at 4300
 # A string without an end is one too: else each of its quotes would be tried to the end of the file.
@@ -267,6 +268,12 @@ class Column:
             raise ValueError(f"column {name!r}: {error}") from error
         if column.low > column.high:
             raise ValueError(f"column {name!r}: low {column.low:g} is above high {column.high:g}")
+        spellings = {code.lower() for code in column.codes} | {key for key, _ in column.aliases}
+        if nothing := sorted(spellings & MISSING_WORDS):
+            raise ValueError(
+                f"column {name!r}: {nothing} is read as missing wherever it stands, and can be no "
+                "code; expected another word, in the tables too"
+            )
         if stray := sorted({v for _, v in column.aliases} - set(column.codes)):
             raise ValueError(f"column {name!r}: aliases stand for {stray}, which are no codes")
         return column
@@ -291,14 +298,22 @@ class Column:
         return self._number(value) if self.kind == "numeric" else self._code(value)
 
     def _number(self, value: float | str) -> tuple[float | None, str | None]:
-        is_text = isinstance(value, str)
-        number = _number_in(value) if isinstance(value, str) else float(value)
-        if number is None:
+        if not isinstance(value, str):
+            return self._fitting(float(value))
+        read = [self._fitting(number) for number in _numbers_in(value)]
+        if not read:
             return None, "not a number, treated as missing"
+        if len(fits := [one for one in read if one[0] is not None]) > 1:
+            return None, "with a comma that may part thousands, treated as missing"
+        number, repair = (fits or read)[0]
+        return number, repair or "as text, read as a number"
+
+    def _fitting(self, number: float) -> tuple[float | None, str | None]:
+        """The number in the column's unit, and what was repaired; None: it is not plausible."""
         if not math.isfinite(number):
             return None, _NOT_FINITE
         if self.low <= number <= self.high:
-            return number, "as text, read as a number" if is_text else None
+            return number, None
         for unit, factor in self.other_units:
             if self.low <= number * factor <= self.high:
                 return number * factor, f"in {unit}, converted to {self.unit}"
@@ -353,8 +368,9 @@ class ClinicalSchema:
     ) -> tuple[dict[str, list[float | str | None]], tuple[str, ...]]:
         """What the records say in each of the schema's columns, and notes on what was repaired.
 
-        Numbers are floats, categories are texts, None is missing. A column is found, for all
-        records at once, by its name or another of its names, as ``plain_name`` has them.
+        Numbers are floats, categories are texts, None is missing. A column is found by its name or
+        another of its names, as ``plain_name`` has them; where a record has several of them, the
+        first that says something is used.
 
         Returns:
             ``n`` values by column name, and the notes, in counts.
@@ -363,14 +379,24 @@ class ClinicalSchema:
         cleaned: dict[str, list[float | str | None]] = {}
         notes: list[str] = []
         for column in self.columns:
-            label = _find_label(column, labels)
-            if label is None:
+            names = _labels_of(column, labels)
+            if not names:
                 notes.append(f"{column.name}: no such column, treated as missing")
-                cleaned[column.name] = [None] * len(records)
-                continue
-            if label != column.name:
-                notes.append(f"{column.name}: read from column '{shown(label)}'")
-            results = [column.interpret(record.values.get(label)) for record in records]
+            notes += [
+                f"{column.name}: read from column '{shown(name)}'"
+                for name in names
+                if name != column.name
+            ]
+            said = [
+                [v for name in names if not is_missing(v := record.values.get(name))]
+                for record in records
+            ]
+            if differ := sum(any(value != some[0] for value in some) for some in said):
+                notes.append(
+                    f"{column.name}: {count_values(differ)} that differ between these columns, the "
+                    "first is used"
+                )
+            results = [column.interpret(next(iter(some), None)) for some in said]
             cleaned[column.name] = [value for value, _ in results]
             counts = Counter(repair for _, repair in results if repair)
             notes += [f"{column.name}: {count_values(n)} {repair}" for repair, n in counts.items()]
@@ -382,21 +408,20 @@ def count_values(n: int) -> str:
     return f"{n} value" if n == 1 else f"{n} values"
 
 
-def _number_in(text: str) -> float | None:
+def _numbers_in(text: str) -> list[float]:
+    """What a text may say: no number, one, or two, where a comma may part thousands."""
     match = NUMBER.fullmatch(text.strip())
-    return float(match[1].replace(",", ".")) if match else None
+    if not match:
+        return []
+    usual = float(match[1].replace(",", "."))
+    return [usual, usual * 1000] if _THOUSANDS.fullmatch(match[1]) else [usual]
 
 
-def _find_label(column: Column, labels: Sequence[str]) -> str | None:
-    if column.name in labels:
-        return column.name
-    by_name = {plain_name(label): label for label in reversed(labels)}
-    return next((by_name[name] for name in column.plain_names if name in by_name), None)
-
-
-def plain_name(name: str) -> str:
-    """A column's name without case, blanks, -, _ and points ("Patient.ID"), but decimal ones."""
-    return re.sub(r"[\s_-]+|(?<!\d)\.|\.(?!\d)", "", name).lower()
+def _labels_of(column: Column, labels: Sequence[str]) -> list[str]:
+    """What a column is called among the labels: its own name first, then as it lists others."""
+    rank = {name: i for i, name in reversed([*enumerate(column.plain_names)])}
+    found = [label for label in labels if plain_name(label) in rank]
+    return sorted(found, key=lambda label: (label != column.name, rank[plain_name(label)]))
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +16,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from hmvnet.case import ClinicalRecord, Outcome, Stage
+from hmvnet.case import ClinicalRecord, Outcome, Stage, plain_name
 from hmvnet.reading.frames import OLD_EXCEL, is_workbook, listed, read_frame
 from hmvnet.reading.names import LeftOut, entries
 from hmvnet.reading.outcomes import Row, TableNames, check_outcomes, gap, split
-from hmvnet.reading.records import count_values, parse_record, plain_name
+from hmvnet.reading.records import count_values, parse_record
 from hmvnet.reading.stages import N_COLUMN, T_COLUMN, check_stages, stage_of
 from hmvnet.reading.workbook import NoReaderError
 
@@ -77,9 +78,10 @@ def read_outcome_table(paths: Sequence[Path], names: TableNames | None = None) -
     given = names or TableNames()
     tables = [
         _table(
-            read_frame(path, [given.patient], texts=given.dates, sheet=given.sheet),
+            read_frame(path, [given.patient], texts=given.texts, sheet=given.sheet),
             path,
             given.patient,
+            given,
         )
         for path in paths
     ]
@@ -241,7 +243,7 @@ def _read_all(
     if missing and tables:
         raise ValueError(f"{root}: no table with a column {sorted(missing)}, as settings name them")
     known = {}
-    for name, row in _merged(tables).items():
+    for name, row in _merged(tables, names.outcome if outcomes else ()).items():
         told = tuple(notes.get(name, ()))
         if outcomes:
             _check_gap(name, row, tables, names)
@@ -288,6 +290,17 @@ def match_names(wanted: Collection[str], found: Collection[str]) -> dict[str, st
 
     A number is only taken for another where no third name is that number too.
     """
+    spelt = {_composed(name): name for name in found}  # a Mac writes umlauts as two characters
+    mine = {_composed(name): name for name in wanted}
+    pairs = _pairs(mine, spelt)
+    return {mine[name]: spelt[other] for name, other in pairs.items()}
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _pairs(wanted: Collection[str], found: Collection[str]) -> dict[str, str]:
     ours, known = set(wanted), set(found)
     spellings: dict[str, set[str]] = {}
     for name in ours | known:
@@ -314,7 +327,7 @@ def _tables_under(root: Path, names: TableNames, left_out: list[LeftOut]) -> Ite
             continue
         ids = (plain_name(names.patient), *ID_NAMES)
         try:
-            frame = read_frame(path, ids, texts=names.dates, sheet=names.sheet)
+            frame = read_frame(path, ids, texts=names.texts, sheet=names.sheet)
         except NoReaderError as error:
             if path == root:
                 raise
@@ -335,7 +348,7 @@ def _tables_under(root: Path, names: TableNames, left_out: list[LeftOut]) -> Ite
                     f"{path}: column {name!r} holds what is infinite, expected numbers"
                 )
         if label is not None:
-            yield _table(frame, path, label)
+            yield _table(frame, path, label, names)
         elif {*names.outcome} & {*frame.columns}:
             raise ValueError(
                 f"{path}: outcomes without a column of patients, found {listed(frame.columns)}, "
@@ -345,13 +358,29 @@ def _tables_under(root: Path, names: TableNames, left_out: list[LeftOut]) -> Ite
             left_out.append(LeftOut(path, f"a table without a column {names.patient}"))
 
 
-def _merged(tables: Iterable[_Table]) -> dict[str, dict[str, float | str | None]]:
-    """One row a patient; what a later table knows goes before what an earlier one says."""
+def _merged(
+    tables: Iterable[_Table], outcome: Iterable[str]
+) -> dict[str, dict[str, float | str | None]]:
+    """One row a patient; what a later table knows goes before what an earlier one says.
+
+    Raises:
+        ValueError: two tables differ in a column of the outcome, which would be put together of
+            both.
+    """
     merged: dict[str, dict[str, float | str | None]] = {}
+    said: dict[tuple[str, str], Path] = {}
     for table in tables:
         for name, row in table.rows.items():
+            before = merged.get(name, {})
             known = {k: v for k, v in row.items() if v is not None}
-            merged[name] = dict.fromkeys(row) | merged.get(name, {}) | known
+            for column in known.keys() & outcome:
+                first = said.setdefault((name, column), table.path)
+                if before.get(column) not in (None, known[column]):
+                    raise ValueError(
+                        f"{table.path}: row {table.numbers[name]}, column {column!r}: another "
+                        f"value than in {first.name}; expected one outcome a patient"
+                    )
+            merged[name] = dict.fromkeys(row) | before | known
     return merged
 
 
@@ -382,7 +411,7 @@ class _Table:
         return {self.numbers[name]: row for name, row in self.rows.items()}
 
 
-def _table(frame: pd.DataFrame, path: Path, patient: str) -> _Table:
+def _table(frame: pd.DataFrame, path: Path, patient: str, names: TableNames) -> _Table:
     if patient not in frame.columns:
         raise ValueError(f"{path}: no column {patient!r}, found {listed(frame.columns)}")
     if nameless := sum(not name for name in frame[patient]):
@@ -390,12 +419,16 @@ def _table(frame: pd.DataFrame, path: Path, patient: str) -> _Table:
     rows: dict[str, Row] = {}
     numbers: dict[str, int] = {}
     repeated, repaired = dict[str, None](), Counter[str]()
+    words = names.words
     for number, raw in zip(frame.index, frame.to_dict("records"), strict=True):
         name = raw.pop(patient)
         cells = {str(label): None if pd.isna(cell) else cell for label, cell in raw.items()}
-        record, notes = parse_record(cells, path.name)
+        code = cells.get(names.event)
+        coded = {names.event: code} if isinstance(code, str) and code.lower() in words else {}
+        record, notes = parse_record({k: v for k, v in cells.items() if k not in coded}, path.name)
+        row = {**record.values, **coded}
         if name in rows:
-            differ = [label for label, cell in record.values.items() if rows[name][label] != cell]
+            differ = [label for label, cell in row.items() if rows[name].get(label) != cell]
             if differ:
                 raise ValueError(
                     f"{path}: rows {numbers[name]} and {number} are of one patient and differ in "
@@ -403,7 +436,7 @@ def _table(frame: pd.DataFrame, path: Path, patient: str) -> _Table:
                 )
             repeated[name] = None
             continue
-        rows[name], numbers[name] = record.values, int(number)
+        rows[name], numbers[name] = row, int(number)
         repaired.update(notes)
     return _Table(
         path,

@@ -18,6 +18,7 @@ from hmvnet.bundle import (
     write_bundle,
 )
 from hmvnet.config import PrognosisSettings, Settings
+from hmvnet.prognosis.encoder import notes_on
 from hmvnet.prognosis.member import PrognosisMember
 from hmvnet.progress import print_notes
 from hmvnet.reading.records import ClinicalSchema
@@ -49,6 +50,7 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     spacing, schema = options.image_spacing_mm, settings.clinical.record_schema
     described = load_described(bundle, settings, spacing, run, options.wants_crops)
     refuse_hidden_outcome(described, schema)
+    print_notes(Console(stderr=True), notes_on([p.record for p in described], schema))
     outcomes = outcomes_of(described)
     data = settings.data
     validated = cross_validate(described, data, options, schema, run)

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,18 @@ def write_failures(why: Mapping[str, str], output: Path, part: str = "") -> Path
         return None
     write_table(pd.DataFrame(list(why.items()), columns=_FAILED), path)
     return path
+
+
+def record_failures(
+    patients: Collection[str], why: Mapping[str, str], output: Path, part: str = ""
+) -> None:
+    """``write_failures`` of a call for these patients, whom the other files then leave out."""
+    with cohort_lock(output):
+        own = write_failures(why, output, part)
+        for path in failures_files(output):
+            if path != own:
+                rows = {k: v for k, v in read_failures(path).items() if k not in patients}
+                write_failures(rows, output, path.stem.removeprefix(Path(FAILURES).stem))
 
 
 def read_failures(path: Path) -> dict[str, str]:
