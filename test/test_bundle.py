@@ -21,6 +21,7 @@ from hmvnet.bundle import (
     write_bundle,
 )
 from hmvnet.exits import RefusedError
+from hmvnet.experiments.tune import TUNED, _is_tuned
 from hmvnet.files import MACHINE, sha256
 from hmvnet.settings_file import load_settings
 
@@ -338,10 +339,18 @@ def test_what_adds_a_part_does_not_take_the_place_of_other_networks(tiny_bundle,
     refuse_loss(tmp_path / "none", bundle, lambda there: there.prognosis)
     others = {name: {k: v + 1 for k, v in one.items()} for name, one in segmentation.items()}
     other = write_bundle(tmp_path / "other", alone, others)
-    with pytest.raises(RefusedError, match="holds networks that 'tiny' lacks"):
+    with pytest.raises(RefusedError, match=r"holds networks, or models .* that 'tiny' lacks"):
         refuse_loss(other, bundle, lambda there: there.prognosis)
     # One that was made so before is made anew.
     before = write_bundle(tmp_path / "before", bundle.manifest, tensors | others)
     refuse_loss(before, bundle, lambda there: there.prognosis)
     with pytest.raises(RefusedError, match="would be lost"):
         refuse_loss(before, bundle, lambda there: there.staging)
+    # Nor of models that were trained on top of the same networks.
+    on_top = write_bundle(tmp_path / "top", bundle.manifest, tensors)
+    with pytest.raises(RefusedError, match="would be lost"):
+        refuse_loss(on_top, load_bundle(same), lambda there: False)
+    refuse_loss(on_top, bundle, lambda there: False)
+    marked = {TUNED: {"patients": 1}}  # inherited by what is trained on a tuned bundle
+    assert not _is_tuned(bundle.manifest.model_copy(update={"metrics": marked}))
+    assert _is_tuned(alone.model_copy(update={"metrics": marked}))

@@ -334,6 +334,8 @@ def test_build_context_is_an_allow_list_that_holds_what_is_copied() -> None:
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
     copied = re.findall(r"^COPY (?:--\S+ )*(\S+)", (ROOT / "Dockerfile").read_text(), re.M)
     assert {source.removesuffix("/${WEIGHTS}") for source in copied} == allowed
+    left_out = [rule for rule in rules[1:] if not rule.startswith(("!", "**"))]
+    assert left_out and all((ROOT / rule).is_dir() for rule in left_out)
 
 
 def test_last_user_of_the_image_is_not_root() -> None:

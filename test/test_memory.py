@@ -12,7 +12,7 @@ def host(tmp_path, monkeypatch):
     """A machine with 1 TiB left, whose control groups lie in a folder."""
     monkeypatch.setattr(memory, "MOUNTED", tmp_path / "cgroup")
     monkeypatch.setattr(memory, "MEMBER", tmp_path / "member")
-    monkeypatch.setattr(memory, "memory_limit", lambda: float("inf"))
+    monkeypatch.setattr(memory, "memory_limits", lambda: (float("inf"), float("inf")))
     left = psutil.virtual_memory()._replace(available=2**40)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: left)
     return tmp_path
@@ -67,7 +67,12 @@ def test_version_one_is_read_as_well(host):
 
 def test_a_limit_of_the_process_counts_and_nothing_is_below_zero(host, monkeypatch):
     taken = psutil.Process().memory_info().vms
-    monkeypatch.setattr(memory, "memory_limit", lambda: taken + 2**36)
+    monkeypatch.setattr(memory, "memory_limits", lambda: (taken + 2**36, 2**50))
     assert 2**35 < available_memory() < 2**37
-    monkeypatch.setattr(memory, "memory_limit", lambda: 1)
+    monkeypatch.setattr(memory, "memory_limits", lambda: (1, 2**50))
     assert available_memory() == 0
+    # Of memory of its own, files that are mapped take nothing.
+    usage = psutil.Process().memory_info()._replace(vms=2**45, data=2**30)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: usage)
+    monkeypatch.setattr(memory, "memory_limits", lambda: (2**50, 3 * 2**30))
+    assert available_memory() == 2 * 2**30

@@ -66,6 +66,26 @@ def test_a_seg_marks_the_slices_that_it_has_frames_of(tmp_path, planes, how):
     assert (labels == 2).sum() == 16 * len(planes)
 
 
+@pytest.mark.parametrize(
+    ("ct_mm", "planes", "thickness", "slices"),
+    [
+        (4.0, [40, 48, 56], 8.0, [*range(9, 15)]),  # adjacent, of a series with thicker slices
+        (1.0, [10, 13, 16, 22], 3.0, [*range(9, 18), 21, 22, 23]),
+        (2.0, [10, 12.5, 15, 17.5], 1.0, [*range(5, 10)]),  # gaps between the slices
+        (2.0, [10, 13, 16, 19], 2.0, [*range(5, 11)]),
+        (2.0, [10, 12.5, 17.5], 2.5, [5, 6, 9]),  # one is left out
+        (2.0, [10.5, 35.5], 2.5, [5, 18]),  # a node each
+    ],
+)
+def test_a_segs_slices_are_as_thick_as_they_follow_each_other(
+    tmp_path, ct_mm, planes, thickness, slices
+):
+    grid = Grid((16, 16, 30), (2.0, 2.0, ct_mm))
+    truth, _ = read_truth(segment(tmp_path / "seg.dcm", planes, thickness=thickness), grid)
+    labels = sitk.GetArrayFromImage(truth)
+    assert np.flatnonzero(labels.any(axis=(1, 2))).tolist() == slices
+
+
 SQUARE = [(10, 10), (20, 10), (20, 20), (10, 20)]  # x and y of voxels
 HOLE = [(13, 13), (17, 13), (17, 17), (13, 17)]
 

@@ -540,7 +540,12 @@ def test_files_without_preamble_and_file_meta(given, implicit):
 
 @pytest.mark.parametrize(
     ("injection", "scan", "minutes"),
-    [("100000", "100000", 0), ("090000", "100000", None), ("095000", "100000", 10)],
+    [
+        ("100000", "100000", 0),
+        ("090000", "100000", None),
+        ("095000", "100000", 10),
+        ("094018", "100000", None),  # 19.7, said as 20
+    ],
 )
 def test_times_at_which_nobody_scans_are_to_be_reviewed(given, injection, scan, minutes):
     def change(file):

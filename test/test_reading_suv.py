@@ -10,7 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 
 from hmvnet.case import CaseError
 from hmvnet.reading.suv import (
@@ -312,6 +312,18 @@ def test_ge_says_the_start_of_the_scan_in_private(default):
         file.SeriesTime = file.AcquisitionTime = "113000"
         block = file.private_block(0x0009, "GEMS_PETD_01", create=True)
         block.add_new(0x0D, "DT", "20250101110000.00")
+    assert _factor(default) == pytest.approx(before, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("UN", None), ("UN", b""), ("UN", b"20250101110000.00"), ("LO", "")]
+)
+def test_ges_start_of_the_scan_may_be_bare_and_empty(default, kind, value):
+    before = _factor(default)
+    for file in default:
+        file.add(DataElement(0x0009100D, kind, value))
+        if value:
+            file.SeriesTime = file.AcquisitionTime = "113000"
     assert _factor(default) == pytest.approx(before, rel=1e-9)
 
 

@@ -27,7 +27,7 @@ def steps_of(best: Best, validations: int) -> list[int]:
 def test_the_best_are_kept_the_best_first_and_of_equals_the_later(tmp_path):
     best = offered(tmp_path, {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.7, 5: 0.1})
     assert steps_of(best, 5) == [2, 4]
-    assert len(list(tmp_path.glob("best/step*"))) == 2
+    assert len(list(tmp_path.glob("best/*/step*"))) == 2
     assert steps_of(offered(tmp_path / "few", {1: 0.5}), 1) == [1]
 
 
@@ -48,6 +48,9 @@ def test_networks_ranked_by_other_rules_are_refused(tmp_path):
     best = offered(tmp_path, {3: 0.4, 4: 0.3})
     with pytest.raises(RefusedError, match=r"4 validations 2 are ranked by today's rules"):
         best.networks(4)
+    # And who puts the rules back finds what was kept by them.
+    before = offered(tmp_path, {3: 0.7, 4: 0.6}, key="rules of before")
+    assert steps_of(before, 4) == [2, 3]
 
 
 def test_a_resumed_training_offers_some_once_more(tmp_path):
@@ -58,12 +61,12 @@ def test_a_resumed_training_offers_some_once_more(tmp_path):
 def test_networks_of_another_training_are_not_mixed_in(tmp_path):
     offered(tmp_path, {1: 0.9, 2: 0.9})
     best = offered(tmp_path, {7: 0.1}, key="other")
-    assert steps_of(best, 1) == [7] and len(list(tmp_path.glob("best/step*"))) == 1
+    assert steps_of(best, 1) == [7] and len(list(tmp_path.glob("best/*/step*"))) == 3
 
 
 def test_networks_that_are_gone_or_damaged_are_refused(tmp_path):
     best = offered(tmp_path, {1: 0.5, 2: 0.9})
-    path = tmp_path / "best" / "step2.safetensors"
+    (path,) = tmp_path.glob("best/*/step2.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(RefusedError, match=r"2 best networks .* the first 0 are there"):
         best.networks(2)

@@ -206,7 +206,6 @@ from pathlib import Path
 from conftest import COARSE, short_training
 from hmvnet.reading.folder import find_patients
 from hmvnet.training.cache import Cache
-from hmvnet.training import segmentation
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation import evaluate, train_segmentation
 torch.set_num_threads(1)

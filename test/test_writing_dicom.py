@@ -127,6 +127,16 @@ def test_objects_of_a_corrected_mask_are_that_mask():
     for number, lesion in enumerate(lesions, start=1):
         assert set(np.unique(mask[made == number])) == {lesion.label}
     assert len({(made[:12] == 2).any(), (made[:12] == 3).any()}) == 2  # one node a half
+    # A node of one voxel within the primary is lost on the way there: no number of the primary's.
+    alone = (mask == 1).astype(np.uint8)
+    label = labels_onto(alone, ct, work)
+    lesions, numbers = numbered_lesions(label, label * 0.0, label * 1.0, (1.0, 1.0, 1.0))
+    alone[tuple(np.argwhere(alone)[alone.sum() // 2])] = 2
+    drawn = SimpleNamespace(
+        mask=ct.image(alone), numbers=numbers, lesions=lesions, segmentation=segmentation
+    )
+    with pytest.raises(ValueError, match="GTVn has 1 voxels on the CT's grid, none of which is of"):
+        numbers_on(ct, drawn)
 
 
 @pytest.fixture(scope="module")

@@ -477,18 +477,18 @@ def refuse_loss(target: Path, source: Bundle, made: Callable[[Manifest], object]
         made: whether what is there was made in the same way before.
 
     Raises:
-        RefusedError: as ``check_other``, or networks would be lost.
+        RefusedError: as ``check_other``, or networks or models on top of them would be lost.
     """
     check_other(target, source.folder)
     try:
         present = load_bundle(target).manifest
     except WeightsError:  # nothing, or damaged
         return
-    networks = {present.files[name] for name in present.segmentation.all_files}
-    if not made(present) and not networks <= set(source.manifest.files.values()):
+    if not made(present) and not set(present.files.values()) <= set(source.manifest.files.values()):
         raise RefusedError(
-            f"{target}: holds networks that '{source.manifest.name}' lacks, and would be lost; use "
-            "another --run, or give --weights of those networks, from another folder"
+            f"{target}: holds networks, or models on top of them, that '{source.manifest.name}' "
+            "lacks, and would be lost; use another --run, or give --weights of those, from another "
+            "folder"
         )
 
 

@@ -211,8 +211,8 @@ def predict_cohort(
     if in_the_way and existing == "refuse":
         raise RefusedError(
             f"{in_the_way[0]} is there already ({len(in_the_way)} of {len(sources)} patients); "
-            "--force writes all again, --continue those alone whose files, settings or weights are "
-            "others now"
+            "--force writes all again, --continue what is missing, and those whose files, settings "
+            "or weights are others now"
         )
     found = {name: _from_before(folders[name]) for name in there}
     if on_begin:

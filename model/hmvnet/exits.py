@@ -164,14 +164,18 @@ def _listened() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
-def memory_limit() -> float:
-    """Bytes that the operating system lets this process have, as far as it says."""
+def memory_limits() -> tuple[float, float]:
+    """Bytes that the operating system lets this process have, as far as it says: of addresses, and
+    of memory of its own, which mapped files are not."""
     try:
         import resource
     except ImportError:  # Windows has no such limits
-        return math.inf
-    soft = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    return min((n for n in soft if n != resource.RLIM_INFINITY), default=math.inf)
+        return math.inf, math.inf
+    addresses, own = (
+        math.inf if soft == resource.RLIM_INFINITY else soft
+        for soft, _ in map(resource.getrlimit, (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    )
+    return addresses, own
 
 
 def _ready_environment() -> None:
@@ -181,7 +185,7 @@ def _ready_environment() -> None:
         RefusedError: there is no working directory.
         MemoryError: the process may have so little that libraries abort as they are loaded.
     """
-    if memory_limit() < LEAST_BYTES:
+    if min(memory_limits()) < LEAST_BYTES:
         raise MemoryError
     try:
         os.getcwd()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from hmvnet.exits import memory_limit
+from hmvnet.exits import memory_limits
 
 MOUNTED = Path("/sys/fs/cgroup")
 MEMBER = Path("/proc/self/cgroup")
@@ -25,8 +25,10 @@ def available_memory() -> float:
     The machine's alone, as most libraries see it, is the host's: a container of 8 GiB on a host of
     512 would be ended by the kernel.
     """
-    limited = memory_limit() - psutil.Process().memory_info().vms
-    return max(0.0, min([psutil.virtual_memory().available, limited, *_rooms()]))
+    taken = psutil.Process().memory_info()
+    addresses, own = memory_limits()
+    limited = (addresses - taken.vms, own - getattr(taken, "data", taken.vms))
+    return max(0.0, min([psutil.virtual_memory().available, *limited, *_rooms()]))
 
 
 def _rooms() -> Iterator[float]:

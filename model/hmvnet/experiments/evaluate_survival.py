@@ -76,8 +76,9 @@ def evaluate_survival(
     return concordance
 
 
-def _is_recalibrated(manifest: Manifest) -> bool:
-    return RECALIBRATED in manifest.metrics.get("task2", {})
+def _is_recalibrated(there: Manifest) -> bool:
+    """Whether it is as ``recalibrate`` left it: a staging model on top inherits the mark."""
+    return RECALIBRATED in there.metrics.get("task2", {}) and not there.staging
 
 
 @claiming_run

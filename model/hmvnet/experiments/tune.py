@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hmvnet.bundle import load_bundle, refuse_loss, write_bundle
+from hmvnet.bundle import Manifest, load_bundle, refuse_loss, write_bundle
 from hmvnet.case import Grid
 from hmvnet.config import PostprocessingSettings, Settings
 from hmvnet.files import replacing
@@ -97,7 +97,7 @@ def tune(
     """
     bundle, notes = load_bundle(weights).adjusted(settings)
     print_notes(console, notes)
-    refuse_loss(run / BUNDLE, bundle, lambda there: TUNED in there.metrics)
+    refuse_loss(run / BUNDLE, bundle, _is_tuned)
     found = find_patients(settings.data.root, settings.clinical.table_names)
     print_lines(found.summary())
     patients = found[: limit or None]
@@ -120,6 +120,11 @@ def tune(
     manifest = manifest.model_copy(update={"prognosis": None, "staging": None, **changed})
     files = {name: bundle.tensors(name) for name in manifest.segmentation.all_files}
     return write_bundle(run / BUNDLE, manifest, files)
+
+
+def _is_tuned(there: Manifest) -> bool:
+    """Whether it is as ``tune`` left it: what is trained on top of that inherits the mark."""
+    return TUNED in there.metrics and not (there.prognosis or there.staging)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ USUAL_NAMES: tuple[tuple[str, int], ...] = (
 # what share of all such steps, make a region one that is drawn sparsely.
 STEPS, LEAST_GAPS, SPARSE = (2, 3), 3, 0.8
 OFF_PLANE = 0.2  # of a slice's distance, that a contour may lie beside its slice
+MOST_GAP = 3  # times a SEG's slice thickness from one slice to the next
 
 
 def label_of(name: str, given: Mapping[str, int] | None = None) -> int | None:
@@ -297,17 +298,31 @@ def _step(apart: np.ndarray, normal: np.ndarray, thickness: float, ct: Grid) -> 
     """The distance of a SEG's slices, mm, where the file does not say it.
 
     Frames need not follow each other: those of one node on every second slice would be taken for
-    slices of twice the thickness. Where they lie on the CT's slices, it is the CT's.
+    slices of twice the thickness. Where they lie on the CT's slices, it is the CT's, but for frames
+    that are as thick as the closest two are apart: those follow each other on a coarser series.
+    Elsewhere it is the closest two's distance, or the thickness where frames are sparse.
 
     Args:
         apart: distances from one frame to the next, mm.
         normal: unit vector across the slices.
     """
     across_ct = np.reshape(ct.direction, (3, 3))[:, 2]
-    slices = apart / ct.spacing[2]
-    if abs(normal @ across_ct) > 0.999 and (np.abs(slices - np.rint(slices)) < OFF_PLANE).all():
+    closest = float(apart.min()) if apart.size else 0.0
+    if thickness and abs(closest - thickness) < OFF_PLANE * thickness:
+        return closest
+    if abs(normal @ across_ct) > 0.999 and _are_steps(apart, ct.spacing[2]):
         return ct.spacing[2]
-    return min(step for step in (thickness, *apart.tolist()) if step > 0)
+    if not thickness or 0 < closest < thickness:  # overlapping ones are thicker
+        return closest or ct.spacing[2]
+    uneven = apart.size > 1 and float(np.ptp(apart)) > OFF_PLANE * thickness
+    sparse = closest > MOST_GAP * thickness or (uneven and _are_steps(apart, thickness))
+    return thickness if sparse or not closest else closest
+
+
+def _are_steps(apart: np.ndarray, step: float) -> bool:
+    """Whether all distances are whole numbers of steps."""
+    steps = apart / step
+    return bool((np.abs(steps - np.rint(steps)) < OFF_PLANE).all())
 
 
 def _onto(image: sitk.Image, grid: Grid) -> np.ndarray:

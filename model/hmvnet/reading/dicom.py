@@ -350,11 +350,11 @@ def _uptake(scale: SuvScale) -> Iterator[Finding]:
     """Whether FDG was imaged at a time at which nobody does: the times are made up, then."""
     if scale.uptake_s is None:
         return
-    minutes, (least, most) = scale.uptake_s / 60, USUAL_UPTAKE_MIN
+    minutes, (least, most) = round(scale.uptake_s / 60), USUAL_UPTAKE_MIN
     if not least <= minutes <= most:
         yield Finding(
             "uptake-time",
-            f"PET: {minutes:.0f} minutes from injection to scan, expected {least} to {most}: "
+            f"PET: {minutes} minutes from injection to scan, expected {least} to {most}: "
             "SUV hang on them",
         )
 

@@ -314,7 +314,9 @@ def _scan_start(
             return start, ()
     bare = slices[0].get((GE_SCAN_START[0], 0x1000 + GE_SCAN_START[2]))
     if bare is not None:  # without its creator the type is not known, either
-        value = bare.value.decode("ascii", "replace") if bare.VR == "UN" else bare.value
+        value = bare.value
+        if isinstance(value, bytes):
+            value = value.decode("ascii", "replace")
         if (start := _own_time(value, slices[0])) is not None:
             return start, ()
     series = _moment(slices[0], "Series")

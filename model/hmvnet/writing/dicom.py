@@ -145,6 +145,9 @@ def numbers_on(grid: Grid, prediction: Prediction) -> np.ndarray:
 
     Lesions are numbered on the working grid. A corrected mask is the CT's own, and has been there
     and back: its voxels have the number of the nearest one of their class.
+
+    Raises:
+        ValueError: of a class that the mask has no lesion is numbered.
     """
     numbers = np.minimum(prediction.numbers, MOST_LESIONS).astype(np.uint8)
     on_ct = labels_onto(numbers, prediction.segmentation.volume.grid, grid)
@@ -153,9 +156,16 @@ def numbers_on(grid: Grid, prediction: Prediction) -> np.ndarray:
     for kind in (GTVP, GTVN):
         own = [n for n, lesion in enumerate(prediction.lesions, 1) if lesion.label == kind]
         inside, numbered = mask == kind, np.isin(on_ct, own)
-        if not numbered.any() or (inside == numbered).all():
+        if (inside == numbered).all():
             out[inside] = on_ct[inside]
             continue
+        if not inside.any():
+            continue
+        if not numbered.any():
+            raise ValueError(
+                f"{CLASSES[kind]} has {inside.sum()} voxels on the CT's grid, none of which is of "
+                "a lesion on the working grid"
+            )
         box = bounding_box(inside | numbered)
         nearest = ndimage.distance_transform_edt(
             ~numbered[box], grid.spacing[::-1], return_distances=False, return_indices=True
