@@ -80,3 +80,8 @@ def test_draws_are_of_these_very_outcomes_and_none_are_lost(tmp_path, monkeypatc
     assert mean() == before and len(scored) == 2  # what another call found is still there
     mean(seed=1)
     assert mean() == before and len(scored) == 3
+
+
+def test_without_patients_it_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no patients: expected --data, one of .*flchain"):
+        room._patients(Settings(), "", tmp_path)

@@ -177,6 +177,11 @@ def _fitted(
 def _patients(
     settings: Settings, data: str, run: Path
 ) -> tuple[Sequence[Described], ClinicalSchema]:
+    if not data and not settings.clinical.tables:
+        raise ValueError(
+            f"no patients: expected --data, one of {', '.join(BUILT_IN)}, or clinical.tables of "
+            "data.root"
+        )
     if not data:
         return load_cohort(settings, None, run).patients, settings.clinical.record_schema
     if data not in BUILT_IN:
