@@ -104,11 +104,8 @@ def record_failures(
 ) -> None:
     """``write_failures`` of a call for these patients, whom the other files then leave out."""
     with cohort_lock(output):
-        own = write_failures(why, output, part)
-        for path in failures_files(output):
-            if path != own:
-                rows = {k: v for k, v in read_failures(path).items() if k not in patients}
-                write_failures(rows, output, path.stem.removeprefix(Path(FAILURES).stem))
+        _leave_out(patients, output)
+        write_failures(why, output, part)
 
 
 def read_failures(path: Path) -> dict[str, str]:
@@ -119,13 +116,17 @@ def read_failures(path: Path) -> dict[str, str]:
 def mend_failures(patient: str, why: Mapping[str, str], output: Path) -> None:
     """What one patient's own call says, in the place of what the cohort's files have of it."""
     with cohort_lock(output):
-        kept: dict[Path, dict[str, str]] = {output / FAILURES: {}}
-        for path in failures_files(output):
-            kept[path] = read_failures(path)
-            kept[path].pop(patient, None)
-        kept[output / FAILURES] |= why
-        for path, rows in kept.items():
-            write_failures(rows, output, path.stem.removeprefix(Path(FAILURES).stem))
+        _leave_out({patient}, output)
+        whole = output / FAILURES
+        others = read_failures(whole) if whole.exists() else {}
+        write_failures({**others, **why}, output)
+
+
+def _leave_out(patients: Collection[str], output: Path) -> None:
+    """What the files say of these patients is gone; the lock is held."""
+    for path in failures_files(output):
+        rows = {name: why for name, why in read_failures(path).items() if name not in patients}
+        write_failures(rows, output, path.stem.removeprefix(Path(FAILURES).stem))
 
 
 def _reports(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
