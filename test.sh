@@ -44,10 +44,16 @@ if [[ ${GPU:-auto} == auto ]] && nvidia-smi --list-gpus > /dev/null 2>&1; then
     esac
 fi
 
+task_of() { # task_of CASE: as its own settings say, else as asked for
+    local own=""
+    [[ -f $1/settings ]] && own=$(sed -n 's/.*--task \([^ ]*\).*/\1/p' "$1/settings")
+    echo "${own:-$task}"
+}
+
 deadline_of() { # deadline_of CASE: the words that end a run as the platform does: SIGTERM, SIGKILL
     command -v timeout > /dev/null || return 0
     local seconds=900
-    [[ $task == 1 ]] && seconds=600
+    [[ $(task_of "$1") == 1 ]] && seconds=600
     [[ -f $1/expected/t-stage.json ]] && seconds=1500
     echo "timeout --foreground --kill-after=5 $seconds"
 }
@@ -104,7 +110,7 @@ compare_case() { # compare_case FOLDER: inside the image, so that the host needs
     fi
     "${engine[@]}" run "${sandbox[@]}" --volume "$1:/case:ro" \
         --volume "$scratch/compare_outputs.py:/compare_outputs.py:ro" --entrypoint python3 "$image" \
-        /compare_outputs.py /case/expected /case/output --task "$task" \
+        /compare_outputs.py /case/expected /case/output --task "$(task_of "$1")" \
         --min-dice "${MIN_DICE:-0.99}" ${truth[@]+"${truth[@]}"}
 }
 

@@ -139,7 +139,7 @@ def main() -> None:
         files = (options.sts / patient / f"{patient}__{kind}.nii.gz" for kind in ("CT", "PT"))
         ct, pet = (read_image(path)[0] for path in files)
         write_input(CASES / name, ct, pet, {"M-stage": None})
-        words = " ".join(f"--set {setting}" for setting in OF_REAL)
+        words = " ".join(["--task 1", *(f"--set {setting}" for setting in OF_REAL)])
         (CASES / name / "settings").write_text(words + "\n")
         truth, _ = read_image(options.sts / patient / f"{patient}.nii.gz")
         write_image(truth, CASES / name / "truth.mha")

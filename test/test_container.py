@@ -210,6 +210,7 @@ def test_settings_of_inference_are_honoured(write_case, tmp_path, tiny_bundle, c
         ("--set", "training.steps=3"),
         ("--set", "data.regio=centre"),
         ("--set", "data.region=chest"),
+        ("--set", "data.region=centre"),  # a risk of another region's survival model
         ("--time-budget", "0"),
         ("--time-budget", "soon"),
     ],

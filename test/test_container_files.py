@@ -266,6 +266,22 @@ def test_settings_of_a_case_are_the_container_s_arguments(
     assert call[-5:] == ["hmvnet", "--set", "a.b=c", "--set", "d.e=f"]
 
 
+def test_a_case_may_be_of_one_task_alone(house: Path, engine: Path) -> None:
+    case = house / "test/cases/one"
+    (case / "settings").write_text("--task 1 --set a.b=c\n")
+    for task in ("both", "2"):  # what the platform would be asked for; the case knows better
+        answer = run(
+            house / "test.sh", FAKE_OUTPUTS=case / "expected", GPU="none", HMVNET_TASK=task
+        )
+        assert re.search(r"other files +none +.*rfs\.json +FAILED", answer.stdout), answer.stdout
+    (case / "expected" / "rfs.json").unlink()
+    for task in ("both", "2"):
+        answer = run(
+            house / "test.sh", FAKE_OUTPUTS=case / "expected", GPU="none", HMVNET_TASK=task
+        )
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
 def test_an_image_that_runs_as_root_is_refused(house: Path, engine: Path) -> None:
     for user in ("", "root", "0", "0:0"):
         answer = run(house / "test.sh", FAKE_USER=user)

@@ -297,13 +297,18 @@ def test_centres_are_left_out_only_where_that_can_be_done():
 
 
 def test_tables_tell_the_centre(tables, tmp_path):
-    """By CenterID, which need not be a column of the schema; those of nobody are "all"."""
+    """By CenterID, no column of the schema; who has none goes with those of such a name."""
     record = pd.read_csv(tables / "record.csv", dtype=str)
     record.insert(1, "CenterID", ["7", "USZ", ""] * 20)
     record.to_csv(tables / "record.csv", index=False)
     settings = load_settings(tables / "settings.xml", [f"data.root={tables}"])
     cohort = load_cohort(settings, None, tmp_path)
-    assert [p.centre for p in cohort.patients[:3]] == ["7", "USZ", "all"]
+    assert [p.centre for p in cohort.patients[:3]] == ["7", "USZ", "unknown"]
+    found, why = survival_room._by_centre(
+        np.array([p.centre for p in cohort.patients]),
+        Outcomes.of(p.outcome for p in cohort.patients),
+    )
+    assert found is None and why == "the centre of 20 patients is not known"
 
 
 def test_what_needs_images_is_refused_without(tables, tmp_path):

@@ -67,7 +67,7 @@ def test_tuning_finds_the_threshold_that_fits():
     probabilities[1] = np.where(lesion, 0.35, 0.0)
     ct = np.full(CT_GRID.shape, 0.5, np.float32)
     scaled = np.stack([ct, np.where(lesion, 0.0, -1.0)]).astype(np.float32)
-    kept = [Kept("A", CT_GRID, probabilities, scaled, lesion.astype(np.uint8))]
+    kept = [Kept("A", CT_GRID, CT_GRID, probabilities, scaled, lesion.astype(np.uint8))]
     search = Search(kept, "head-neck", (0.0, 20.0), "2025", Console(quiet=True))
     found = search(PostprocessingSettings())
     assert found.threshold_gtvp < 0.35
@@ -84,7 +84,7 @@ def faint_or_bright(n: int = 24) -> list[Kept]:
         suv = np.where(lesion, (8.0 if true else 3.2) + 0.1 * i, 0.5)
         scaled = np.stack([np.full(CT_GRID.shape, 0.5), suv / 10 - 1]).astype(np.float32)
         truth = (2 * lesion * true).astype(np.uint8)
-        made.append(Kept(f"P{i}", CT_GRID, probabilities, scaled, truth))
+        made.append(Kept(f"P{i}", CT_GRID, CT_GRID, probabilities, scaled, truth))
     return made
 
 

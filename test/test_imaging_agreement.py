@@ -66,17 +66,26 @@ def test_a_pet_that_ends_inside_the_region_is_to_be_reviewed(first, expected):
     case = checked_case("x", ct, pet[:, :, first:])
     coarse, settings = Coarse.of(case), PreprocessingSettings()
     for region in (find_region(coarse, settings), centre_region(coarse, settings)):
-        found = check_covered(coarse, region.grid)
+        found = check_covered(case, coarse, region.grid)
         assert [finding.code for finding in found] == expected
     padded = head()[1].copy()
     padded[:first] = 0  # on the CT's grid, as resampling leaves it
-    other = Coarse.of(checked_case("x", ct, HEAD_GRID.image(padded)))
-    assert [one.code for one in check_covered(other, region.grid)] == expected
+    other = checked_case("x", ct, HEAD_GRID.image(padded))
+    assert [one.code for one in check_covered(other, Coarse.of(other), region.grid)] == expected
     for x in (1e4, -1e4):
         apart = Grid(HEAD_GRID.size, HEAD_GRID.spacing, (x, 0.0, 0.0))
-        assert check_covered(coarse, apart) == ()
+        assert check_covered(case, coarse, apart) == ()
     volume = prepare(case, settings, "head-neck")
     assert [f.code for f in volume.findings if f.code == "pet-short"] == expected
+
+
+@pytest.mark.parametrize(("first", "expected"), [(0, []), (3, []), (20, ["ct-short"])])
+def test_a_ct_that_ends_inside_the_region_is_to_be_reviewed(first, expected):
+    """A tumour that the PET alone shows is in no mask, and the verdict was ok."""
+    ct, pet = (HEAD_GRID.image(array) for array in head())
+    case = checked_case("x", ct[:, :, first:], pet)
+    volume = prepare(case, PreprocessingSettings(), "head-neck")
+    assert [finding.code for finding in volume.findings] == expected
 
 
 def test_breathing_and_voxel_sizes_are_no_displacement():

@@ -131,6 +131,39 @@ def test_nothing_outside_the_body():
     assert (out[10:15, 10:15, 5:10] == GTVN).all() and not out[..., 32:38].any()
 
 
+def test_nothing_beyond_the_ct_however_it_is_cleaned():
+    """The last resort took up again what lay beyond the CT, and closing reached over its end."""
+    ct = TISSUE.copy()
+    ct[28:] = 0
+    shown = Grid((40, 40, 28), ONE_MM.spacing)
+    beyond = ball(ONE_MM, (20, 20, 33), 4)
+    across = ball(ONE_MM, (20, 20, 27), 6)
+    for rules in (SETTINGS, SETTINGS.model_copy(update={"cleanup": False})):
+        found = postprocess(
+            probabilities((GTVP, beyond, 0.95)), with_pet(ct), ONE_MM, rules, WINDOW, shown
+        )
+        assert not found.any()
+        cut = postprocess(
+            probabilities((GTVP, across, 0.95)), with_pet(ct), ONE_MM, rules, WINDOW, shown
+        )
+        np.testing.assert_array_equal(np.flatnonzero(cut.any(axis=(1, 2))), np.arange(21, 28))
+        turned = Grid((28, 40, 40), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0, 1, 0, 0, 0, 1, 1, 0, 0))
+        same = postprocess(
+            probabilities((GTVP, across, 0.95)), with_pet(ct), ONE_MM, rules, WINDOW, turned
+        )
+        np.testing.assert_array_equal(same, cut)
+
+
+def test_what_lies_outside_the_body_does_not_come_back():
+    ct = np.zeros(ONE_MM.shape, np.float32)
+    ct[:, :, :20] = 0.5
+    outside = ball(ONE_MM, (33, 20, 20), 4)
+    found = postprocess(
+        probabilities((GTVP, outside, 0.95)), with_pet(ct), ONE_MM, SETTINGS, WINDOW
+    )
+    assert not found.any()
+
+
 NECK = Grid((60, 60, 60), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))  # 12 cm, an airway up its middle
 NECK_CT = np.full(NECK.shape, 0.5, np.float32)
 NECK_CT[:, 25:35, 25:35] = 0.0

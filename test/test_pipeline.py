@@ -1,11 +1,13 @@
 """What makes a result doubtful beyond its images: what is known of training, and of the passes."""
 
 import pytest
+import SimpleITK as sitk
 from conftest import predicted
 from test_writing_page import TWO, bundle
 
 from hmvnet.bundle import Bundle
-from hmvnet.pipeline import MOST_DISAGREEMENT, _doubtful
+from hmvnet.case import Grid
+from hmvnet.pipeline import MOST_DISAGREEMENT, _apart, _cut, _doubtful, load_pipeline
 from hmvnet.settings_file import load_settings
 
 
@@ -49,3 +51,47 @@ def test_volumes_hold_in_the_bundles_own_region_only(tmp_path):
     for region, kept in (("head-neck", True), ("centre", False)):
         other, _ = known.adjusted(load_settings(None, [f"data.region={region}"]))
         assert bool(other.manifest.volumes_ml) is kept
+
+
+@pytest.mark.parametrize(
+    ("centre", "first", "ends"),
+    [((40, 30, 40), 0, []), ((40, 30, 40), 29, []), ((40, 30, 40), 38, ["CT"])]
+    + [((40, 30, 8), 0, ["CT", "region"]), ((40, 30, 8), -20, ["region"])],
+)
+def test_a_lesion_that_is_cut_off_is_to_be_reviewed(centre, first, ends):
+    """The face of a cut was measured as the tumour's own, and the verdict was ok."""
+    grid = Grid((60, 80, 90 - first), (1.0, 1.0, 1.0), (10.0 + first, 20.0, 300.0))
+    found = predicted((1, centre, 10))
+    whole = found.segmentation.volume.grid
+    said = list(_cut(found.segmentation, Grid(whole.size, whole.spacing, grid.origin)))
+    assert [one.code for one in said] == ["lesion-cut"] * len(ends)
+    assert all(end in one.text for end, one in zip(ends, said, strict=True))
+
+
+def test_a_mask_of_other_volumes_than_the_table_is_to_be_reviewed():
+    """Thick slices leave small lesions out of the mask; a report told of them all the same."""
+    found = predicted(*TWO)
+    assert list(_apart(found.segmentation, found.mask)) == []
+    half = sitk.GetArrayFromImage(found.mask)
+    half[half == 2] = 0
+    said = list(_apart(found.segmentation, Grid.of(found.mask).image(half)))
+    (node,) = (lesion.volume_ml for lesion in found.lesions if lesion.label == 2)
+    assert [one.code for one in said] == ["mask-apart"]
+    assert f"GTVn: 0.0 mL in the mask on the CT's grid, {node:.1f} mL" in said[0].text
+
+
+@pytest.mark.parametrize(
+    ("asked", "codes", "risk"),
+    [
+        ([], [], True),
+        (["postprocessing.cleanup=false"], [], True),
+        (["preprocessing.suv_window=0 9"], ["other-settings"], True),
+        (["data.region=centre"], ["other-settings"], False),
+    ],
+)
+def test_networks_shown_something_else_are_to_be_reviewed(tiny_bundle, asked, codes, risk):
+    """Sarcomas of a leg got a risk of head-and-neck cancer, and the verdict was ok."""
+    pipeline = load_pipeline(tiny_bundle, "cpu", asked)
+    assert [one.code for one in pipeline.findings] == codes
+    assert (pipeline.prognosis is not None) is risk
+    assert any("no risk" in note for note in pipeline.notes) is not risk

@@ -313,6 +313,7 @@ def test_a_summary_counts_and_says_what_is_left_out(tmp_path):
     assert find_patients(tmp_path, need_labels=False).summary() == [
         f"{tmp_path}: 3 patients, 2 with a health record, 2 with a label, 1 with an outcome",
         "centres: B (2), C (1)",
+        "of the health records: Age",
         "left out: Thumbs.db: a backup or temporary file",
         "left out: x0, x1, x2, x3, x4 and 2 more: no images",
         "left out: notes.csv: a table without a column PatientID",

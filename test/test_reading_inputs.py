@@ -243,7 +243,9 @@ def test_a_listing_says_nothing_of_what_a_record_holds(tmp_path):
         "A-1: A-1__CT.nii.gz, A-1__PT.nii.gz, a health record",
         "A-2: A-2__CT.nii.gz, A-2__PT.nii.gz",
     ]
-    for shown in (*found.listing(), repr(found[0])):
+    columns, *patients = list(found.listing())[-3:]
+    assert columns == "of the health records: Age, Gender"  # what a table has, of nobody
+    for shown in (*patients, repr(found[0])):
         assert "61.5" not in shown and "Gender" not in shown
 
 

@@ -46,6 +46,7 @@ def test_its_parts_are_what_training_and_tuning_call(case, tiny_bundle):
         segmenter.postprocessing,
         "head-neck",
         COARSE.suv_window,
+        Grid.of(case.ct),
     )
     np.testing.assert_array_equal(labels, found.labels)
 
@@ -61,7 +62,7 @@ def test_anatomy_is_asked_in_the_head_and_neck_only():
     rules = PostprocessingSettings()
     scaled, window = np.stack([ct, ct]), COARSE.suv_window
     for region, expected in (("head-neck", {0, 2}), ("centre", {0, 1})):
-        labels = label_map(probabilities, scaled, grid, rules, region, window)
+        labels = label_map(probabilities, scaled, grid, rules, region, window, grid)
         assert set(np.unique(labels)) == expected
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hmvnet.case import Outcome
 from hmvnet.config import DataSettings
+from hmvnet.reading.centres import UNKNOWN
 from hmvnet.training.folds import centre_folds, repeated_folds, split_folds
 
 
@@ -36,6 +37,9 @@ def test_too_few_patients_or_centres() -> None:
         split_folds(patients, DataSettings())
     with pytest.raises(ValueError, match="only one centre"):
         split_folds(patients, DataSettings(fold_by="leave-one-centre-out"))
+    mixed = [Person("A"), Person("B"), Person(UNKNOWN)]  # who may be of a centre that is left out
+    with pytest.raises(ValueError, match="1 patients have no CenterID"):
+        split_folds(mixed, DataSettings(fold_by="leave-one-centre-out"))
 
 
 CENTRES = np.array(["MDA", "CHUM", "A-1", "A", "10", "9", "C/D", "USZ"])

@@ -219,11 +219,17 @@ def _recognised(patient_ids: Iterable[str], marks: set[str]) -> list[str]:
 
 
 class Bundle:
-    """A loaded manifest and checked access to its files."""
+    """A loaded manifest and checked access to its files.
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    Attributes:
+        manifest: with what was asked for in the place of its own (``adjusted``).
+        stored: as it lies in the folder.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, stored: Manifest | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.stored = stored or manifest
 
     def seen_among(self, patient_ids: Iterable[str]) -> list[str]:
         """Those of the patients that any of the segmentation networks was trained on."""
@@ -273,7 +279,7 @@ class Bundle:
             notes.append(f"data.region={settings.data.region}, the bundle's is {manifest.region}")
         if "interface" in settings.data.model_fields_set:
             changes["interface"] = settings.data.interface
-        return Bundle(self.folder, manifest.model_copy(update=changes)), tuple(notes)
+        return Bundle(self.folder, manifest.model_copy(update=changes), self.stored), tuple(notes)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one safetensors file, those of float16 as float32.

@@ -137,6 +137,14 @@ class Grid:
             self.affine[:3, :3], (np.asarray(points, float) - self.affine[:3, 3]).T
         ).T
 
+    def depth(self, points: np.ndarray) -> np.ndarray:
+        """How far inside the nearest outer face each LPS point ``[n, 3]`` lies, in mm.
+
+        Negative outside.
+        """
+        at = self.indices(points) + 0.5
+        return (np.minimum(at, np.array(self.size) - at) * self.spacing).min(axis=1)
+
     def corners(self) -> np.ndarray:
         """The eight outer corners (voxel faces, not centres) in LPS mm, ``[8, 3]``."""
         index = [

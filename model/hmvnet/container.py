@@ -108,6 +108,11 @@ def run(options: argparse.Namespace) -> Exit:
         wants_risk = options.task in ("2", "both")
         say("load the weights")
         pipeline = _load(options)
+        if wants_risk and pipeline.prognosis is None:
+            raise RefusedError(
+                f"data.region={pipeline.manifest.region}: task 2 wants a risk, and the survival "
+                "model holds in the bundle's own region alone"
+            )
         output.interface = _interface(options, pipeline)
         say("read the case")
         case = read_case(options.input, needs_record=wants_risk)

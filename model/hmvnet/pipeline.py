@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import torch
 
 from hmvnet.bundle import Bundle, Manifest, find_bundle, load_bundle
-from hmvnet.case import CLASSES, Case, CaseError, Finding, Grid, Verdict
+from hmvnet.case import CLASSES, GTVN, GTVP, Case, CaseError, Finding, Grid, Verdict
 from hmvnet.config import InferenceSettings
 from hmvnet.exits import RefusedError
 from hmvnet.imaging.resample import labels_onto
@@ -29,6 +29,8 @@ from hmvnet.staging.stager import Stager
 
 LOW_CONFIDENCE = 0.5
 MOST_DISAGREEMENT = 0.15  # of folds and flips (docs/how-to/predict.md)
+# Between one grid and another, of a class: of its volume, and of any.
+MOST_APART, MOST_APART_ML = 0.1, 0.5
 LEAST_SUV_MAX = 1.0  # the mean over a body; a lesion that takes up less was not seen in PET
 # Of the settings, when predicting.
 READ_SECTIONS = ("preprocessing", "postprocessing", "inference")
@@ -93,7 +95,11 @@ class Pipeline:
         self.notes = notes
         self.segmenter = Segmenter(bundle, device, inference)
         self.stager = Stager.of(bundle) if bundle.manifest.region == "head-neck" else None
-        self.prognosis = Prognosis(bundle) if needs_risk else None
+        self.findings = tuple(_unlike_training(bundle))
+        elsewhere = bundle.manifest.region != bundle.stored.region
+        self.prognosis = Prognosis(bundle) if needs_risk and not elsewhere else None
+        if needs_risk and elsewhere:
+            self.notes += (f"no risk: the survival model is of {bundle.stored.region} alone",)
 
     def __call__(
         self,
@@ -139,8 +145,9 @@ class Pipeline:
             with stages("risk"), _noted("risk", tolerant, failed):
                 seen = describe(segmentation, model.image_spacing_mm, model.wants_crops)
                 risk = model(seen, case.record)
-        doubts = _doubtful(lesions, self.manifest, segmentation.disagreement)
-        findings = (*segmentation.volume.findings, *doubts)
+        doubts = tuple(_doubtful(lesions, self.manifest, segmentation.disagreement))
+        doubts = (*doubts, *_cut(segmentation, Grid.of(case.ct)), *_apart(segmentation, mask))
+        findings = (*segmentation.volume.findings, *self.findings, *doubts)
         return Prediction(
             mask,
             lesions,
@@ -247,6 +254,47 @@ def _doubtful(
             f"folds or flips of the network disagree on {disagreement:.0%} of the tumour, expected "
             f"at most {MOST_DISAGREEMENT:.0%}",
         )
+
+
+def _unlike_training(bundle: Bundle) -> Iterator[Finding]:
+    """Whether the networks are shown something else than what they were trained on."""
+    given, own = bundle.manifest, bundle.stored
+    if given.preprocessing != own.preprocessing or given.region != own.region:
+        yield Finding(
+            "other-settings",
+            "the networks were trained with another region or preprocessing than was asked for",
+        )
+
+
+def _cut(segmentation: Segmentation, ct: Grid) -> Iterator[Finding]:
+    """Whether a lesion goes on where the CT, or the region that is looked at, has ended."""
+    grid = segmentation.volume.grid
+    voxels = np.argwhere(segmentation.labels)
+    if not len(voxels):
+        return
+    points = grid.points(voxels[:, ::-1])
+    for name, ends in (("CT", ct), ("region that is looked at", grid)):
+        # The centre of the last voxel lies half a voxel from the face, of either grid.
+        nearest = 0.5 * max(*grid.spacing, *ends.spacing) * 1.01
+        if (ends.depth(points) <= nearest).any():
+            yield Finding(
+                "lesion-cut",
+                f"a lesion reaches the end of the {name}: what is beyond it is not measured",
+            )
+
+
+def _apart(segmentation: Segmentation, mask: sitk.Image) -> Iterator[Finding]:
+    """Whether the mask on the CT's grid shows other volumes than those that are measured."""
+    shown, grid = sitk.GetArrayViewFromImage(mask), segmentation.volume.grid
+    for kind in (GTVP, GTVN):
+        table = np.count_nonzero(segmentation.labels == kind) * grid.voxel_ml
+        image = np.count_nonzero(shown == kind) * Grid.of(mask).voxel_ml
+        if abs(table - image) > MOST_APART_ML + MOST_APART * max(table, image):
+            yield Finding(
+                "mask-apart",
+                f"{CLASSES[kind]}: {image:.1f} mL in the mask on the CT's grid, {table:.1f} mL in "
+                "the table of lesions",
+            )
 
 
 def _notes(

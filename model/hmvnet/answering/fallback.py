@@ -108,7 +108,9 @@ def by_uptake(case: Case, on_stage: OnStage | None = None) -> Prediction:
     probabilities = np.stack([1 - avid, 0.5 * avid, 0.5 * avid])
     with stages("postprocess"):
         rules, window = PostprocessingSettings(), PreprocessingSettings().suv_window
-        labels = label_map(probabilities, volume.scaled, volume.grid, rules, region, window)
+        labels = label_map(
+            probabilities, volume.scaled, volume.grid, rules, region, window, Grid.of(case.ct)
+        )
     segmentation = Segmentation(volume, probabilities, labels)
     spacing = volume.grid.spacing[::-1]
     lesions = lesion_table(labels, volume.raw[0], volume.raw[1], spacing)

@@ -34,6 +34,7 @@ from hmvnet.prognosis.encoder import ClinicalEncoder, notes_on
 from hmvnet.prognosis.fusion import IMAGE_CHANNELS
 from hmvnet.prognosis.member import LesionDescription
 from hmvnet.progress import Progress, print_notes, show_progress
+from hmvnet.reading.centres import UNKNOWN, name_centres
 from hmvnet.reading.frames import read_frame
 from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.state import claiming_run, read_arrays, write_arrays
@@ -120,9 +121,10 @@ def without_images(
         np.zeros((IMAGE_CHANNELS, 1, 1, 1), np.float32),
         LesionFeatures((), np.zeros(0, np.float32)),
     )
+    centres = name_centres(ids, records)
     return [
-        Described(name, record.centre or "all", nothing, record, outcome)
-        for name, record, outcome in zip(ids, records, outcomes, strict=True)
+        Described(name, centre, nothing, record, outcome)
+        for name, centre, record, outcome in zip(ids, centres, records, outcomes, strict=True)
     ]
 
 
@@ -290,6 +292,8 @@ def _by_centre(centre: np.ndarray, outcomes: Outcomes) -> tuple[np.ndarray | Non
     names, number = np.unique(centre, return_inverse=True)
     if len(names) < 2:
         return None, ""
+    if unknown := int((centre == UNKNOWN).sum()):
+        return None, f"the centre of {unknown} patients is not known"
     days, event = outcomes.days, outcomes.event
     for here in (number == i for i in range(len(names))):
         if (~here).sum() < LEAST_PATIENTS or not event[~here].any():

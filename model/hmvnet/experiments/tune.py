@@ -72,6 +72,7 @@ class Kept:
 
     patient_id: str
     grid: Grid
+    ct_grid: Grid
     probabilities: np.ndarray
     scaled: np.ndarray
     truth: np.ndarray
@@ -210,7 +211,8 @@ class Search:
     def _masks(self, settings: PostprocessingSettings) -> list[np.ndarray]:
         def mask(one: Kept) -> np.ndarray:
             found, seen = (np.asarray(a, np.float32) for a in (one.probabilities, one.scaled))
-            return label_map(found, seen, one.grid, settings, self.region, self.suv_window)
+            rules = (settings, self.region, self.suv_window)
+            return label_map(found, seen, one.grid, *rules, one.ct_grid)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # scipy and cc3d free the GIL
             return list(pool.map(mask, self.kept))
@@ -277,7 +279,7 @@ def _run(patient: Patient, segmenter: Segmenter, folder: Path) -> Kept:
         with replacing(path) as temporary:  # numpy does not say when there was no room for the end
             temporary.write_bytes(np.ascontiguousarray(array).data)
         stored.append(np.memmap(path, array.dtype, "r", shape=array.shape))
-    return Kept(patient.patient_id, grid, *stored)
+    return Kept(patient.patient_id, grid, Grid.of(case.ct), *stored)
 
 
 def _text(settings: PostprocessingSettings) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from hmvnet.case import Case, CaseError, Finding, Grid
-from hmvnet.imaging.coarse import COARSE_MM, Coarse, outline
+from hmvnet.imaging.coarse import COARSE_MM, Coarse, lps_lattice, outline
 from hmvnet.imaging.resample import resample
 
 DICE_DOUBTFUL, DICE_REFUSED = 0.78, 0.5
@@ -27,7 +27,8 @@ DIRECTIONS = ("head to feet", "front to back", "left to right")
 SUV_USUAL, SUV_POSSIBLE = (0.25, 1.3), (0.04, 10.0)  # median in the body
 SUV_BEYOND = 1000.0  # of any voxel: no organ and no needle holds as much
 OUTLINE_SHARE = 0.2  # of the median uptake: what PET shows of the body above air
-LEAST_COVERED = 0.9  # of the body in the region; in 35 sarcomas 0.95 and more
+# Of the body in the region, by the PET and by the CT; in 35 sarcomas 0.95 and 0.895 or more.
+LEAST_COVERED, LEAST_COVERED_BY_CT = 0.9, 0.85
 LEAST_ML = 200.0  # of body that both images show, to compare outlines
 
 
@@ -65,12 +66,19 @@ def check_agreement(case: Case, coarse: Coarse) -> tuple[Finding, ...]:
     return (*found, *_doubts_of_unit(coarse, body))
 
 
-def check_covered(coarse: Coarse, region: Grid) -> tuple[Finding, ...]:
-    """Whether the PET shows the body in the region that networks see; beyond it uptake counts as 0.
+def check_covered(case: Case, coarse: Coarse, region: Grid) -> tuple[Finding, ...]:
+    """Whether PET and CT each show the body that the other shows in the region of networks.
+
+    Beyond the PET uptake counts as 0; beyond the CT no mask can show a lesion.
 
     Args:
+        coarse: the case's.
         region: its grid, along the lattice's axes.
     """
+    return (*_pet_covers(coarse, region), *_ct_covers(case, coarse, region))
+
+
+def _pet_covers(coarse: Coarse, region: Grid) -> Iterator[Finding]:
     low, high = (np.rint(i).astype(int) for i in coarse.grid.indices(np.stack(region.extent())))
     ends = zip(low[::-1], high[::-1], strict=True)
     box = tuple(slice(max(first, 0), max(last + 1, 0)) for first, last in ends)
@@ -79,15 +87,36 @@ def check_covered(coarse: Coarse, region: Grid) -> tuple[Finding, ...]:
     at = np.arange(len(coarse.pet))[box[0]]
     shown[~np.isin(at, np.arange(filled[0], filled[-1] + 1) if filled.size else [])] = False
     share = float((body & shown).sum() / max(int(body.sum()), 1))
-    if not body.any() or share >= LEAST_COVERED:
-        return ()
-    text = f"the PET covers {share:.0%} of the body in the region that is looked at"
-    return (Finding("pet-short", f"{text}: what is beyond it is not found"),)
+    if body.any() and share < LEAST_COVERED:
+        yield _short("pet-short", "PET", share)
+
+
+def _ct_covers(case: Case, coarse: Coarse, region: Grid) -> Iterator[Finding]:
+    ct = Grid.of(case.ct)
+    body = coarse.body & coarse.shown
+    if (ct.depth(region.corners()) >= 0).all() or not body.any():
+        return
+    lattice = lps_lattice(*region.extent())
+    seen = resample(case.pet, lattice, fill=0.0) > _least_uptake(coarse.pet, body)
+    at = np.argwhere(outline(seen))
+    share = float((ct.depth(lattice.points(at[:, ::-1])) >= 0).mean()) if len(at) else 1.0
+    if share < LEAST_COVERED_BY_CT:
+        yield _short("ct-short", "CT", share)
+
+
+def _short(code: str, which: str, share: float) -> Finding:
+    text = f"the {which} covers {share:.0%} of the body in the region that is looked at"
+    return Finding(code, f"{text}: what is beyond it is not found")
 
 
 def _seen(pet: np.ndarray, body: np.ndarray) -> np.ndarray:
     """The body as a PET shows it."""
-    return outline(pet > max(OUTLINE_SHARE * float(np.median(pet[body])), 1e-6))
+    return outline(pet > _least_uptake(pet, body))
+
+
+def _least_uptake(pet: np.ndarray, body: np.ndarray) -> float:
+    """Above it a PET shows the body, and not air."""
+    return max(OUTLINE_SHARE * float(np.median(pet[body])), 1e-6)
 
 
 def _dice(seen: np.ndarray, body: np.ndarray, shown: np.ndarray) -> float:

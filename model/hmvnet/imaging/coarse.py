@@ -31,9 +31,7 @@ class Coarse:
     @classmethod
     def of(cls, case: Case) -> Coarse:
         """The case, resampled linearly."""
-        low, high = Grid.of(case.ct).extent()
-        size = np.maximum(np.ceil((high - low) / COARSE_MM).astype(int), 4)
-        grid = Grid(tuple(size.tolist()), (COARSE_MM,) * 3, tuple((low + COARSE_MM / 2).tolist()))
+        grid = lps_lattice(*Grid.of(case.ct).extent())
         ct = resample(case.ct, grid, fill=HU_OF_AIR)
         there = Grid.of(case.pet)
         shown = resample(there.image(np.ones(there.shape, np.uint8)), grid, fill=0.0) > 0.5
@@ -43,6 +41,12 @@ class Coarse:
     def point(self, z: float, y: float, x: float) -> np.ndarray:
         """LPS mm of a continuous index."""
         return self.grid.points(np.array([[x, y, z]]))[0]
+
+
+def lps_lattice(low: np.ndarray, high: np.ndarray) -> Grid:
+    """The lattice of 4 mm along LPS axes that covers a box (lower, upper; mm)."""
+    size = np.maximum(np.ceil((high - low) / COARSE_MM).astype(int), 4)
+    return Grid(tuple(size.tolist()), (COARSE_MM,) * 3, tuple((low + COARSE_MM / 2).tolist()))
 
 
 def outline(tissue: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ def postprocess(
     grid: Grid,
     settings: PostprocessingSettings,
     suv_window: tuple[float, float],
+    ct_grid: Grid | None = None,
 ) -> np.ndarray:
     """The label map of one volume.
 
@@ -49,26 +50,28 @@ def postprocess(
         scaled: CT and PET as the network sees them, ``[2, z, y, x]``; air is 0 in the CT.
         grid: the working grid; for volumes in mL.
         suv_window: to which the PET was clipped, in SUV.
+        ct_grid: the CT's own grid, beyond which nothing is labelled; None: it covers the volume.
 
     Returns:
         uint8 ``[z, y, x]`` with 0, 1 = GTVp, 2 = GTVn. Empty only if no lesion reached the
         confidence ``settings.confident``, or none its threshold.
     """
     ct, pet = scaled
-    raw = apply_thresholds(probabilities, settings)
+    raw = remove_beyond(apply_thresholds(probabilities, settings), grid, ct_grid)
     if settings.airway_mm and raw.any():
         raw = remove_from_brain(raw, ct, grid)
     if not raw.any():
         return raw
     mask = raw
     if settings.cleanup:
-        mask = fill_holes(mask)
-        mask = remove_outside_body(mask, ct)
-        mask = merge_fragments(mask)
+        mask = remove_beyond(fill_holes(mask), grid, ct_grid)
+        inside = remove_outside_body(mask, ct)
+        raw[(mask > 0) & (inside == 0)] = 0  # what can be no lesion is not to come back below
+        mask = merge_fragments(inside)
     mask = remove_specks(mask, grid.voxel_ml, settings)
     if settings.airway_mm:
         placed = correct_by_airway(mask, ct, grid, probabilities, settings.airway_mm)
-        raw[(mask > 0) & (placed == 0)] = 0  # what can be no lesion is not to come back below
+        raw[(mask > 0) & (placed == 0)] = 0
         mask = placed
         mask = remove_specks(mask, grid.voxel_ml, settings)  # the other class has its own limit
     if settings.one_primary:
@@ -102,6 +105,19 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
             inner = filled[(slice(BOX_MARGIN, -BOX_MARGIN),) * 3]
             target = out[box]
             target[inner & (target == 0)] = kind
+    return out
+
+
+def remove_beyond(mask: np.ndarray, grid: Grid, ct_grid: Grid | None) -> np.ndarray:
+    """Clear voxels whose centres lie outside the CT: no mask on its grid can show them."""
+    if ct_grid is None or (ct_grid.depth(grid.corners()) >= 0).all():
+        return mask
+    voxels = np.argwhere(mask)
+    beyond = voxels[ct_grid.depth(grid.points(voxels[:, ::-1])) < 0]
+    if not len(beyond):
+        return mask
+    out = mask.copy()
+    out[tuple(beyond.T)] = 0
     return out
 
 

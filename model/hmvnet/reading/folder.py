@@ -7,7 +7,6 @@ there and is not read is told, with why.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ import SimpleITK as sitk
 
 from hmvnet.case import GTVN, GTVP, Case, CaseError, ClinicalRecord, Outcome, Stage
 from hmvnet.exits import shown
+from hmvnet.reading.centres import ALL, name_centres
 from hmvnet.reading.checks import checked_case
 from hmvnet.reading.images import read_image
 from hmvnet.reading.names import LeftOut, entries, first
@@ -49,17 +49,11 @@ class Patient:
     stage: Stage = field(default_factory=Stage)
     suv_factor: float | None = None  # of a PET in Bq/mL
     notes: tuple[str, ...] = ()
+    centre: str = ALL  # the hospital, as ``name_centres`` says
 
     def __str__(self) -> str:
         record = ", a health record" if self.record.values else ""
         return f"{self.ct.name}, {self.pet.name}{record}"
-
-    @property
-    def centre(self) -> str:
-        """The hospital: the table's CenterID, or the letters of the patient's name."""
-        if (named := self.record.centre) is not None:
-            return named
-        return re.split(r"[-_ ]?\d", self.patient_id, maxsplit=1)[0] or "all"
 
     def state(self) -> list[object]:
         """The id, and what changes when a file does; much cheaper than the files' hash."""
@@ -145,6 +139,7 @@ class Found(Sequence[Patient]):
 
     def summary(self) -> list[str]:
         """What a person checks before the work starts, in lines: counts, and what is left out."""
+        columns = sorted({name for p in self for name in p.record.values})
         counts = {"a health record": sum(bool(p.record.values) for p in self)}
         if not self.scans:
             counts["a label"] = sum(p.label is not None for p in self)
@@ -158,6 +153,7 @@ class Found(Sequence[Patient]):
         return [
             f"{self.root}: {', '.join([patients, *having])}",
             f"centres: {', '.join(shown)}",
+            *([f"of the health records: {first(columns)}"] if columns else []),
             *_stages_told([p.stage for p in self]),
             *(f"left out: {line}" for line in _told(self.left_out, self.root)),
         ]
@@ -251,9 +247,11 @@ def _found(
 ) -> Found:
     """The patients with what the tables say of them."""
     joined = []
-    factors = read_suv_factors(root, [patient.patient_id for patient in patients])
-    for patient in patients:
-        said = known.get(patient.patient_id, Known())
+    ids = [patient.patient_id for patient in patients]
+    factors = read_suv_factors(root, ids)
+    told = [known.get(name, Known()) for name in ids]
+    centres = name_centres(ids, [said.record for said in told])
+    for patient, said, centre in zip(patients, told, centres, strict=True):
         joined.append(
             replace(
                 patient,
@@ -262,6 +260,7 @@ def _found(
                 stage=said.stage,
                 suv_factor=factors.get(patient.patient_id),
                 notes=said.notes,
+                centre=centre,
             )
         )
     return Found(root, tuple(joined), tuple(dict.fromkeys(left_out)), scans)

@@ -114,7 +114,7 @@ def prepare(
         found = (find_region if region == "head-neck" else centre_region)(coarse, settings)
         if found.code:
             findings = (*findings, Finding(found.code, found.note))
-        findings = (*findings, *check_covered(coarse, found.grid))
+        findings = (*findings, *check_covered(case, coarse, found.grid))
     with stages("resample"):
         raw = resample_pet_ct(case, found.grid)
     with stages("normalise"):
@@ -128,6 +128,7 @@ def label_map(
     settings: PostprocessingSettings,
     region: str,
     suv_window: tuple[float, float],
+    ct_grid: Grid,
 ) -> np.ndarray:
     """What lies behind the network: probabilities ``[3, z, y, x]`` to labels, uint8 ``[z, y, x]``.
 
@@ -136,9 +137,10 @@ def label_map(
         grid: the working grid.
         region: as for ``prepare``; the rules on the head and neck's anatomy hold there only.
         suv_window: to which the PET was clipped, in SUV.
+        ct_grid: the CT's own grid, which may end inside the working grid.
     """
     rules = settings.for_region(region)
-    labels = postprocess(probabilities, scaled, grid, rules, suv_window)
+    labels = postprocess(probabilities, scaled, grid, rules, suv_window, ct_grid)
     if not asks_presence(settings):
         return labels
     pet_suv = to_suv(scaled[1], suv_window)
@@ -187,6 +189,7 @@ class Segmenter:
                 self.postprocessing,
                 self.region,
                 self.preprocessing.suv_window,
+                Grid.of(case.ct),
             )
             on_ct = (seen, labels) if scan.on_ct else None
             if on_ct:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hmvnet.reading.folder import Patient
 from hmvnet.segmentation.segmenter import prepare
 from hmvnet.state import made_once
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 # Voxels of each class remembered for patch sampling.
 SAMPLED_VOXELS = 4000
 MOST_OUTSIDE = 0.05  # of what is labelled, of which nothing is said
@@ -64,6 +64,7 @@ class Prepared:
         volume: float16 ``[2, z, y, x]``, CT in [0, 1] and PET in [-1, 1].
         label: uint8 ``[z, y, x]``; all 0 where there is no truth.
         grid: the working grid.
+        ct_grid: the CT's own.
         voxels: for GTVp and GTVn, up to 4000 of their voxels as ``[n, 3]`` (z, y, x).
         source: digest of the content of the files that it was made of.
         notes: what reading had to say, and what is doubtful.
@@ -73,6 +74,7 @@ class Prepared:
     volume: Stored
     label: Stored
     grid: Grid
+    ct_grid: Grid
     voxels: Mapping[int, np.ndarray]
     source: str
     notes: tuple[str, ...] = ()
@@ -126,7 +128,8 @@ class Cache:
             patient.patient_id,
             Stored(volume),
             Stored(label),
-            Grid(**{k: tuple(v) for k, v in meta["grid"].items()}),
+            _grid(meta["grid"]),
+            _grid(meta["ct_grid"]),
             {int(k): np.array(v, dtype=int).reshape(-1, 3) for k, v in meta["voxels"].items()},
             source,
             tuple(meta["notes"]),
@@ -159,12 +162,16 @@ class Cache:
         # The description comes last: without it the arrays count as not there.
         _store(volume.scaled.astype(np.float16), volume_path, (1, 32, 32, 32))
         _store(label, label_path, (32, 32, 32))
-        grid_json = {k: getattr(grid, k) for k in ("size", "spacing", "origin", "direction")}
-        kept = {"grid": grid_json, "voxels": voxels, "notes": notes}
+        grids = {"grid": asdict(grid), "ct_grid": asdict(Grid.of(case.ct))}
+        kept = {**grids, "voxels": voxels, "notes": notes}
         meta = json.loads(json.dumps(kept))  # as it comes back
         content = digest(volume_path, label_path, meta)
         write_text(json.dumps({"content": content, **meta}), meta_path)
         return self._open(patient, source, meta)
+
+
+def _grid(stored: Mapping[str, Any]) -> Grid:
+    return Grid(**{name: tuple(values) for name, values in stored.items()})
 
 
 def _outside(truth: np.ndarray, source: Grid, grid: Grid) -> float:
@@ -172,9 +179,9 @@ def _outside(truth: np.ndarray, source: Grid, grid: Grid) -> float:
     labelled = within = 0
     for z, plane in enumerate(truth):  # points of all would take 60 times the memory of the labels
         y, x = np.nonzero(plane)
-        at = grid.indices(source.points(np.stack([x, y, np.full(len(x), z)], axis=1)))
+        at = source.points(np.stack([x, y, np.full(len(x), z)], axis=1))
         labelled += len(at)
-        within += int(((at >= -0.5) & (at <= np.array(grid.size) - 0.5)).all(axis=1).sum())
+        within += int((grid.depth(at) >= 0).sum())
     return 1 - within / labelled if labelled else 0.0
 
 

@@ -11,6 +11,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from hmvnet.case import Outcome
 from hmvnet.config import DataSettings
+from hmvnet.reading.centres import UNKNOWN
 
 
 class HasCentre(Protocol):
@@ -32,11 +33,18 @@ def split_folds(
     ``leave-one-centre-out`` has one fold a centre.
 
     Raises:
-        ValueError: fewer patients than folds, or a single centre to leave out.
+        ValueError: fewer patients than folds; a single centre to leave out, or patients of a centre
+            that is not known.
     """
     everyone = np.arange(len(patients))
     centres = np.array([p.centre for p in patients])
     if settings.fold_by == "leave-one-centre-out":
+        if UNKNOWN in centres:
+            raise ValueError(
+                f"leave-one-centre-out: {(centres == UNKNOWN).sum()} patients have no CenterID in "
+                "the tables, and others of such names are of several centres; expected a CenterID "
+                "of every patient"
+            )
         names = np.unique(centres)
         if len(names) < 2:
             raise ValueError(f"leave-one-centre-out: only one centre ('{names[0]}') in the data")

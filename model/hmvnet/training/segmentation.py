@@ -327,7 +327,7 @@ def predict_labels(ensemble: Ensemble, case: Prepared, settings: Settings) -> np
     probabilities = ensemble(volume).probabilities
     rules, region = settings.postprocessing, settings.data.region
     window = settings.preprocessing.suv_window
-    return label_map(probabilities, volume, case.grid, rules, region, window)
+    return label_map(probabilities, volume, case.grid, rules, region, window, case.ct_grid)
 
 
 def score(ensemble: Ensemble, case: Prepared, settings: Settings) -> metrics.CaseScore:
