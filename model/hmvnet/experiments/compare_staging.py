@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from hmvnet.training.staging import (
     StagedPatient,
     cross_fit,
     load_staged,
+    refuse_rare_stages,
 )
 
 RULE, MODEL = "rule", "model"
@@ -114,7 +116,8 @@ def compare_staging(
         loco = {"fold_by": "leave-one-centre-out"}
         foldings.append(settings.data.model_copy(update=loco))
     for kind in masks:
-        patients = load_staged(bundle, settings, run, kind)
+        check = partial(refuse_rare_stages, data=settings.data)
+        patients = load_staged(bundle, settings, run, kind, check)
         for axis in AXES:
             data = StageData.of(patients, axis)
             for folding in foldings:

@@ -35,6 +35,7 @@ from hmvnet.prognosis.fusion import IMAGE_CHANNELS
 from hmvnet.prognosis.member import LesionDescription
 from hmvnet.progress import Progress, print_notes, show_progress
 from hmvnet.reading.centres import UNKNOWN, name_centres
+from hmvnet.reading.folder import Patient
 from hmvnet.reading.frames import read_frame
 from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.state import claiming_run, read_arrays, write_arrays
@@ -75,7 +76,11 @@ class Cohort:
 
 
 def load_cohort(
-    settings: Settings, weights: Path | None, run: Path, lenient: bool = False
+    settings: Settings,
+    weights: Path | None,
+    run: Path,
+    lenient: bool = False,
+    check: Callable[[Sequence[Patient | Described]], object] = lambda patients: None,
 ) -> Cohort:
     """The patients of ``data.root``: tables alone where ``clinical.tables`` names some.
 
@@ -84,16 +89,20 @@ def load_cohort(
 
     Args:
         lenient: whether tables may lack columns of the schema, which are then missing.
+        check: told whom it is about before networks run, so that it can refuse them.
 
     Raises:
-        ValueError: no data or no outcomes; LeakError as ``load_described``.
+        ValueError: as ``check``, no data or no outcomes; LeakError as ``load_described``.
     """
     if settings.clinical.tables:
-        return _load_tables(settings, lenient)
+        cohort = _load_tables(settings, lenient)
+        check(cohort.patients)
+        return cohort
     assert weights is not None
     bundle, notes = load_bundle(weights).adjusted(settings)
     spacing = settings.prognosis.image_spacing_mm
-    patients = load_described(bundle, settings, spacing, run, settings.prognosis.wants_crops)
+    crops = settings.prognosis.wants_crops
+    patients = load_described(bundle, settings, spacing, run, crops, check)
     truth_file, truth = Path(settings.data.root) / TRUTH_TABLE, None
     if truth_file.is_file():
         known = read_frame(truth_file, ["PatientID"]).set_index("PatientID")["linear_predictor"]
@@ -128,44 +137,44 @@ def without_images(
     ]
 
 
-def model_names(cohort: Cohort) -> list[str]:
-    """The models compared where none are named."""
-    classical = list(baselines.available())
-    if not cohort.has_images:
-        return ["fusion-table", *classical]
-    return [*FUSIONS, *classical, *(name + LESIONS_TOO for name in classical[:2])]
+def models_of(names: Sequence[str], reference: str, settings: Settings) -> tuple[list[str], str]:
+    """The models that are compared, and the one that others' differences are taken to.
 
-
-def reference_among(names: Sequence[str], reference: str) -> str:
-    """The model that others' differences are taken to: the one given, or Cox's, or the first.
+    Args:
+        names: none: all that the cohort allows.
+        reference: none: Cox's, or the first.
 
     Raises:
-        ValueError: the one given is not compared.
+        ValueError: an unknown name, a model that needs images of a cohort without, or a reference
+            that is not compared.
     """
+    classical = list(baselines.available())
+    has_images = not settings.clinical.tables
+    for name in names:
+        base = name.removesuffix(LESIONS_TOO)
+        if name not in FUSIONS and base not in classical:
+            raise ValueError(
+                f"unknown survival model '{name}', expected one of "
+                f"{', '.join([*FUSIONS, *classical])}, the last {len(classical)} also with "
+                f"'{LESIONS_TOO}'"
+            )
+        needs_images = base != name or set(FUSIONS.get(name, ())) - {"table"}
+        if needs_images and not has_images:
+            raise ValueError(f"model '{name}' needs images, the cohort has health records alone")
+    if not names and has_images:
+        names = [*FUSIONS, *classical, *(name + LESIONS_TOO for name in classical[:2])]
+    names = list(names) or ["fusion-table", *classical]
     reference = reference or ("coxph" if "coxph" in names else names[0])
     if reference not in names:
         raise ValueError(f"reference '{reference}' is not compared; expected one of {names}")
-    return reference
+    return names, reference
 
 
 def predictor(
     name: str, cohort: Cohort, settings: Settings, run: Path, times: np.ndarray
 ) -> FitPredict:
-    """What fits model ``name`` on training rows and predicts test rows.
-
-    Raises:
-        ValueError: unknown name, or a model that needs images in a cohort without.
-    """
+    """What fits model ``name`` on training rows and predicts test rows."""
     base = name.removesuffix(LESIONS_TOO)
-    if name not in FUSIONS and base not in baselines.available():
-        known = [*FUSIONS, *baselines.available()]
-        raise ValueError(
-            f"unknown survival model '{name}', expected one of {', '.join(known)}, the last "
-            f"{len(baselines.available())} also with '{LESIONS_TOO}'"
-        )
-    needs_images = base != name or set(FUSIONS.get(name, ())) - {"table"}
-    if needs_images and not cohort.has_images:
-        raise ValueError(f"model '{name}' needs images, the cohort has health records alone")
     if name in FUSIONS:
         return _fusion(name, cohort, settings, run, times)
     return _classical(base, name != base, cohort, settings, times)
@@ -241,13 +250,16 @@ def compare_survival(
         ValueError: unknown model, or as ``load_cohort``.
     """
     run.mkdir(parents=True, exist_ok=True)
-    cohort = load_cohort(settings, weights, run)
-    refuse_hidden_outcome(cohort.patients, settings.clinical.record_schema)
-    outcomes = cohort.outcomes
-    names = list(names) or model_names(cohort)
-    reference = reference_among(names, reference)
     if settings.data.fold_by != "stratified":
         raise ValueError("survival compare repeats stratified folds; data.fold_by must be that")
+    names, reference = models_of(names, reference, settings)
+
+    def check(patients: Sequence[Patient | Described]) -> None:
+        refuse_hidden_outcome(patients, settings.clinical.record_schema)
+        repeated_folds(outcomes_of(patients).event, np.random.default_rng(0), settings.data.folds)
+
+    cohort = load_cohort(settings, weights, run, check=check)
+    outcomes = cohort.outcomes
     models = {name: predictor(name, cohort, settings, run, TIMES) for name in names}
     seed = settings.prognosis.seed
     centre = np.array([p.centre for p in cohort.patients])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from hmvnet.case import harrell_c
 from hmvnet.config import Settings
 from hmvnet.prognosis.risk import Prognosis
 from hmvnet.progress import print_notes
-from hmvnet.reading.folder import find_patients
+from hmvnet.reading.folder import Patient, find_patients
 from hmvnet.state import claiming_run
-from hmvnet.survival.calibration import cox_slope, offset_to, recalibrated
+from hmvnet.survival.calibration import cox_slope, offset_to, recalibrated, refuse_few_events
 from hmvnet.table_files import write_table
 from hmvnet.training.descriptions import Described, load_described, outcomes_of
 from hmvnet.training.prognosis import predict_as_given
@@ -94,13 +94,18 @@ def recalibrate_survival(settings: Settings, weights: Path, run: Path, console: 
     """
     given = load_bundle(weights)
     refuse_loss(run / BUNDLE, given, _is_recalibrated)
-    bundle, prognosis, described = _unseen(settings, given, run, console)
-    part, curve = prognosis.part, prognosis.curve
-    if curve is None:
+    if given.manifest.prognosis and given.manifest.prognosis.curve is None:
         raise ValueError(
-            f"bundle '{bundle.manifest.name}' has no survival curve to recalibrate; fit it with "
+            f"bundle '{given.manifest.name}' has no survival curve to recalibrate; fit it with "
             "this version (hmvnet survival train)"
         )
+
+    def check(patients: Sequence[Patient]) -> None:
+        refuse_few_events(outcomes_of(patients))
+
+    bundle, prognosis, described = _unseen(settings, given, run, console, check)
+    part, curve = prognosis.part, prognosis.curve
+    assert curve is not None
     outcomes = outcomes_of(described)
     new = recalibrated(curve, predict_as_given(prognosis, described), outcomes)
     measured = {
@@ -123,7 +128,11 @@ def recalibrate_survival(settings: Settings, weights: Path, run: Path, console: 
 
 
 def _unseen(
-    settings: Settings, given: Bundle, run: Path, console: Console
+    settings: Settings,
+    given: Bundle,
+    run: Path,
+    console: Console,
+    check: Callable[[Sequence[Patient]], object] = lambda patients: None,
 ) -> tuple[Bundle, Prognosis, Sequence[Described]]:
     """A bundle, its survival model, and a folder's patients as it wants them, all new to it."""
     bundle, notes = given.adjusted(settings)
@@ -142,6 +151,6 @@ def _unseen(
         )
     print_notes(console, notes)
     spacing = prognosis.image_spacing_mm  # as the model was fitted, whatever the settings say
-    found = load_described(bundle, settings, spacing, run, prognosis.wants_crops)
+    found = load_described(bundle, settings, spacing, run, prognosis.wants_crops, check)
     own = [replace(p, description=prognosis.own_features(p.description)) for p in found]
     return bundle, prognosis, own

@@ -16,9 +16,8 @@ from hmvnet.experiments.compare_survival import (
     TIMES,
     Cohort,
     load_cohort,
-    model_names,
+    models_of,
     predictor,
-    reference_among,
 )
 from hmvnet.experiments.survival_report import (
     draw,
@@ -28,12 +27,15 @@ from hmvnet.experiments.survival_report import (
 )
 from hmvnet.prognosis.encoder import ClinicalEncoder
 from hmvnet.progress import print_notes, show_progress
+from hmvnet.reading.folder import Patient
 from hmvnet.state import claiming_run
 from hmvnet.survival.bootstrap import bootstrap_concordance
 from hmvnet.survival.decision import DecisionCurve, decision_curve
 from hmvnet.survival.validation import OutOfFold, comparison_table, score, survival_at
 from hmvnet.table_files import write_table
+from hmvnet.training.descriptions import Described, outcomes_of
 from hmvnet.training.leaks import refuse_hidden_outcome
+from hmvnet.training.prognosis import refuse_few
 
 DECISION_YEARS = 3
 
@@ -61,17 +63,25 @@ def compare_elsewhere(
         ValueError: as ``compare_survival``, or a patient in both cohorts.
     """
     run.mkdir(parents=True, exist_ok=True)
-    known = load_cohort(settings, weights, run)
+    names, reference = models_of(names, reference, settings)
     schema = settings.clinical.record_schema
-    refuse_hidden_outcome(known.patients, schema)
+
+    def check(patients: Sequence[Patient | Described]) -> None:
+        refuse_hidden_outcome(patients, schema)
+        refuse_few(outcomes_of(patients))
+
+    known = load_cohort(settings, weights, run, check=check)
+    ids = {p.patient_id for p in known.patients}
+
+    def check_apart(patients: Sequence[Patient | Described]) -> None:
+        if both := sorted(ids & {p.patient_id for p in patients}):
+            raise ValueError(
+                f"{len(both)} patients in both cohorts, {both[0]} among them: none may be"
+            )
+
     data = settings.data.model_copy(update={"root": str(test)})
-    other = load_cohort(settings.model_copy(update={"data": data}), weights, run, lenient=True)
-    names = list(names) or model_names(known)
-    reference = reference_among(names, reference)
-    if both := {p.patient_id for p in known.patients} & {p.patient_id for p in other.patients}:
-        raise ValueError(
-            f"{len(both)} patients in both cohorts, {sorted(both)[0]} among them: none may be"
-        )
+    elsewhere = settings.model_copy(update={"data": data})
+    other = load_cohort(elsewhere, weights, run, lenient=True, check=check_apart)
     encoder = ClinicalEncoder(schema).fit([p.record for p in known.patients])
     notes = encoder.encode([p.record for p in other.patients])[1]
     told = (*known.notes, *encoder.notes_)

@@ -113,6 +113,17 @@ def calibration_slope(outcomes: Outcomes, survival: np.ndarray) -> float:
     return cox_slope(np.log(-np.log(inside)), outcomes)
 
 
+def refuse_few_events(outcomes: Outcomes) -> None:
+    """Refuse follow-up that no curve can be recalibrated by.
+
+    Raises:
+        ValueError: fewer than ``FEWEST_EVENTS`` events.
+    """
+    events = int(outcomes.event.sum())
+    if events < FEWEST_EVENTS:
+        raise ValueError(f"{events} relapses, expected at least {FEWEST_EVENTS} to recalibrate by")
+
+
 def recalibrated(curve: SurvivalCurve, risk: np.ndarray, outcomes: Outcomes) -> SurvivalCurve:
     """A curve for where these patients come from, by few of them.
 
@@ -126,9 +137,8 @@ def recalibrated(curve: SurvivalCurve, risk: np.ndarray, outcomes: Outcomes) -> 
     Raises:
         ValueError: fewer than ``FEWEST_EVENTS`` events.
     """
+    refuse_few_events(outcomes)
     events = int(outcomes.event.sum())
-    if events < FEWEST_EVENTS:
-        raise ValueError(f"{events} relapses, expected at least {FEWEST_EVENTS} to recalibrate by")
     hazard = curve.log_hazard(risk)
     share = events / (events + PRIOR_EVENTS)
     slope = max(1 + share * (cox_slope(hazard, outcomes) - 1), 0.1)

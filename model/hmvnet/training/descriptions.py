@@ -26,7 +26,7 @@ from hmvnet.state import made_once, read_arrays, write_arrays
 from hmvnet.training.cache import files_hash
 
 CROPS_VERSION = 1  # alike, to features of crops
-DESCRIPTION_VERSION = 7  # counts changes to masks and features that no setting shows
+DESCRIPTION_VERSION = 8  # counts changes to masks and features that no setting shows
 ENCODER_PREFIX = "encoder"  # names of pooled encoder features, see pool_encoder_features
 
 
@@ -154,21 +154,9 @@ def _arrays(description: LesionDescription) -> dict[str, np.ndarray]:
     }
 
 
-def outcomes_of(patients: Sequence[Described]) -> Outcomes:
-    """The patients' follow-up."""
-    return Outcomes.of(p.outcome for p in patients)
-
-
-def describe_all(
-    describer: LesionDescriber,
-    patients: Sequence[Patient],
-    progress: Callable[[Sequence[Patient]], Iterable[Patient]] = lambda x: x,
-) -> list[Described]:
-    """Every patient that has an outcome; leaks are found before the first is described."""
-    with_outcome = [p for p in patients if p.outcome is not None]
-    for patient in with_outcome:
-        unseen_members(describer.bundle, patient.patient_id)
-    return [describer(p) for p in progress(with_outcome)]
+def outcomes_of(patients: Iterable[Patient | Described]) -> Outcomes:
+    """The follow-up of patients who have one."""
+    return Outcomes.of(p.outcome for p in patients if p.outcome)
 
 
 def handcrafted(patients: Sequence[Described]) -> np.ndarray:
@@ -189,6 +177,7 @@ def load_described(
     image_spacing_mm: float,
     run: Path,
     crops: bool = False,
+    check: Callable[[Sequence[Patient]], object] = lambda patients: None,
 ) -> list[Described]:
     """Every patient with an outcome, described by networks that did not see them.
 
@@ -197,19 +186,24 @@ def load_described(
         image_spacing_mm: of the images that the fusion network sees.
         run: where the descriptions are kept, unless ``data.cache`` says another place.
         crops: whether encoder features of the lesions' crops are wanted.
+        check: told whom it is about before the networks run, so that it can refuse them.
 
     Raises:
-        ValueError: no data, no outcomes, or (LeakError) a patient that every network saw.
+        ValueError: as ``check``, no data, no outcomes, or (LeakError) a patient whom every network
+            saw.
     """
     data, names = settings.data, settings.clinical.table_names
     patients = find_patients(data.root, names, need_labels=False)
     print_lines(patients.summary())
+    followed = [p for p in patients if p.outcome is not None]
+    if not followed:
+        wanted = ", ".join(names.outcome)
+        raise ValueError(f"no patient in '{data.root}' has an outcome ({wanted})")
+    check(followed)
     cache = Path(data.cache or run / "cache")
     describer = LesionDescriber(
         bundle, pick_device(), image_spacing_mm, cache, settings.inference, crops
     )
-    described = describe_all(describer, patients, lambda some: track(some, "segment and describe"))
-    if not described:
-        wanted = ", ".join(names.outcome)
-        raise ValueError(f"no patient in '{data.root}' has an outcome ({wanted})")
-    return described
+    for patient in followed:
+        unseen_members(bundle, patient.patient_id)  # leaks are found before the first is described
+    return [describer(patient) for patient in track(followed, "segment and describe")]

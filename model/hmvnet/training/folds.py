@@ -39,16 +39,7 @@ def split_folds(
     everyone = np.arange(len(patients))
     centres = np.array([p.centre for p in patients])
     if settings.fold_by == "leave-one-centre-out":
-        if UNKNOWN in centres:
-            raise ValueError(
-                f"leave-one-centre-out: {(centres == UNKNOWN).sum()} patients have no CenterID in "
-                "the tables, and others of such names are of several centres; expected a CenterID "
-                "of every patient"
-            )
-        names = np.unique(centres)
-        if len(names) < 2:
-            raise ValueError(f"leave-one-centre-out: only one centre ('{names[0]}') in the data")
-        parts = [np.flatnonzero(centres == name) for name in names]
+        parts = centre_parts(centres)
     else:
         if len(patients) < settings.folds:
             raise ValueError(f"{len(patients)} patients cannot make {settings.folds} folds")
@@ -61,6 +52,26 @@ def split_folds(
             fold = _spread(strata, settings.folds, settings.seed)
         parts = [np.flatnonzero(fold == number) for number in range(settings.folds)]
     return [(np.setdiff1d(everyone, part).tolist(), part.tolist()) for part in parts]
+
+
+def centre_parts(centres: np.ndarray) -> list[np.ndarray]:
+    """The rows of each centre, by its name.
+
+    Args:
+        centres: names ``[n]``.
+
+    Raises:
+        ValueError: a single centre to leave out, or patients of a centre that is not known.
+    """
+    if UNKNOWN in centres:
+        raise ValueError(
+            f"leave-one-centre-out: {(centres == UNKNOWN).sum()} patients have no CenterID in the "
+            "tables, and others of such names are of several centres; expected one of every patient"
+        )
+    names = np.unique(centres)
+    if len(names) < 2:
+        raise ValueError(f"leave-one-centre-out: only one centre ({', '.join(names)}) in the data")
+    return [np.flatnonzero(centres == name) for name in names]
 
 
 def repeated_folds(

@@ -8,6 +8,7 @@ import numpy as np
 
 from hmvnet.case import Outcomes, harrell_c
 from hmvnet.exits import shown
+from hmvnet.reading.folder import Patient
 from hmvnet.reading.records import ClinicalSchema
 from hmvnet.training.descriptions import Described, LeakError, outcomes_of
 
@@ -15,7 +16,7 @@ FEWEST = 20  # patients with a value, below whom a perfect order may be chance
 PERFECT = 0.995  # concordance that no variable measured beforehand has
 
 
-def refuse_hidden_outcome(patients: Sequence[Described], schema: ClinicalSchema) -> None:
+def refuse_hidden_outcome(patients: Sequence[Patient | Described], schema: ClinicalSchema) -> None:
     """Refuse a column that orders the outcomes perfectly, or says who had the event.
 
     Raises:

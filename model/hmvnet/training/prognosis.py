@@ -29,6 +29,7 @@ from hmvnet.prognosis.member import (
     rest_of,
 )
 from hmvnet.prognosis.risk import Prognosis
+from hmvnet.reading.folder import Patient
 from hmvnet.reading.records import HECKTOR, ClinicalSchema
 from hmvnet.survival.beside import fit_beside
 from hmvnet.survival.calibration import Slopes
@@ -86,11 +87,7 @@ class Cohort:
             ValueError: fewer than 10 patients, or no relapse among them.
         """
         outcomes = outcomes_of(patients)
-        if len(outcomes) < LEAST_PATIENTS or not outcomes.event.any():
-            raise ValueError(
-                f"{len(outcomes)} patients with {int(outcomes.event.sum())} relapses, expected at "
-                f"least {LEAST_PATIENTS} patients and a relapse"
-            )
+        refuse_few(outcomes)
         encoder = ClinicalEncoder(schema).fit([p.record for p in patients])
         inputs = inputs_of(patients, encoder)
         variables = NamedVariables.of(settings.branches, _named_columns(patients, settings))
@@ -319,6 +316,36 @@ class Validated:
     steeper: float = 1.0
 
 
+def refuse_few(outcomes: Outcomes) -> None:
+    """Refuse patients that no model can be fitted to.
+
+    Raises:
+        ValueError: fewer than 10 of them, or no relapse.
+    """
+    if len(outcomes) < LEAST_PATIENTS or not outcomes.event.any():
+        raise ValueError(
+            f"{len(outcomes)} patients with {int(outcomes.event.sum())} relapses, expected at "
+            f"least {LEAST_PATIENTS} patients and a relapse"
+        )
+
+
+def refuse_few_in_folds(patients: Sequence[Patient | Described], data: DataSettings) -> None:
+    """Refuse what ``cross_validate`` would, before any network has run.
+
+    Raises:
+        ValueError: patients that cannot be parted, or too few of them in a fold's training part.
+    """
+    for known, _ in _folds_of(patients, data):
+        refuse_few(outcomes_of(patients[i] for i in known))
+
+
+def _folds_of(
+    patients: Sequence[Patient | Described], data: DataSettings
+) -> list[tuple[list[int], list[int]]]:
+    fewer = data.model_copy(update={"folds": min(data.folds, len(patients))})
+    return split_folds(patients, fewer)
+
+
 def cross_validate(
     described: Sequence[Described],
     data: DataSettings,
@@ -332,12 +359,11 @@ def cross_validate(
     Everything that is fitted is fitted inside the training part of a fold. Parts are judged on the
     folds themselves, so that no inner ones are needed.
     """
-    data = data.model_copy(update={"folds": min(data.folds, len(described))})
     outcomes, number_of = outcomes_of(described), np.zeros(len(described), int)
     risks: dict[str, np.ndarray] = {}
     given: dict[str, float] = {}
     slopes, shares = Slopes(), list[float]()
-    for number, (known, unseen) in enumerate(split_folds(described, data)):
+    for number, (known, unseen) in enumerate(_folds_of(described, data)):
         some, place = [described[i] for i in known], run / f"fold{number}"
         fabric = quiet_fabric(place)
         members = fit_members(fabric, some, settings, place, schema, place.name, quiet)

@@ -20,6 +20,21 @@ INNER_FOLDS = 5
 LEAST_OF_A_STAGE = 2
 
 
+def refuse_rare(y: np.ndarray, stages: Sequence[str]) -> np.ndarray:
+    """How many patients have each stage.
+
+    Raises:
+        ValueError: one that fewer than two have.
+    """
+    counts = np.bincount(y, minlength=len(stages))
+    if few := [s for s, n in zip(stages, counts, strict=True) if n < LEAST_OF_A_STAGE]:
+        raise ValueError(
+            f"{len(y)} patients of whom fewer than {LEAST_OF_A_STAGE} have {', '.join(few)}: "
+            "expected some of every stage"
+        )
+    return counts
+
+
 def fit_stage_model(
     x: np.ndarray,
     y: np.ndarray,
@@ -46,12 +61,7 @@ def fit_stage_model(
     Raises:
         ValueError: a stage that fewer than two patients have.
     """
-    counts = np.bincount(y, minlength=len(stages))
-    if few := [s for s, n in zip(stages, counts, strict=True) if n < LEAST_OF_A_STAGE]:
-        raise ValueError(
-            f"{len(y)} patients of whom fewer than {LEAST_OF_A_STAGE} have {', '.join(few)}: "
-            "expected some of every stage"
-        )
+    counts = refuse_rare(y, stages)
     folds = min(INNER_FOLDS, int(counts.min()))
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     splits = list(splitter.split(x, y))

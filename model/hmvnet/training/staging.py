@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +29,10 @@ from hmvnet.staging.model import StageModel
 from hmvnet.state import made_once, read_arrays, write_arrays
 from hmvnet.training.cache import files_hash
 from hmvnet.training.descriptions import networks_of, unseen_members
-from hmvnet.training.stage_fit import fit_stage_model
+from hmvnet.training.folds import centre_parts
+from hmvnet.training.stage_fit import fit_stage_model, refuse_rare
 
-LABELS_VERSION, FEATURES_VERSION = 4, 2  # count changes that no setting shows
+LABELS_VERSION, FEATURES_VERSION = 5, 2  # count changes that no setting shows
 Masks = Literal["predicted", "true"]
 # What a model may see, a choice each: the rule's stage; masses of nodes that the label map has
 # wrong; sizes and sides; signs of invasion; record.
@@ -135,16 +137,22 @@ class StagingDescriber:
 
 
 def load_staged(
-    bundle: Bundle, settings: Settings, run: Path, masks: Masks = "predicted"
+    bundle: Bundle,
+    settings: Settings,
+    run: Path,
+    masks: Masks = "predicted",
+    check: Callable[[Sequence[Patient]], object] = lambda patients: None,
 ) -> list[StagedPatient]:
     """Every patient with a T or an N stage.
 
     Args:
         settings: where the data is, what its tables are called, how networks run.
         run: where what was made is kept, unless ``data.cache`` says another place.
+        check: told whom it is about before the networks run, so that it can refuse them.
 
     Raises:
-        ValueError: no data, no stages, or (LeakError) a patient that every network saw.
+        ValueError: as ``check``, no data, no stages, or (LeakError) a patient whom
+            every network saw.
     """
     data, names = settings.data, settings.clinical.table_names
     found = find_patients(data.root, names, need_labels=masks == "true")
@@ -152,6 +160,7 @@ def load_staged(
     staged = [p for p in found if p.stage.t or p.stage.n]
     if not staged:
         raise ValueError(f"no patient in '{data.root}' has a stage (T-stage, N-stage)")
+    check(staged)
     cache = Path(data.cache or run / "cache")
     device = pick_device()
     describer = StagingDescriber(bundle, device, cache, masks, settings.inference)
@@ -203,21 +212,38 @@ class StageData:
 
     def folds(self, data: DataSettings) -> list[tuple[np.ndarray, np.ndarray]]:
         """Training and test rows of each fold: stages spread evenly, or a centre each."""
-        if data.fold_by == "leave-one-centre-out":
-            names = np.unique(self.centres)
-            if len(names) < 2:
-                raise ValueError(
-                    f"leave-one-centre-out: {len(names)} centres among the patients with a stage "
-                    f"of {self.stages[0][0]}, expected at least two"
-                )
-            parts = [np.flatnonzero(self.centres == name) for name in names]
-            everyone = np.arange(len(self.y))
-            return [(np.setdiff1d(everyone, part), part) for part in parts]
-        if not len(self.y):
-            raise ValueError(f"no patient has a stage of {self.stages[0][0]}: nothing to fit")
-        count = max(2, min(data.folds, int(np.bincount(self.y).max(initial=2))))
-        splitter = StratifiedKFold(count, shuffle=True, random_state=data.seed)
-        return list(splitter.split(self.x, self.y))
+        return _stage_folds(self.y, self.centres, self.stages, data)
+
+
+def _stage_folds(
+    y: np.ndarray, centres: np.ndarray, stages: Sequence[str], data: DataSettings
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    if not len(y):
+        raise ValueError(f"no patient has a stage of {stages[0][0]}: nothing to fit")
+    if data.fold_by == "leave-one-centre-out":
+        everyone = np.arange(len(y))
+        return [(np.setdiff1d(everyone, part), part) for part in centre_parts(centres)]
+    count = max(2, min(data.folds, int(np.bincount(y).max(initial=2))))
+    splitter = StratifiedKFold(count, shuffle=True, random_state=data.seed)
+    with warnings.catch_warnings():  # a stage of fewer patients than folds is not in every one
+        warnings.simplefilter("ignore", UserWarning)
+        return list(splitter.split(y, y))
+
+
+def refuse_rare_stages(patients: Sequence[Patient], data: DataSettings) -> None:
+    """Refuse what cross-fitting would, before any network has run.
+
+    Raises:
+        ValueError: no patient with a stage of T or N, patients that cannot be parted, or a stage
+            that fewer than two have in a fold's training part.
+    """
+    for axis, stages in AXES.items():
+        having = [p for p in patients if getattr(p.stage, axis) in stages]
+        y = np.array([stages.index(getattr(p.stage, axis)) for p in having], dtype=int)
+        centres = np.array([p.centre for p in having])
+        refuse_rare(y, stages)
+        for known, _ in _stage_folds(y, centres, stages, data):
+            refuse_rare(y[known], stages)
 
 
 def fit_axis(data: StageData, rows: np.ndarray | None = None, seed: int = 0) -> StageModel:

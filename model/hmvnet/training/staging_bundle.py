@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from hmvnet.training.staging import (
     cross_fit,
     fit_axis,
     load_staged,
+    refuse_rare_stages,
 )
 
 FILE = "staging.safetensors"
@@ -48,7 +50,8 @@ def train_staging_bundle(
     bundle, notes = load_bundle(weights).adjusted(settings)
     refuse_loss(run / BUNDLE, bundle, lambda there: there.staging)
     print_notes(Console(stderr=True), notes)
-    patients = load_staged(bundle, settings, run)
+    check = partial(refuse_rare_stages, data=settings.data)
+    patients = load_staged(bundle, settings, run, "predicted", check)
     return write_staged(bundle, patients, settings, run / BUNDLE)
 
 

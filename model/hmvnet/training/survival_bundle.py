@@ -21,13 +21,14 @@ from hmvnet.config import PrognosisSettings, Settings
 from hmvnet.prognosis.encoder import notes_on
 from hmvnet.prognosis.member import PrognosisMember
 from hmvnet.progress import print_notes
+from hmvnet.reading.folder import Patient
 from hmvnet.reading.records import ClinicalSchema
 from hmvnet.state import claiming_run
 from hmvnet.survival.calibration import fit_curve, onto
 from hmvnet.training.descriptions import Described, load_described, outcomes_of
 from hmvnet.training.judged import fit
 from hmvnet.training.leaks import refuse_hidden_outcome
-from hmvnet.training.prognosis import Validated, cross_validate
+from hmvnet.training.prognosis import Validated, cross_validate, refuse_few_in_folds
 from hmvnet.training.segmentation_bundle import BUNDLE
 
 RISK_QUANTILES = 21
@@ -48,8 +49,12 @@ def train_survival_bundle(settings: Settings, weights: Path, run: Path) -> Path:
     print_notes(Console(stderr=True), notes)
     options = settings.prognosis
     spacing, schema = options.image_spacing_mm, settings.clinical.record_schema
-    described = load_described(bundle, settings, spacing, run, options.wants_crops)
-    refuse_hidden_outcome(described, schema)
+
+    def check(patients: Sequence[Patient]) -> None:
+        refuse_hidden_outcome(patients, schema)
+        refuse_few_in_folds(patients, settings.data)
+
+    described = load_described(bundle, settings, spacing, run, options.wants_crops, check)
     print_notes(Console(stderr=True), notes_on([p.record for p in described], schema))
     outcomes = outcomes_of(described)
     data = settings.data
