@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import shutil
 import subprocess
 import zipfile
@@ -149,10 +150,14 @@ def _another(given: Path, name: str, copied: str, change=lambda file: None, numb
 def test_of_several_pets_the_attenuation_corrected_is_taken_and_said(given):
     nac = _another(given, "NAC", "PT", lambda f: setattr(f, "CorrectedImage", ["DECY", "NORM"]))
     scan = only(given)
-    assert scan.pet.number == "3" and "PET series 3 chosen of 2" in scan.notes[0]
+    assert scan.pet.number == "3" and "PET series 3 (" in scan.notes[0]
     check(scan.read())
-    with pytest.raises(CaseError, match="does not hold ATTN"):
-        only(given, series=[nac]).read()
+    _, codes = scan.notes[0].split(" chosen of 2: ")
+    (other,) = set(re.findall(r"(\w{8}) \(", codes)) - {scan.pet.code}
+    for name in (nac, other):  # the UID is shown nowhere, its code is
+        with pytest.raises(CaseError, match="does not hold ATTN"):
+            only(given, series=[name]).read()
+    assert nac not in scan.notes[0]
 
 
 def test_of_several_cts_the_one_that_covers_the_pet_is_taken(given):
@@ -681,7 +686,9 @@ def test_images_without_a_uid_of_their_own_are_no_doubles(given, uid):
 
 
 def test_a_series_that_is_asked_for_and_not_there(given):
-    with pytest.raises(CaseError, match="1 of 1 UIDs are of no PET or CT here"):
+    with pytest.raises(
+        CaseError, match=r"1 of 1 are of no PET or CT here, expected .* codes: \w{8} \("
+    ):
         found(given, series=["9.9"])
 
 

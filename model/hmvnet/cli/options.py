@@ -93,7 +93,7 @@ SheetOption = Annotated[
 ]
 SuvFactorOption = Annotated[float | None, typer.Option(min=0, help="PET values times this are SUV")]
 SeriesOption = Annotated[
-    list[str] | None, typer.Option(help="UID of a DICOM series to use; repeatable")
+    list[str] | None, typer.Option(help="DICOM series to use, by UID or code (--list); repeatable")
 ]
 KeepNamesOption = Annotated[
     bool, typer.Option("--keep-names", help="DICOM patients under their own ids")

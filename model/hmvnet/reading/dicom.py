@@ -23,6 +23,7 @@ from hmvnet.reading.archive import unzipped
 from hmvnet.reading.checks import checked_case
 from hmvnet.reading.contours import read_truth
 from hmvnet.reading.headers import remarked
+from hmvnet.reading.names import first
 from hmvnet.reading.series import Series, Slice, drawn_on, read_header, read_series, slices_of
 from hmvnet.reading.suv import SuvScale, number, parse_date, parse_time, suv_scale, words
 from hmvnet.reading.tables import Known
@@ -157,7 +158,8 @@ def find_dicom(
 
     Args:
         keep_names: patients are named as in the files, not ``patient-001``, ...
-        series: UIDs of series to be used rather than others of their modality.
+        series: UIDs, or codes as the notes have them, of series to be used rather than others of
+            their modality.
         suv_factor: what PET values are multiplied by, in the place of what the headers say.
 
     Raises:
@@ -174,8 +176,11 @@ def find_dicom(
         groups[_examination(one)].append(one)
     numbers: dict[str, int] = {}
     scans: list[Scan | Unpaired] = []
-    if absent := set(series) - {one.uid for one in found}:
-        raise CaseError(f"--series: {len(absent)} of {len(series)} UIDs are of no PET or CT here")
+    if absent := set(series) - {name for one in found for name in (one.uid, one.code)}:
+        raise CaseError(
+            f"--series: {len(absent)} of {len(series)} are of no PET or CT here, expected UIDs, or "
+            f"codes: {first([f'{one.code} ({one.name})' for one in found])}"
+        )
     for key, members in sorted(groups.items()):
         if not any(one.modality == "PT" for one in members):
             left_out["CT series without a PET"] += len(members)
@@ -323,7 +328,8 @@ def _pair(name: str, members: list[Series], wanted: Sequence[str]) -> Scan | Unp
         ),
     )
     notes = [
-        f"{one.name} chosen of {len(among)} ({', '.join(other.number for other in among)})"
+        f"{one.name} ({one.code}) chosen of {len(among)}: "
+        + ", ".join(f"{other.code} ({len(other.slices)} slices)" for other in among)
         for one, among in ((pet, pets), (ct, cts))
         if len(among) > 1
     ]
@@ -331,7 +337,7 @@ def _pair(name: str, members: list[Series], wanted: Sequence[str]) -> Scan | Unp
 
 
 def _chosen(among: list[Series], wanted: Sequence[str], worth: Any) -> Series:
-    named = [one for one in among if one.uid in wanted]
+    named = [one for one in among if {one.uid, one.code} & set(wanted)]
     return max(named or among, key=lambda one: (worth(one), one.uid))
 
 

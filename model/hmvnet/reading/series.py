@@ -19,9 +19,11 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from hmvnet.case import CaseError, Grid
+from hmvnet.files import digest
 from hmvnet.reading.headers import MAX_VOXELS, checked_grid
 from hmvnet.reading.suv import parse_datetime, words, zone_of
 
+CODE = 8  # characters
 PREAMBLE = 128
 SAME_AXES, SAME_PLACE_MM = 1e-3, 0.1
 # Units of an enhanced PET, the best first, as those of a single-frame one: Units and SUVType.
@@ -127,6 +129,11 @@ class Series:
     def name(self) -> str:
         """What it is called in messages."""
         return f"{'PET' if self.modality == 'PT' else self.modality} series {self.number}"
+
+    @property
+    def code(self) -> str:
+        """What tells it from others of the same number, and is no identity as its UID is."""
+        return digest(self.uid)[:CODE]
 
     @property
     def header(self) -> Dataset:
