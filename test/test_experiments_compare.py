@@ -187,7 +187,7 @@ def test_differences_are_paired_and_nodes_left_out_where_there_are_none():
     table = comparison({"a": scored(dice), "b": scored(dice - 0.1)})
     assert not any("GTVn" in column for column in table.columns)
     # The same loss in every patient: the paired interval has no width.
-    assert table.loc[1, "a - this, GTVp mean Dice"] == "+0.100 (+0.100 to +0.100)"
+    assert table.loc[1, "less a, GTVp mean Dice"] == "-0.100 (-0.100 to -0.100)"
 
 
 # --- Task 2 --------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hmvnet.table_files import read_texts, text_of_cell, write_markdown, write_table
+from hmvnet.table_files import read_texts, table_text, text_of_cell, write_markdown, write_table
 
 FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3+A1", "@SUM(A1)", "\t=1", "=x,y", "\n=", "\uff1d1"]
 TEXTS = ["A-1", "a=b", "", "1-2", "'quoted'", "<script>", 'say "x"', "a,b", "two\nlines", "κ"]
@@ -47,3 +47,28 @@ def test_no_cell_of_a_markdown_table_is_markup(tmp_path):
     text = (tmp_path / "a.md").read_text(encoding="utf-8")
     assert "<" not in text and "&lt;script&gt;" in text and r"a\|b c" in text and "-2.0" in text
     assert len(text.splitlines()) == 5
+
+
+def test_a_table_is_printed_at_any_width():
+    """Wide ones were wrapped at 80 columns, with every heading away from its figures."""
+    table = pd.DataFrame(
+        {"network": ["a", "b"], "mean Dice": ["0.70", "0.71"], "less a": ["", "+0.01"]}
+    )
+    assert [line.split() for line in table_text(table, 40).splitlines()] == [
+        ["network", "mean", "Dice", "less", "a"],
+        ["a", "0.70"],
+        ["b", "0.71", "+0.01"],
+    ]
+    turned = table_text(table, 22).splitlines()
+    assert [line.split() for line in turned] == [
+        ["network", "a", "b"],
+        ["mean", "Dice", "0.70", "0.71"],
+        ["less", "a", "+0.01"],
+    ]
+    assert table_text(table, 17).splitlines() == [
+        "a",
+        "  mean Dice  0.70",
+        "b",
+        "  mean Dice  0.71",
+        "  less a     +0.01",
+    ]

@@ -13,6 +13,7 @@ from hmvnet.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
 # A text that a spreadsheet would run as a formula (OWASP, "CSV injection"), perhaps made harmless
 # before; but not a number, nor an interval such as "+0.01 (-0.02 to +0.04)".
@@ -31,6 +32,34 @@ def write_markdown(table: pd.DataFrame, path: Path, floatfmt: str = "g", title: 
     shown = _with_texts(table, _no_markup)
     above = f"{_no_markup(title)}\n\n" if title else ""
     write_text(f"{above}{shown.to_markdown(index=False, floatfmt=floatfmt)}\n", path)
+
+
+def table_text(table: pd.DataFrame, width: int) -> str:
+    """A table without its index in lines of at most ``width`` characters, where that can be.
+
+    As it is where it fits; else turned over, a column a row; else a block a row, whose first cell
+    stands above the others that are not empty.
+    """
+    first = table.columns[0]
+    turned = table.set_index(first).T.rename_axis(index=None, columns=None)
+    turned.insert(0, first, turned.index)
+    for one in (table, turned):
+        text = one.to_string(index=False)
+        if max(map(len, text.splitlines())) <= width:
+            return text
+    wide = max(len(str(name)) for name in table.columns)
+    blocks = []
+    for _, row in table.astype(object).iterrows():
+        rest = [(name, str(cell)) for name, cell in row.items() if name != first and cell != ""]
+        lines = [f"  {name:<{wide}}  {cell}" for name, cell in rest]
+        blocks.append("\n".join([str(row[first]), *lines]))
+    return "\n".join(blocks)
+
+
+def print_frame(table: pd.DataFrame, console: Console) -> None:
+    """A table without its index, as ``table_text`` has it, at the console's width."""
+    text = table_text(table, console.width)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def text_of_cell(cell: str) -> str:

@@ -26,7 +26,7 @@ from hmvnet.exits import RefusedError
 from hmvnet.imaging.augment import draw_patch
 from hmvnet.progress import track
 from hmvnet.reading.folder import find_patients
-from hmvnet.table_files import write_markdown, write_table
+from hmvnet.table_files import print_frame, write_markdown, write_table
 from hmvnet.training.cache import Cache
 from hmvnet.training.loader import one_thread
 from hmvnet.training.patches import PatchSampler
@@ -110,7 +110,7 @@ def bench_loader(
     run.mkdir(parents=True, exist_ok=True)
     write_table(table, run / "bench.csv")
     write_markdown(table, run / "bench.md", floatfmt=".2f")
-    console.print(table.round(2).to_string(index=False))
+    print_frame(table.round(2), console)
     return table
 
 

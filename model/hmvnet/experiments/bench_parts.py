@@ -27,7 +27,7 @@ from hmvnet.progress import show_progress
 from hmvnet.reading.records import ClinicalSchema
 from hmvnet.state import claiming_run
 from hmvnet.survival import baselines
-from hmvnet.table_files import kept_rows, write_markdown, write_table
+from hmvnet.table_files import kept_rows, print_frame, write_markdown, write_table
 from hmvnet.training.descriptions import Described, outcomes_of
 from hmvnet.training.judged import fit_judged, inner_risks, predict_candidates
 from hmvnet.training.prognosis import predict_parts
@@ -94,7 +94,7 @@ def bench_parts(
     table = regrets(pd.DataFrame(rows))
     write_table(table, run / "parts.csv")
     write_markdown(table, run / "parts.md", floatfmt=".4f")
-    console.print(table.round(4).to_string(index=False))
+    print_frame(table.round(4), console)
     return table
 
 

@@ -27,7 +27,7 @@ from hmvnet.reading.records import ClinicalSchema
 from hmvnet.survival.baselines import IcareModel, SksurvModel
 from hmvnet.survival.cox import PENALTIES, RidgeCox
 from hmvnet.survival.tuning import Tuned
-from hmvnet.table_files import write_markdown, write_table
+from hmvnet.table_files import print_frame, write_markdown, write_table
 from hmvnet.training.descriptions import Described
 from hmvnet.training.judged import fit
 
@@ -57,7 +57,7 @@ def bench_survival(
     run.mkdir(parents=True, exist_ok=True)
     write_table(table.reset_index(), run / "bench.csv")
     write_markdown(table.reset_index(), run / "bench.md", floatfmt=".2f")
-    console.print(table.round(2).to_string())
+    print_frame(table.round(2).reset_index(), console)
     return table
 
 

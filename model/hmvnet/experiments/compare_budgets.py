@@ -31,7 +31,7 @@ from hmvnet.experiments.nnunet_peer import NNUNet
 from hmvnet.files import digest
 from hmvnet.progress import track
 from hmvnet.state import claiming_run
-from hmvnet.table_files import write_markdown, write_table
+from hmvnet.table_files import print_frame, write_markdown, write_table
 from hmvnet.training.cache import files_hash
 from hmvnet.training.schedule import DECAY_SHARE
 from hmvnet.training.segmentation import SAME_COURSE, course_of
@@ -137,12 +137,11 @@ def compare_budgets(
                 missed.append(ended)
             else:
                 _write(run, results, protocol, labels)
-    found, others = _write(run, results, protocol, labels, draw=True)
+    found, others, table = _write(run, results, protocol, labels, draw=True)
     if others:
         console.print(f"note: {others} files in {results} are of other settings, and left out")
     if found:
-        text = (run / f"{NAME}.md").read_text(encoding="utf-8")
-        console.print(text, markup=False, soft_wrap=True)
+        print_frame(table, console)
         console.print(f"wrote {NAME}.md, .csv, -runs.csv and .png to {run}", markup=False)
     _raise(missed, [unit for unit in units if unit.missing()])
     return found
@@ -184,14 +183,14 @@ def _raise(missed: Sequence[Ended], left: Sequence[Unit]) -> None:
 
 def _write(
     run: Path, results: Path, protocol: str, labels: Sequence[str], draw: bool = False
-) -> tuple[list[Point], int]:
+) -> tuple[list[Point], int, pd.DataFrame]:
     """The tables, and the curve where asked, of all results that are there."""
     found, others = load_results(results, protocol)
     if not found:
-        return [], others
+        return [], others, pd.DataFrame()
     write_table(run_table(in_order(found, labels)), run / f"{NAME}-runs.csv")
     if not draw:
-        return [], others
+        return [], others, pd.DataFrame()
     made = points(found, labels)
     with_nodes = any(s.gtvn.truth_mm3 for one in found for s in one.scores)
     table = summary(made, labels[0], with_nodes)
@@ -200,7 +199,7 @@ def _write(
     from hmvnet.training.pictures_budgets import draw_budgets  # matplotlib only here
 
     draw_budgets(made, run / f"{NAME}.png")
-    return made, others
+    return made, others, table
 
 
 # --- what a result hangs on ----------------------------------------------------------------------

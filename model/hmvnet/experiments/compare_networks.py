@@ -38,7 +38,7 @@ from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.segmentation.forward import FORWARD_VERSION
 from hmvnet.settings_file import load_settings
 from hmvnet.state import claiming_run, read_state, write_state
-from hmvnet.table_files import write_markdown, write_table
+from hmvnet.table_files import print_frame, write_markdown, write_table
 from hmvnet.training.engine import make_fabric
 from hmvnet.training.segmentation import SAME_COURSE, train_segmentation
 from hmvnet.training.segmentation_bundle import (
@@ -203,7 +203,7 @@ def compare_networks(
     from hmvnet.training.pictures import draw_comparison  # matplotlib only here
 
     draw_comparison({name: s.scores for name, s in scored.items()}, run / "segmentation.png")
-    console.print(table.to_string(index=False), markup=False)
+    print_frame(table, console)
     written = "segmentation.md, segmentation.csv and segmentation.png"
     console.print(f"wrote {written} to {run}", markup=False)
     return table

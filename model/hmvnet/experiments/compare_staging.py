@@ -24,7 +24,7 @@ from hmvnet.staging.features import n_names, t_names
 from hmvnet.staging.metrics import area_under_roc, balanced_accuracy, recalls
 from hmvnet.state import claiming_run
 from hmvnet.survival.bootstrap import Bootstrap, draw_weights
-from hmvnet.table_files import write_markdown, write_table
+from hmvnet.table_files import print_frame, write_markdown, write_table
 from hmvnet.training.staging import (
     Masks,
     StageData,
@@ -142,7 +142,7 @@ def compare_staging(
     write_table(table, run / "staging.csv")
     write_table(pd.DataFrame(centres), run / "centres.csv")
     write_table(pd.concat(long), run / "stages.csv")
-    console.print(table.round(3).to_string(index=False))
+    print_frame(table.round(3), console)
     console.print(f"wrote staging.md, staging.csv, centres.csv and stages.csv to {run}")
     return table
 

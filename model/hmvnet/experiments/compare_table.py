@@ -63,7 +63,7 @@ def peak_mb() -> Iterator[Callable[[], float]]:
 def comparison(
     scored: Mapping[str, Scored], rng: np.random.Generator | None = None
 ) -> pd.DataFrame:
-    """One row a network, in order; differences are the first network less this one.
+    """One row a network, in order; differences are this one less the first network.
 
     With paired 95% bootstrap intervals over patients (``bootstrap_segmentation``).
     Metrics of nodes are left out where no patient has any.
@@ -79,11 +79,13 @@ def comparison(
         boot = bootstrap_segmentation({first: scored[first].scores, name: one.scores}, rng)
         for metric, title in compared.items():
             row[title] = f"{getattr(total, metric):.3f}"
-            difference = boot[metric].difference(first, name)
-            row[f"{first} - this, {title}"] = "" if name == first else f"{difference:+.3f}"
+            difference = boot[metric].difference(name, first)
+            row[f"less {first}, {title}"] = "" if name == first else f"{difference:+.3f}"
         row["GTVp HD95 mm"] = f"{total.gtvp_mean_hd95_mm:.1f}"
+        row["of patients"] = total.gtvp_hd95_patients
         if with_nodes:
             row["GTVn HD95 mm"] = f"{total.gtvn_mean_hd95_mm:.1f}"
+            row["GTVn of patients"] = total.gtvn_hd95_patients
         row["M parameters"] = f"{one.cost.parameters / 1e6:.1f}"
         row["steps a fold"] = one.cost.steps
         row["training min"] = f"{one.cost.training_minutes:.1f}"

@@ -92,7 +92,8 @@ def masks_of(
 def score_table(rows: dict[str, metrics.Table1Scores]) -> Table:
     """One row a method, and below it one a centre."""
     table = Table(title="Task 1")
-    headers = ("", "patients", "GTVp mean Dice", "GTVn agg. Dice", "GTVn agg. F1", "GTVp HD95 mm")
+    figures = ("GTVp mean Dice", "GTVn agg. Dice", "GTVn agg. F1", "GTVp HD95 mm", "of patients")
+    headers = ("", "patients", *figures)
     for name in headers:
         table.add_column(name, justify="right" if name else "left")
     for name, scores in rows.items():
@@ -104,5 +105,6 @@ def score_table(rows: dict[str, metrics.Table1Scores]) -> Table:
                 f"{one.gtvn_aggregated_dice:.4f}",
                 f"{one.gtvn_aggregated_f1:.4f}",
                 f"{one.gtvp_mean_hd95_mm:.1f}",
+                str(one.gtvp_hd95_patients),
             )
     return table
