@@ -31,6 +31,9 @@ def raising(error: BaseException):
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (ValueError("ours"), 1, "error: ValueError: ours"),
         (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (FileExistsError(17, "File exists", "run"), 2, "run: File exists, expected a folder"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), 2, "a/b: Not a directory, expected a"),
+        (IsADirectoryError(21, "Is a directory", "x.csv"), 2, "Is a directory, expected a file"),
     ],
 )
 def test_a_failure_ends_in_one_line_and_its_code(error, code, said, capfd):

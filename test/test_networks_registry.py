@@ -70,11 +70,17 @@ def test_logits_of_several_scales_from_another_library():
         ("resenc-unet", {"width": 0}),
         ("unet3d", {"width": 0}),
         ("swinunetr", {"feature_size": 7}),
+        ("segresnet", {"chanels": 32}),
     ],
 )
 def test_options_that_make_no_network_are_refused_by_its_name(name, options):
     with pytest.raises(ValueError, match=f"^network '{name}': "):
         build_network(name, options)
+
+
+def test_an_option_that_there_is_not_is_told_with_those_that_there_are():
+    with pytest.raises(ValueError, match="hmvnet-b': no option 'chanels', expected one of channel"):
+        build_network("hmvnet-b", {"chanels": 32})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, Segmentat
 from typer.testing import CliRunner
 
 from hmvnet.case import CaseError, Grid
-from hmvnet.cli import app
+from hmvnet.cli import app, main
 from hmvnet.phantom.dicom import write_dicom
 from hmvnet.reading.contours import label_of, parse_names, read_mask, read_truth
 from hmvnet.reading.folder import find_patients
@@ -276,6 +276,25 @@ def test_a_dicom_folder_becomes_a_data_folder_to_train_on(tmp_path):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(case.ct), ct)
     truth = sitk.GetArrayFromImage(case.truth)
     assert truth[30, 15, 15] == 1 and truth.sum() == truth[30].sum() == 11 * 11
+
+
+def test_a_name_that_no_contour_has_is_said(tmp_path, capsys):
+    """Nodes under a name with a slip were background, to be learnt as such, and the end was 0."""
+    ct, pet = head()
+    write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), tmp_path / "in", "DOE-JOHN")
+    (scan,) = find_sources([tmp_path / "in"])
+    frame = str(scan.ct.header.FrameOfReferenceUID)
+    regions = [("Primary", [(30, SQUARE)]), ("LN 1", [(34, SQUARE)])]
+    structures(tmp_path / "in" / "rt.dcm", regions, scan.ct.uid, frame)
+    words = ["convert", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    names = ["--contour", "primary=gtvp", "--contour", "LN1=gtvn"]
+    with pytest.raises(SystemExit) as end:
+        main([*words, *names])
+    assert end.value.code == 2
+    assert "--contour: no patient has contours of the name LN1" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--continue", *names[:3], "ln 1=gtvn"])
+    assert "no patient has contours" not in capsys.readouterr().err
 
 
 def test_a_corrected_mask_of_another_scan_is_refused(tmp_path):

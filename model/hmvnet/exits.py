@@ -34,6 +34,14 @@ LEAST_BYTES = 192 << 20  # below, C++ ends the process with std::bad_alloc and n
 THREAD_COUNTS = ("OMP_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")
 
 
+# What a path that was given is not.
+_EXPECTED = {
+    FileExistsError: ", expected a folder",
+    NotADirectoryError: ", expected a folder",
+    IsADirectoryError: ", expected a file",
+}
+
+
 class Exit(IntEnum):
     """Exit codes of every command."""
 
@@ -87,6 +95,8 @@ def ending(
             return _say(f"error: {error}", Exit.REFUSED)
         except KeyboardInterrupt:
             return _say("error: interrupted", Exit.INTERRUPTED)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            return _say(f"error: {fault(error)}", Exit.REFUSED)
         except Exception as error:
             if not isinstance(error, OSError) and not is_out_of_memory(error):
                 traceback.print_exc()
@@ -106,7 +116,7 @@ def fault(error: Exception) -> str:
         return "out of memory: this needs more than the machine allows"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        return f"{where}{error.strerror or error}{_EXPECTED.get(type(error), '')}"
     return f"{type(error).__name__}: {error}"
 
 

@@ -21,7 +21,7 @@ from hmvnet.cli.options import (
     say,
     say_counts,
 )
-from hmvnet.exits import Exit, RefusedError, fault, leave_where_asked
+from hmvnet.exits import Exit, RefusedError, fault, leave_where_asked, shown
 from hmvnet.progress import print_lines
 
 if TYPE_CHECKING:
@@ -248,4 +248,8 @@ def convert(
         for note in (*case.notes, *(finding.text for finding in findings)):
             narrator(f"{case.patient_id}: note: {note}")
     say_counts(counts, len(sources), output)
+    if names and names.missing:
+        called = ", ".join(map(shown, names.missing))
+        narrator.problem(f"--contour: no patient has contours of the name {called}")
+        return Exit.REFUSED
     return Exit.REFUSED if counts["refused"] else Exit.OK

@@ -10,7 +10,9 @@ or, of another library, a ``Peer`` here) and one line in ``NETWORKS``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from monai.networks.nets import UNETR, SegResNet, SwinUNETR
@@ -111,6 +113,15 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 
+def _options_of(name: str) -> str:
+    """Which options there are, where the network is our own."""
+    if not name.startswith("hmvnet"):
+        return ""
+    given = {"in_channels", "classes"}
+    names = [field.name for field in fields(HMVNetConfig) if field.name not in given]
+    return f", expected one of {', '.join(names)}"
+
+
 def sees_region(name: str, options: Mapping[str, Any] | None = None) -> bool:
     """Whether a network may see a whole region at once, or works in windows.
 
@@ -138,7 +149,13 @@ def build_network(name: str, options: Mapping[str, Any] | None = None) -> nn.Mod
     options = options or {}
     try:
         network = NETWORKS[name](**options)
-    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+    except TypeError as error:
+        if found := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            raise ValueError(
+                f"network '{name}': no option '{found[1]}'{_options_of(name)}"
+            ) from None
+        raise ValueError(f"network '{name}': {one_line(str(error))}") from error
+    except (ValueError, RuntimeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"network '{name}': {one_line(str(error))}") from error
     if any(not parameter.numel() for parameter in network.parameters()):
         given = ", ".join(f"{key}={value}" for key, value in options.items())

@@ -33,6 +33,23 @@ OFF_PLANE = 0.2  # of a slice's distance, that a contour may lie beside its slic
 MOST_GAP = 3  # times a SEG's slice thickness from one slice to the next
 
 
+class GivenNames(dict[str, int]):
+    """Names of contours and the classes that they are to be.
+
+    Attributes:
+        met: those that any contour had.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: set[str] = set()
+
+    @property
+    def missing(self) -> list[str]:
+        """Those that no contour had: perhaps written otherwise, and then not learnt."""
+        return [name for name in self if name not in self.met]
+
+
 def label_of(name: str, given: Mapping[str, int] | None = None) -> int | None:
     """The class that a contour's name stands for: 1 = GTVp, 2 = GTVn; None: neither.
 
@@ -40,21 +57,24 @@ def label_of(name: str, given: Mapping[str, int] | None = None) -> int | None:
         given: names and their classes, in the place of the usual ones.
     """
     if given is not None:
-        return {key.strip().lower(): value for key, value in given.items()}.get(
-            name.strip().lower()
-        )
+        for key, label in given.items():
+            if key.strip().lower() == name.strip().lower():
+                if isinstance(given, GivenNames):
+                    given.met.add(key)
+                return label
+        return None
     plain = re.sub(r"[\s._\-]+", "", name.lower())
     return next((label for way, label in USUAL_NAMES if re.fullmatch(way, plain)), None)
 
 
-def parse_names(texts: Sequence[str]) -> dict[str, int]:
+def parse_names(texts: Sequence[str]) -> GivenNames:
     """``name=gtvp`` and ``name=gtvn`` as names and their classes.
 
     Raises:
         ValueError: another form or class.
     """
     classes = {name.lower(): label for label, name in enumerate(CLASSES) if label}
-    given = {}
+    given = GivenNames()
     for text in texts:
         name, _, kind = text.rpartition("=")
         if not name.strip() or kind.strip().lower() not in classes:

@@ -51,7 +51,7 @@ def unseen_members(bundle: Bundle, patient_id: str) -> list[int]:
     if not members:
         raise LeakError(
             f"patient {patient_id}: every network of the bundle was trained on this patient; "
-            "its lesion features would be better than those of a new patient"
+            "what it says of this one would be better than of a new patient"
         )
     return members
 
