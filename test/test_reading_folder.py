@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -294,6 +295,17 @@ def test_a_patient_with_a_pet_alone_is_no_longer_dropped(tmp_path):
     _, second = find_scans(tmp_path)
     with pytest.raises(CaseError, match=r"patient A-2: A-2_0000\.nii\.gz: image file not found"):
         second.read()
+
+
+def test_a_patients_own_folder_is_one_patient(tmp_path, monkeypatch):
+    write_patient(tmp_path, "A-1", "plain")
+    write_patient(tmp_path, "A-2", "plain")
+    (tmp_path / "A-1" / "A-1__RTDOSE.nii.gz").write_bytes(b"")
+    (patient,) = find_patients(tmp_path / "A-1")
+    assert patient.patient_id == "A-1" and patient.read().truth is not None
+    assert len(find_patients(tmp_path)) == 2
+    monkeypatch.chdir(tmp_path / "A-2")
+    assert [one.patient_id for one in find_scans(Path())] == ["A-2"]
 
 
 def test_an_image_that_is_missing_says_what_is_there(tmp_path):

@@ -43,6 +43,9 @@ def test_outcomes_are_read_as_the_settings_say_and_the_folder_is_told(
     bundle, data = load_bundle(tiny_bundle), DataSettings(root=str(tmp_path))
     with pytest.raises(ValueError, match=r"has an outcome \(RFS, Relapse\)"):
         load_described(bundle, Settings(data=data), 8.0, tmp_path / "run")
+    alone = Settings(data=data, clinical=ClinicalSettings(tables=("t.csv",)))
+    with pytest.raises(ValueError, match=r"clinical.tables=t.csv: .* wants images"):
+        load_described(bundle, alone, 8.0, tmp_path / "run")
     said = {"time": "days", "event": "status", "event_codes": "1=0,2=1"}
     settings = Settings(data=data, clinical=ClinicalSettings.model_validate(said))
     (patient,) = load_described(bundle, settings, 8.0, tmp_path / "run")

@@ -279,8 +279,12 @@ def _find(root: Path, left_out: list[LeftOut], scans: bool = False) -> list[Pati
     base = next((root / n for n in TASK_FOLDERS if (root / n).is_dir()), root)
     inner = [base / name for name in IMAGE_FOLDERS if (base / name).is_dir()]
     images = root if root.name in IMAGE_FOLDERS else next(iter(inner), None)
+    beside: list[LeftOut] = []
     if images:
         patients = _from_image_folder(images, left_out, scans)
+    elif own := _from_folder(root, beside, scans):  # a patient's own folder, and no more
+        patients = [own]
+        left_out += beside
     else:
         patients = _from_folders(base, left_out, scans)
     for folder in {root, base} - {images or base}:
@@ -301,24 +305,30 @@ def _from_folders(base: Path, left_out: list[LeftOut], scans: bool) -> list[Pati
             if image_stem(folder):
                 left_out.append(LeftOut(folder, "an image outside a patient's folder"))
             continue
-        name = folder.name
-        images = _images(folder, left_out)
-        pair = {end: _only(images.get(f"{name}{end}")) for end in ("__CT", "__PT")}
-        ours = (name, *(name + end for end in (*pair, *OTHER_IMAGES)))
-        others = [path for stem, paths in images.items() if stem not in ours for path in paths]
-        if not any(pair.values()):
-            names = [path.name for paths in images.values() for path in paths]
-            deeper = not names and any(path.is_dir() for path in folder.iterdir())
-            none = "no images, but folders in it" if deeper else "no images"
-            why = f"no {name}__CT and {name}__PT; found {first(names)}" if names else none
-            left_out.append(LeftOut(folder, why))
-            continue
-        if not scans:
-            _check_whole(name, pair["__CT"], pair["__PT"], others)
-        left_out += [LeftOut(path, "none of <ID>__CT, <ID>__PT and <ID>") for path in others]
-        ct, pet = (path or folder / f"{name}{end}.nii.gz" for end, path in pair.items())
-        patients.append(Patient(name, ct, pet, None if scans else _only(images.get(name))))
+        if (patient := _from_folder(folder, left_out, scans)) is not None:
+            patients.append(patient)
     return patients
+
+
+def _from_folder(folder: Path, left_out: list[LeftOut], scans: bool) -> Patient | None:
+    """The patient of a folder of the same name; None where it holds no images of such names."""
+    name = folder.absolute().name
+    images = _images(folder, left_out)
+    pair = {end: _only(images.get(f"{name}{end}")) for end in ("__CT", "__PT")}
+    ours = (name, *(name + end for end in (*pair, *OTHER_IMAGES)))
+    others = [path for stem, paths in images.items() if stem not in ours for path in paths]
+    if not any(pair.values()):
+        names = [path.name for paths in images.values() for path in paths]
+        deeper = not names and any(path.is_dir() for path in folder.iterdir())
+        none = "no images, but folders in it" if deeper else "no images"
+        why = f"no {name}__CT and {name}__PT; found {first(names)}" if names else none
+        left_out.append(LeftOut(folder, why))
+        return None
+    if not scans:
+        _check_whole(name, pair["__CT"], pair["__PT"], others)
+    left_out += [LeftOut(path, "none of <ID>__CT, <ID>__PT and <ID>") for path in others]
+    ct, pet = (path or folder / f"{name}{end}.nii.gz" for end, path in pair.items())
+    return Patient(name, ct, pet, None if scans else _only(images.get(name)))
 
 
 def _from_image_folder(folder: Path, left_out: list[LeftOut], scans: bool) -> list[Patient]:

@@ -193,6 +193,11 @@ def load_described(
             saw.
     """
     data, names = settings.data, settings.clinical.table_names
+    if tables := settings.clinical.tables:
+        raise ValueError(
+            f"clinical.tables={' '.join(tables)}: a bundle's survival model sees lesions and wants "
+            "images; expected no such setting (survival compare fits models to tables alone)"
+        )
     patients = find_patients(data.root, names, need_labels=False)
     print_lines(patients.summary())
     followed = [p for p in patients if p.outcome is not None]
