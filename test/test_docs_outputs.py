@@ -8,7 +8,7 @@ import pandas as pd
 from conftest import predicted
 from test_writing_page import TWO, bundle
 
-from hmvnet.experiments.budget_table import Result, points, summary
+from hmvnet.experiments.budget_table import Result, patient_table, points, summary
 from hmvnet.experiments.budgets import Budget
 from hmvnet.experiments.compare_table import Cost, Scored, comparison
 from hmvnet.segmentation import metrics
@@ -50,9 +50,11 @@ def test_every_column_of_a_comparison_is_told():
     cost = Cost(10, 5, 1.0, 1.0, 1.0)
     table = comparison({"a": Scored(scores(), cost), "b": Scored(scores(), cost)})
     training = {"steps": 3, "minutes_charged": 1.0, "parameters": 10, "device": "CPU"}
-    made = points([Result("a", "windows", Budget(10), 0, training, [1.0], scores())], ["a"])
+    one = Result("a", "windows", Budget(10), 0, training, [1.0], scores())
+    made = points([one], ["a"])
     runs, survival = pd.read_csv(RUNS, nrows=1), pd.read_csv(SURVIVAL, nrows=1)
     columns = {*table.columns, *summary(made, "a", True).columns, *runs.columns, *survival.columns}
+    columns |= {*patient_table([one]).columns}
     # Differences are named after the model that they are taken to.
     columns = {c for c in columns if not c.startswith(("less ", "C - ")) and c != "model"}
     columns -= {"gtvn_aggregated_dice", "gtvn_aggregated_f1"}  # as gtvp_mean_dice, which is told

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import no_memory_for_one_pass, two_folds_of_two
@@ -356,8 +357,13 @@ def test_a_table_grows_from_call_to_call(task, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps  # not computed again
     text = (run / "segmentation-budgets.md").read_text()
     assert "less unet3d width=4" in text and (run / "segmentation-budgets.png").exists()
-    rows = (run / "segmentation-budgets-runs.csv").read_text().splitlines()
-    assert len(rows) == 1 + 4
+    runs = pd.read_csv(run / "segmentation-budgets-runs.csv")
+    assert len(runs) == 4
+    each = pd.read_csv(run / "segmentation-budgets-patients.csv")
+    assert len(each) == 2 * 4 and each["patient"].nunique() == 4
+    means = each.groupby(["network", "fold"])["gtvp_dice"].mean()
+    for _, row in runs.iterrows():
+        assert means[row["network"], row["fold"]] == pytest.approx(row["gtvp_mean_dice"], abs=1e-4)
 
     # Brought to another machine, the small files alone are what is finished.
     moved = tmp_path / "moved"

@@ -172,6 +172,24 @@ def run_table(results: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame([one.row() for one in results])
 
 
+def patient_table(results: Sequence[Result]) -> pd.DataFrame:
+    """A row a run, way of scoring and patient."""
+    rows = [
+        {
+            "network": one.network,
+            "inference": one.way,
+            "budget": str(one.budget),
+            "fold": one.fold,
+            "patient": score.patient_id,
+            "gtvp_dice": round(score.gtvp.dice, 4),
+            "gtvn_dice": round(score.gtvn.dice, 4),
+        }
+        for one in results
+        for score in one.scores
+    ]
+    return pd.DataFrame(rows)
+
+
 def summary(found: Sequence[Point], first: str, with_nodes: bool) -> pd.DataFrame:
     """The comparison's table, as text: a row a budget and network."""
     shown = {m: title for m, title in COMPARED.items() if with_nodes or m.startswith("gtvp")}

@@ -21,6 +21,7 @@ from hmvnet.experiments.budget_table import (
     Point,
     in_order,
     load_results,
+    patient_table,
     points,
     run_table,
     summary,
@@ -59,11 +60,11 @@ def compare_budgets(
 ) -> list[Point]:
     """Train and score every network at every budget, and write the table of all that is there.
 
-    Writes ``segmentation-budgets.md``, ``.csv`` (as the table, and ``-runs.csv`` a row a run) and
-    ``.png`` under ``run``, and ``results/``: a file a network, budget and fold, with the scores of
-    each patient. Files there, of an earlier call or brought from elsewhere, are not computed again
-    and are part of the table, where they are of the same data and shared settings; others are left
-    alone.
+    Writes ``segmentation-budgets.md``, ``.csv`` (as the table; ``-runs.csv`` a row a run,
+    ``-patients.csv`` a row a run and patient) and ``.png`` under ``run``, and ``results/``: a file
+    a network, budget and fold, with the scores of each patient. Files there, of an earlier call or
+    brought from elsewhere, are not computed again and are part of the table, where they are of the
+    same data and shared settings; others are left alone.
 
     Args:
         folds: to train now; None: all.
@@ -142,7 +143,9 @@ def compare_budgets(
         console.print(f"note: {others} files in {results} are of other settings, and left out")
     if found:
         print_frame(table, console)
-        console.print(f"wrote {NAME}.md, .csv, -runs.csv and .png to {run}", markup=False)
+        console.print(
+            f"wrote {NAME}.md, .csv, -runs.csv, -patients.csv and .png to {run}", markup=False
+        )
     _raise(missed, [unit for unit in units if unit.missing()])
     return found
 
@@ -188,7 +191,9 @@ def _write(
     found, others = load_results(results, protocol)
     if not found:
         return [], others, pd.DataFrame()
-    write_table(run_table(in_order(found, labels)), run / f"{NAME}-runs.csv")
+    ordered = in_order(found, labels)
+    write_table(run_table(ordered), run / f"{NAME}-runs.csv")
+    write_table(patient_table(ordered), run / f"{NAME}-patients.csv")
     if not draw:
         return [], others, pd.DataFrame()
     made = points(found, labels)
