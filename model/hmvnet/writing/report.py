@@ -22,6 +22,9 @@ from hmvnet.prognosis.risk import Risk
 from hmvnet.table_files import write_table
 
 
+DIGITS = 4  # behind the point, of what is measured of a lesion
+
+
 def report(
     prediction: Prediction, manifest: Manifest, device: str = "", made: str = ""
 ) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def lesion_row(lesion: Lesion, grid: Grid, confidence: float | None) -> dict[str
     """
     values = lesion.to_dict()
     label, centroid = values.pop("label"), values.pop("centroid_mm")
+    values = {name: round(value, DIGITS) for name, value in values.items()}
     at = grid.points(np.array([centroid]) / grid.spacing)[0]
     place = [round(float(v), 1) for v in at]
     sure = None if confidence is None else round(confidence, 3)
