@@ -39,6 +39,17 @@ def test_grid_crop_keeps_physical_positions():
     np.testing.assert_allclose(part.points(np.zeros((1, 3))), grid.points(np.array([[3, 1, 2]])))
 
 
+def test_how_deep_a_point_lies_in_a_grid_whatever_way_its_axes_run():
+    turned = Grid((10, 20, 30), (1.0, 2.0, 3.0), (5.0, 0.0, 0.0), (0, 0, 1, 1, 0, 0, 0, 1, 0))
+    centre = turned.points(np.array([[4.5, 9.5, 14.5]]))
+    assert turned.depth(centre) == pytest.approx([5.0])  # along x, the shortest way out
+    assert turned.depth(turned.corners()) == pytest.approx(np.zeros(8), abs=1e-9)
+    last = turned.points(np.array([[4.5, 9.5, 29.0], [4.5, 9.5, 30.0], [-1.5, 9.5, 14.5]]))
+    assert turned.depth(last) == pytest.approx([1.5, -1.5, -1.0])
+    inner = turned.crop((slice(0, 30), slice(2, 20), slice(1, 9)))
+    assert turned.covers(turned) and turned.covers(inner) and not inner.covers(turned)
+
+
 def test_index_box_is_none_without_overlap():
     far = Grid((5, 5, 5), (1.0, 1.0, 1.0), (1e4, 0.0, 0.0))
     assert CT_GRID.index_box(far) is None

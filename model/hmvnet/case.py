@@ -145,6 +145,10 @@ class Grid:
         at = self.indices(points) + 0.5
         return (np.minimum(at, np.array(self.size) - at) * self.spacing).min(axis=1)
 
+    def covers(self, other: Grid, tolerance_mm: float = 1e-3) -> bool:
+        """Whether all of another grid lies inside this one's outer faces."""
+        return bool((self.depth(other.corners()) >= -tolerance_mm).all())
+
     def corners(self) -> np.ndarray:
         """The eight outer corners (voxel faces, not centres) in LPS mm, ``[8, 3]``."""
         index = [

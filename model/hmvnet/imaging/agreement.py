@@ -94,7 +94,7 @@ def _pet_covers(coarse: Coarse, region: Grid) -> Iterator[Finding]:
 def _ct_covers(case: Case, coarse: Coarse, region: Grid) -> Iterator[Finding]:
     ct = Grid.of(case.ct)
     body = coarse.body & coarse.shown
-    if (ct.depth(region.corners()) >= 0).all() or not body.any():
+    if ct.covers(region) or not body.any():
         return
     lattice = lps_lattice(*region.extent())
     seen = resample(case.pet, lattice, fill=0.0) > _least_uptake(coarse.pet, body)

@@ -110,7 +110,7 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
 
 def remove_beyond(mask: np.ndarray, grid: Grid, ct_grid: Grid | None) -> np.ndarray:
     """Clear voxels whose centres lie outside the CT: no mask on its grid can show them."""
-    if ct_grid is None or (ct_grid.depth(grid.corners()) >= 0).all():
+    if ct_grid is None or ct_grid.covers(grid):
         return mask
     voxels = np.argwhere(mask)
     beyond = voxels[ct_grid.depth(grid.points(voxels[:, ::-1])) < 0]

@@ -21,7 +21,6 @@ from hmvnet.pipeline import Prediction
 from hmvnet.prognosis.risk import Risk
 from hmvnet.table_files import write_table
 
-
 DIGITS = 4  # behind the point, of what is measured of a lesion
 
 
