@@ -170,7 +170,8 @@ def test_predict_a_challenge_folder(write_case, tiny_bundle, tmp_path, capfd):
     words = (*words, "--weights", tiny_bundle, "--no-picture", "--region", "centre")
     assert run(*words) == 0
     said = capfd.readouterr().out
-    assert "RFS risk" in said and "data.region=centre, the bundle's is head-neck" in said
+    assert "data.region=centre, the bundle's is head-neck" in said
+    assert "RFS risk" not in said and "no risk: the survival model is of head-neck alone" in said
     report = json.loads((tmp_path / "out" / "P1" / "report.json").read_text())
     assert any("data.region=centre" in note for note in report["notes"])
     assert run(*words) == Exit.REFUSED

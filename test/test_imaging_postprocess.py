@@ -164,6 +164,16 @@ def test_what_lies_outside_the_body_does_not_come_back():
     assert not found.any()
 
 
+def test_a_sure_tumour_of_another_piece_of_the_body_comes_back():
+    """Of two legs the larger is the body; the other one's tumour is none the less one."""
+    ct = np.zeros(ONE_MM.shape, np.float32)
+    ct[:, 5:35, :22], ct[:, 10:30, 30:] = 0.5, 0.5
+    tumour = np.zeros(ONE_MM.shape, bool)
+    tumour[15:25, 15:25, 36:] = True
+    found = postprocess(probabilities((GTVP, tumour, 0.97)), with_pet(ct), ONE_MM, SETTINGS, WINDOW)
+    assert ((found == GTVP) == tumour).all()
+
+
 NECK = Grid((60, 60, 60), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))  # 12 cm, an airway up its middle
 NECK_CT = np.full(NECK.shape, 0.5, np.float32)
 NECK_CT[:, 25:35, 25:35] = 0.0

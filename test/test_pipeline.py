@@ -1,11 +1,14 @@
 """What makes a result doubtful beyond its images: what is known of training, and of the passes."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import predicted
 from test_writing_page import TWO, bundle
 
-from hmvnet.bundle import Bundle
+from hmvnet.bundle import Bundle, load_bundle, write_bundle
 from hmvnet.case import Grid
 from hmvnet.pipeline import MOST_DISAGREEMENT, _apart, _cut, _doubtful, load_pipeline
 from hmvnet.settings_file import load_settings
@@ -68,6 +71,21 @@ def test_a_lesion_that_is_cut_off_is_to_be_reviewed(centre, first, ends):
     assert all(end in one.text for end, one in zip(ends, said, strict=True))
 
 
+@pytest.mark.parametrize("ct_mm", [0.98, 1.5, 3.27])
+@pytest.mark.parametrize("mm", [1, 2, 4])
+@pytest.mark.parametrize("offset", [0.0, 0.3, 0.7, 0.95])
+def test_a_cut_is_seen_wherever_the_grids_lie(ct_mm, mm, offset):
+    """The CT's face lies anywhere between two planes of the working grid."""
+    grid = Grid((24, 24, 24), (float(mm),) * 3)
+    ct = Grid((300, 300, 40), (1.0, 1.0, ct_mm), (-100.0, -100.0, (10 + offset) * mm))
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[8:16, 8:16, 8:16] = 1
+    z = grid.points(np.argwhere(labels)[:, ::-1])
+    labels[labels > 0] = ct.depth(z) >= 0
+    segmentation = SimpleNamespace(volume=SimpleNamespace(grid=grid), labels=labels)
+    assert [one.code for one in _cut(segmentation, ct)] == ["lesion-cut"]
+
+
 def test_a_mask_of_other_volumes_than_the_table_is_to_be_reviewed():
     """Thick slices leave small lesions out of the mask; a report told of them all the same."""
     found = predicted(*TWO)
@@ -78,6 +96,12 @@ def test_a_mask_of_other_volumes_than_the_table_is_to_be_reviewed():
     (node,) = (lesion.volume_ml for lesion in found.lesions if lesion.label == 2)
     assert [one.code for one in said] == ["mask-apart"]
     assert f"GTVn: 0.0 mL in the mask on the CT's grid, {node:.1f} mL" in said[0].text
+    tiny = predicted(TWO[0], (2, (60, 20, 70), 3))  # of 0.1 mL, between two slices
+    none = sitk.GetArrayFromImage(tiny.mask)
+    none[none == 2] = 0
+    assert list(_apart(tiny.segmentation, tiny.mask)) == []
+    (said,) = _apart(tiny.segmentation, Grid.of(tiny.mask).image(none))
+    assert said.code == "mask-apart"
 
 
 @pytest.mark.parametrize(
@@ -95,3 +119,13 @@ def test_networks_shown_something_else_are_to_be_reviewed(tiny_bundle, asked, co
     assert [one.code for one in pipeline.findings] == codes
     assert (pipeline.prognosis is not None) is risk
     assert any("no risk" in note for note in pipeline.notes) is not risk
+
+
+def test_what_is_made_of_a_bundle_with_other_settings_remembers(tiny_bundle, tmp_path):
+    """Its networks have not seen such input, whatever was fitted on top of them since."""
+    asked = load_settings(None, ["preprocessing.suv_window=0 9"])
+    other, _ = load_bundle(tiny_bundle).adjusted(asked)
+    made = write_bundle(tmp_path / "made", other.manifest, other.all_tensors())
+    pipeline = load_pipeline(made, "cpu")
+    assert [one.code for one in pipeline.findings] == ["other-settings"]
+    assert pipeline.prognosis is not None

@@ -292,9 +292,16 @@ def test_a_name_that_no_contour_has_is_said(tmp_path, capsys):
         main([*words, *names])
     assert end.value.code == 2
     assert "--contour: no patient has contours of the name LN1" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*words, "--continue", *names[:3], "ln 1=gtvn"])
-    assert "no patient has contours" not in capsys.readouterr().err
+    words[-1] = str(tmp_path / "again")
+    with pytest.raises(SystemExit) as end:
+        main([*words, *names[:3], "ln 1=gtvn"])
+    assert end.value.code == 0 and "no patient has contours" not in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["convert", str(tmp_path / "again"), "-o", str(tmp_path / "other"), *names])
+    assert end.value.code == 2 and not (tmp_path / "other").exists()
+    assert (
+        "--contour is of RTSTRUCT and SEG, and data folder is no DICOM" in capsys.readouterr().err
+    )
 
 
 def test_a_corrected_mask_of_another_scan_is_refused(tmp_path):

@@ -49,6 +49,11 @@ def test_no_cell_of_a_markdown_table_is_markup(tmp_path):
     assert len(text.splitlines()) == 5
 
 
+def test_tables_of_nothing_and_of_their_own_names_are_printed():
+    assert table_text(pd.DataFrame(), 10) == ""
+    assert "network" in table_text(pd.DataFrame({"network": ["network"], "x": [1]}), 9)
+
+
 def test_a_table_is_printed_at_any_width():
     """Wide ones were wrapped at 80 columns, with every heading away from its figures."""
     table = pd.DataFrame(

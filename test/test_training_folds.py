@@ -104,3 +104,5 @@ def test_centres_that_make_no_folds() -> None:
     event, rng = np.arange(90) % 2 == 0, np.random.default_rng(0)
     assert centre_folds(event, np.array(["A", "B"] * 45), rng, 3) is None
     assert centre_folds(event, np.array(["A"] * 60 + ["B"] * 15 + ["C"] * 15), rng, 3) is None
+    assert centre_folds(event, np.array(["A", "B", "C"] * 30), rng, 3) is not None
+    assert centre_folds(event, np.array(["A", "B", UNKNOWN] * 30), rng, 3) is None

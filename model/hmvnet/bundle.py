@@ -187,6 +187,8 @@ class Manifest(_Part):
     """``manifest.json``.
 
     Attributes:
+        other_settings: whether region or preprocessing are not those that the networks were
+            trained with, but asked for since.
         volumes_ml: by class, the smallest and the largest volume of it that a training patient had
             in all, of those that had any; only for the bundle's own region.
         files: file names to sha256.
@@ -200,6 +202,7 @@ class Manifest(_Part):
     preprocessing: PreprocessingSettings
     postprocessing: PostprocessingSettings
     segmentation: SegmentationPart
+    other_settings: bool = False
     prognosis: PrognosisPart | None = None
     volumes_ml: dict[str, tuple[FiniteFloat, FiniteFloat]] = {}
     staging: StagingPart | None = None
@@ -277,6 +280,8 @@ class Bundle:
         if "region" in settings.data.model_fields_set and settings.data.region != manifest.region:
             changes |= {"region": settings.data.region, "volumes_ml": {}}
             notes.append(f"data.region={settings.data.region}, the bundle's is {manifest.region}")
+        if changes["preprocessing"] != manifest.preprocessing or "region" in changes:
+            changes["other_settings"] = True  # of what is made of this bundle, too
         if "interface" in settings.data.model_fields_set:
             changes["interface"] = settings.data.interface
         return Bundle(self.folder, manifest.model_copy(update=changes), self.stored), tuple(notes)

@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> Exit:
         if wants_risk and pipeline.prognosis is None:
             raise RefusedError(
                 f"data.region={pipeline.manifest.region}: task 2 wants a risk, and the survival "
-                "model holds in the bundle's own region alone"
+                "model holds in the bundle's own region alone; expected that, or --task 1"
             )
         output.interface = _interface(options, pipeline)
         say("read the case")
@@ -174,6 +174,8 @@ def attempt(options: argparse.Namespace) -> Exit:
             raise
         pipeline = None
         note(f"no networks: {error}")
+    if pipeline and pipeline.prognosis is None and options.task in ("2", "both"):
+        note("; ".join(pipeline.notes))
     output = OutputFolder(options.output, _interface(options, forgiving=True))
     interface = _interface(options, pipeline, forgiving=True)
     if interface != output.interface:  # the bundle's own

@@ -116,7 +116,11 @@ def fault(error: Exception) -> str:
         return "out of memory: this needs more than the machine allows"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}{_EXPECTED.get(type(error), '')}"
+        there_already = isinstance(error, FileExistsError) and not os.path.isfile(
+            error.filename or ""
+        )
+        expected = "" if there_already else _EXPECTED.get(type(error), "")
+        return f"{where}{error.strerror or error}{expected}"
     return f"{type(error).__name__}: {error}"
 
 

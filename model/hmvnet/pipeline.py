@@ -29,7 +29,7 @@ from hmvnet.staging.stager import Stager
 
 LOW_CONFIDENCE = 0.5
 MOST_DISAGREEMENT = 0.15  # of folds and flips (docs/how-to/predict.md)
-# Between one grid and another, of a class: of its volume, and of any.
+# Between one grid and another, of a class: a share of its volume, and mL.
 MOST_APART, MOST_APART_ML = 0.1, 0.5
 LEAST_SUV_MAX = 1.0  # the mean over a body; a lesion that takes up less was not seen in PET
 # Of the settings, when predicting.
@@ -97,8 +97,9 @@ class Pipeline:
         self.stager = Stager.of(bundle) if bundle.manifest.region == "head-neck" else None
         self.findings = tuple(_unlike_training(bundle))
         elsewhere = bundle.manifest.region != bundle.stored.region
-        self.prognosis = Prognosis(bundle) if needs_risk and not elsewhere else None
+        self.prognosis = Prognosis(bundle) if needs_risk else None
         if needs_risk and elsewhere:
+            self.prognosis = None
             self.notes += (f"no risk: the survival model is of {bundle.stored.region} alone",)
 
     def __call__(
@@ -258,8 +259,7 @@ def _doubtful(
 
 def _unlike_training(bundle: Bundle) -> Iterator[Finding]:
     """Whether the networks are shown something else than what they were trained on."""
-    given, own = bundle.manifest, bundle.stored
-    if given.preprocessing != own.preprocessing or given.region != own.region:
+    if bundle.manifest.other_settings:
         yield Finding(
             "other-settings",
             "the networks were trained with another region or preprocessing than was asked for",
@@ -273,10 +273,12 @@ def _cut(segmentation: Segmentation, ct: Grid) -> Iterator[Finding]:
     if not len(voxels):
         return
     points = grid.points(voxels[:, ::-1])
-    for name, ends in (("CT", ct), ("region that is looked at", grid)):
-        # The centre of the last voxel lies half a voxel from the face, of either grid.
-        nearest = 0.5 * max(*grid.spacing, *ends.spacing) * 1.01
-        if (ends.depth(points) <= nearest).any():
+    # The last centre inside the CT lies up to a voxel of the working grid from its face; the last
+    # slice of a CT that is coarser reaches half of its own.
+    from_ct, from_grid = max(*grid.spacing, 0.5 * max(ct.spacing)), 0.5 * max(grid.spacing)
+    ends = (("CT", ct, from_ct), ("region that is looked at", grid, from_grid))
+    for name, shown, nearest in ends:
+        if (shown.depth(points) <= 1.01 * nearest).any():
             yield Finding(
                 "lesion-cut",
                 f"a lesion reaches the end of the {name}: what is beyond it is not measured",
@@ -289,7 +291,8 @@ def _apart(segmentation: Segmentation, mask: sitk.Image) -> Iterator[Finding]:
     for kind in (GTVP, GTVN):
         table = np.count_nonzero(segmentation.labels == kind) * grid.voxel_ml
         image = np.count_nonzero(shown == kind) * Grid.of(mask).voxel_ml
-        if abs(table - image) > MOST_APART_ML + MOST_APART * max(table, image):
+        most = max(MOST_APART_ML, MOST_APART * max(table, image))
+        if abs(table - image) > most or bool(table) != bool(image):
             yield Finding(
                 "mask-apart",
                 f"{CLASSES[kind]}: {image:.1f} mL in the mask on the CT's grid, {table:.1f} mL in "

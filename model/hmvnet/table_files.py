@@ -40,9 +40,11 @@ def table_text(table: pd.DataFrame, width: int) -> str:
     As it is where it fits; else turned over, a column a row; else a block a row, whose first cell
     stands above the others that are not empty.
     """
+    if table.empty:
+        return ""
     first = table.columns[0]
     turned = table.set_index(first).T.rename_axis(index=None, columns=None)
-    turned.insert(0, first, turned.index)
+    turned.insert(0, first, turned.index, allow_duplicates=True)
     for one in (table, turned):
         text = one.to_string(index=False)
         if max(map(len, text.splitlines())) <= width:

@@ -219,6 +219,8 @@ def convert(
     asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor, sheet)
     sources, narrator = find_sources(inputs, asked), Narrator()
     print_lines(sources.told)
+    if names and not any(isinstance(source, Scan) for source in sources):
+        raise RefusedError(f"--contour is of RTSTRUCT and SEG, and {sources.kind} is no DICOM")
     counts = Counter[str]()
     check_names(sources)
     there = [name for one in sources if (output / (name := one.patient_id)).exists()]
@@ -250,6 +252,9 @@ def convert(
     say_counts(counts, len(sources), output)
     if names and names.missing:
         called = ", ".join(map(shown, names.missing))
-        narrator.problem(f"--contour: no patient has contours of the name {called}")
+        narrator.problem(
+            f"--contour: no patient has contours of the name {called}, and no label has them; "
+            f"remove {output} where that is a slip, and convert anew"
+        )
         return Exit.REFUSED
     return Exit.REFUSED if counts["refused"] else Exit.OK

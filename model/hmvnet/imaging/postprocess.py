@@ -66,12 +66,13 @@ def postprocess(
     if settings.cleanup:
         mask = remove_beyond(fill_holes(mask), grid, ct_grid)
         inside = remove_outside_body(mask, ct)
-        raw[(mask > 0) & (inside == 0)] = 0  # what can be no lesion is not to come back below
+        # Air is not to come back below; another piece of the body, a second leg say, may.
+        raw[(mask > 0) & (inside == 0) & (ct <= 0)] = 0
         mask = merge_fragments(inside)
     mask = remove_specks(mask, grid.voxel_ml, settings)
     if settings.airway_mm:
         placed = correct_by_airway(mask, ct, grid, probabilities, settings.airway_mm)
-        raw[(mask > 0) & (placed == 0)] = 0
+        raw[(mask > 0) & (placed == 0)] = 0  # nor is what can be no lesion
         mask = placed
         mask = remove_specks(mask, grid.voxel_ml, settings)  # the other class has its own limit
     if settings.one_primary:

@@ -22,7 +22,7 @@ from hmvnet.imaging.network_input import NetworkInput
 from hmvnet.segmentation.windows import part_of, slide
 
 Precision = Literal["auto", "32", "bf16"]
-FORWARD_VERSION = 4  # to be raised when the same weights give other labels of a volume
+FORWARD_VERSION = 5  # to be raised when the same weights give other labels of a volume
 STEP = 0.5  # from one window to the next, as a share of it
 
 

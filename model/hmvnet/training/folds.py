@@ -105,11 +105,12 @@ def centre_folds(
     """A fold of every patient, int ``[n]``, such that no centre is in two; None where none are.
 
     Folds hold about equal shares of events. None are made of fewer centres than folds, nor where
-    one of the folds would hold more than half of the patients, as a large centre's does: what is
-    fitted to the rest would say little of what is fitted to all.
+    some patients' is not known, nor where one of the folds would hold more than half of the
+    patients, as a large centre's does: what is fitted to the rest would say little of what is
+    fitted to all.
     """
     names, number = np.unique(centre, return_inverse=True)
-    if len(names) < folds:
+    if len(names) < folds or UNKNOWN in names:
         return None
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=int(rng.integers(2**31)))
     found = np.empty(len(event), dtype=int)
