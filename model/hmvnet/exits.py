@@ -95,7 +95,7 @@ def ending(
             return _say(f"error: {error}", Exit.REFUSED)
         except KeyboardInterrupt:
             return _say("error: interrupted", Exit.INTERRUPTED)
-        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        except tuple(_EXPECTED) as error:
             return _say(f"error: {fault(error)}", Exit.REFUSED)
         except Exception as error:
             if not isinstance(error, OSError) and not is_out_of_memory(error):
@@ -116,10 +116,9 @@ def fault(error: Exception) -> str:
         return "out of memory: this needs more than the machine allows"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        there_already = isinstance(error, FileExistsError) and not os.path.isfile(
-            error.filename or ""
-        )
-        expected = "" if there_already else _EXPECTED.get(type(error), "")
+        expected = _EXPECTED.get(type(error), "")
+        if isinstance(error, FileExistsError) and not os.path.isfile(error.filename or ""):
+            expected = ""  # a folder is there already
         return f"{where}{error.strerror or error}{expected}"
     return f"{type(error).__name__}: {error}"
 

@@ -146,9 +146,13 @@ class Pipeline:
             with stages("risk"), _noted("risk", tolerant, failed):
                 seen = describe(segmentation, model.image_spacing_mm, model.wants_crops)
                 risk = model(seen, case.record)
-        doubts = tuple(_doubtful(lesions, self.manifest, segmentation.disagreement))
-        doubts = (*doubts, *_cut(segmentation, Grid.of(case.ct)), *_apart(segmentation, mask))
-        findings = (*segmentation.volume.findings, *self.findings, *doubts)
+        findings = (
+            *segmentation.volume.findings,
+            *self.findings,
+            *_doubtful(lesions, self.manifest, segmentation.disagreement),
+            *_cut(segmentation, Grid.of(case.ct)),
+            *_apart(segmentation, mask),
+        )
         return Prediction(
             mask,
             lesions,

@@ -115,8 +115,8 @@ def compare_staging(
     if settings.data.fold_by == "stratified":
         loco = {"fold_by": "leave-one-centre-out"}
         foldings.append(settings.data.model_copy(update=loco))
+    check = partial(refuse_rare_stages, data=settings.data)
     for kind in masks:
-        check = partial(refuse_rare_stages, data=settings.data)
         patients = load_staged(bundle, settings, run, kind, check)
         for axis in AXES:
             data = StageData.of(patients, axis)

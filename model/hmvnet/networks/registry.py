@@ -149,14 +149,10 @@ def build_network(name: str, options: Mapping[str, Any] | None = None) -> nn.Mod
     options = options or {}
     try:
         network = NETWORKS[name](**options)
-    except TypeError as error:
-        if found := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
-            raise ValueError(
-                f"network '{name}': no option '{found[1]}'{_options_of(name)}"
-            ) from None
-        raise ValueError(f"network '{name}': {one_line(str(error))}") from error
-    except (ValueError, RuntimeError, LookupError, ArithmeticError) as error:
-        raise ValueError(f"network '{name}': {one_line(str(error))}") from error
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        why = f"no option '{unknown[1]}'{_options_of(name)}" if unknown else one_line(str(error))
+        raise ValueError(f"network '{name}': {why}") from error
     if any(not parameter.numel() for parameter in network.parameters()):
         given = ", ".join(f"{key}={value}" for key, value in options.items())
         raise ValueError(f"network '{name}': with {given} it has a layer without channels")

@@ -47,11 +47,20 @@ def split_folds(
         strata = _strata(centres, event)
         # Strata smaller than the number of folds cannot be spread; they share one.
         strata[_too_small(strata, settings.folds)] = -1
-        with warnings.catch_warnings():  # that one may be smaller than the number of folds, too
-            warnings.simplefilter("ignore", UserWarning)
-            fold = _spread(strata, settings.folds, settings.seed)
-        parts = [np.flatnonzero(fold == number) for number in range(settings.folds)]
+        parts = spread_parts(strata, settings.folds, settings.seed)
     return [(np.setdiff1d(everyone, part).tolist(), part.tolist()) for part in parts]
+
+
+def spread_parts(strata: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
+    """The rows of each fold, every stratum's spread evenly; one too small for that is not in all.
+
+    Args:
+        strata: numbers ``[n]``.
+    """
+    with warnings.catch_warnings():  # of such a stratum
+        warnings.simplefilter("ignore", UserWarning)
+        fold = _spread(strata, folds, seed)
+    return [np.flatnonzero(fold == number) for number in range(folds)]
 
 
 def centre_parts(centres: np.ndarray) -> list[np.ndarray]:

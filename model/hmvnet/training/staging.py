@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import SimpleITK as sitk
 import torch
-from sklearn.model_selection import StratifiedKFold
 
 from hmvnet.ajcc import AXES
 from hmvnet.bundle import Bundle
@@ -29,7 +27,7 @@ from hmvnet.staging.model import StageModel
 from hmvnet.state import made_once, read_arrays, write_arrays
 from hmvnet.training.cache import files_hash
 from hmvnet.training.descriptions import networks_of, unseen_members
-from hmvnet.training.folds import centre_parts
+from hmvnet.training.folds import centre_parts, spread_parts
 from hmvnet.training.stage_fit import fit_stage_model, refuse_rare
 
 LABELS_VERSION, FEATURES_VERSION = 5, 2  # count changes that no setting shows
@@ -221,13 +219,12 @@ def _stage_folds(
     if not len(y):
         raise ValueError(f"no patient has a stage of {stages[0][0]}: nothing to fit")
     if data.fold_by == "leave-one-centre-out":
-        everyone = np.arange(len(y))
-        return [(np.setdiff1d(everyone, part), part) for part in centre_parts(centres)]
-    count = max(2, min(data.folds, int(np.bincount(y).max(initial=2))))
-    splitter = StratifiedKFold(count, shuffle=True, random_state=data.seed)
-    with warnings.catch_warnings():  # a stage of fewer patients than folds is not in every one
-        warnings.simplefilter("ignore", UserWarning)
-        return list(splitter.split(y, y))
+        parts = centre_parts(centres)
+    else:
+        count = max(2, min(data.folds, int(np.bincount(y).max(initial=2))))
+        parts = spread_parts(y, count, data.seed)
+    everyone = np.arange(len(y))
+    return [(np.setdiff1d(everyone, part), part) for part in parts]
 
 
 def refuse_rare_stages(patients: Sequence[Patient], data: DataSettings) -> None:
