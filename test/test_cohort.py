@@ -379,15 +379,18 @@ def test_a_page_is_written_where_asked_for_and_made_anew_where_it_lacks(pipeline
     assert not (tmp_path / "a" / "page.html").exists()
 
 
-def test_an_entropy_map_is_written_where_asked_for_and_a_thumbnail_is_never_missed(
-    pipeline, tmp_path
-):
+def test_what_is_asked_for_and_lacks_is_made_anew(pipeline, tmp_path):
     run_cohort([Given("a")], pipeline, tmp_path, picture=False)
-    for order, done in (({"entropy": True}, ["a"]), ({"entropy": True, "thumbnail": True}, [])):
+    both = {"entropy": True, "thumbnail": True}
+    for order, done in (({"entropy": True}, ["a"]), (both, ["a"]), (both, []), ({}, [])):
         again = run_cohort(
             [Given("a")], pipeline, tmp_path, existing="skip", picture=False, **order
         )
         assert again.done == done and again.code == Exit.OK
+    for name in ("entropy.nii.gz", "thumbnail.png"):  # as of a call that was killed
+        (tmp_path / "a" / name).unlink()
+        again = run_cohort([Given("a")], pipeline, tmp_path, existing="skip", picture=False, **both)
+        assert again.done == ["a"] and (tmp_path / "a" / name).is_file()
     found = sitk.ReadImage(str(tmp_path / "a" / "entropy.nii.gz"))
     array = sitk.GetArrayFromImage(found)
     assert found.GetSpacing() == (4.0, 4.0, 4.0) and 0 <= array.min() < array.max() <= 1

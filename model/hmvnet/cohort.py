@@ -36,6 +36,7 @@ from hmvnet.writing.folder import (
     RTSTRUCT,
     SEG,
     SR,
+    THUMBNAIL,
     is_ours,
     write_folder,
 )
@@ -336,7 +337,12 @@ def is_whole(source: Source, bundle: str, order: Order) -> bool:
     """
     folder = order.output / source.patient_id
     report = read_report(folder)
-    optional = {PICTURE: order.picture, PAGE: order.page, ENTROPY: order.entropy}
+    optional = {
+        PICTURE: order.picture,
+        PAGE: order.page,
+        ENTROPY: order.entropy,
+        THUMBNAIL: order.thumbnail,
+    }
     needed = [MASK, LESIONS, *(name for name, wanted in optional.items() if wanted)]
     if order.dicom and isinstance(source, Scan) and report.get("lesions"):
         needed += [SEG, SR, RTSTRUCT]
