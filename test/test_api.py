@@ -37,7 +37,7 @@ def test_a_result_is_saved_whole_even_where_its_picture_fails(tiny_bundle, tmp_p
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         folder = result.save(tmp_path / "out")
-    names = ["lesions.csv", "mask.nii.gz", "picture.png", "report.json"]
+    names = ["lesions.csv", "mask.nii.gz", "picture.png", "report.json", "thumbnail.png"]
     assert sorted(p.name for p in folder.iterdir()) == names
     monkeypatch.setattr(writing, "write_picture", lambda *_: 1 / 0)
     with pytest.warns(UserWarning, match=r"picture\.png not written"):

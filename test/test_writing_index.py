@@ -38,7 +38,7 @@ def cohort(output, names=NAMES):
         made = predicted(*balls.get(name, TWO))
         verdict = Verdict("review", ("no-lesion",)) if name == NAMES[2] else Verdict()
         object.__setattr__(made, "verdict", verdict)
-        assert write_folder(made, bundle(), output / name, thumbnail=True) == []
+        assert write_folder(made, bundle(), output / name) == []
     rows = [{"patient": "=x", "why": HOSTILE}, {"patient": "P9", "why": "of before"}]
     write_table(pd.DataFrame(rows), output / "failures-1of2.csv")
     return write_index(output)

@@ -54,7 +54,6 @@ class Order:
         page: a page to look at, with the images in it.
         dicom: DICOM objects, of patients that were read from DICOM.
         entropy: a map of how unsure each voxel's class is.
-        thumbnail: a small picture for the cohort's index.
         mask: of one patient, a corrected mask: an image, RTSTRUCT or SEG.
         settings: in the bundle's place, ``section.name=value``, as the pipeline was given them.
     """
@@ -64,7 +63,6 @@ class Order:
     page: bool = False
     dicom: bool = False
     entropy: bool = False
-    thumbnail: bool = False
     mask: Path | None = None
     settings: tuple[str, ...] = ()
 
@@ -279,7 +277,6 @@ def predict_patient(
             picture=order.picture,
             page=order.page,
             entropy=order.entropy,
-            thumbnail=order.thumbnail,
             made=made,
             ct=series if order.dicom else None,
         )
@@ -337,13 +334,8 @@ def is_whole(source: Source, bundle: str, order: Order) -> bool:
     """
     folder = order.output / source.patient_id
     report = read_report(folder)
-    optional = {
-        PICTURE: order.picture,
-        PAGE: order.page,
-        ENTROPY: order.entropy,
-        THUMBNAIL: order.thumbnail,
-    }
-    needed = [MASK, LESIONS, *(name for name, wanted in optional.items() if wanted)]
+    optional = {PICTURE: order.picture, PAGE: order.page, ENTROPY: order.entropy}
+    needed = [MASK, LESIONS, THUMBNAIL, *(name for name, wanted in optional.items() if wanted)]
     if order.dicom and isinstance(source, Scan) and report.get("lesions"):
         needed += [SEG, SR, RTSTRUCT]
     same = report.get("made") == made_of(source, bundle, order)

@@ -150,7 +150,7 @@ def predict(
         progress.advance()
 
     page = alone if page is None else page
-    order = Order(output, picture, page, dicom, entropy, listed, mask, tuple(given))
+    order = Order(output, picture, page, dicom, entropy, mask, tuple(given))
     with show_progress("patients", len(chosen), quiet=alone) as progress:
         result = predict_cohort(
             chosen,

@@ -36,12 +36,13 @@ def write_folder(
     device: str = "",
     picture: bool = False,
     page: bool = False,
-    thumbnail: bool = False,
     entropy: bool = False,
     ct: Series | None = None,
     made: str = "",
 ) -> list[str]:
     """Write mask, report and lesion table, the folder whole or not at all; then what is optional.
+
+    The thumbnail is always made: a patient predicted alone may be one of a cohort's later.
 
     Args:
         made: what the result hangs on, for the report.
@@ -61,14 +62,14 @@ def write_folder(
         write_image(prediction.mask, temporary / MASK)
         write_report(prediction, manifest, temporary / REPORT, device, made)
         write_lesions(prediction, temporary / LESIONS)
-    writers: dict[Path, Callable[[], object]] = {}
+    writers: dict[Path, Callable[[], object]] = {
+        folder / THUMBNAIL: lambda: write_thumbnail(prediction, folder / THUMBNAIL)
+    }
     problems = []
     if picture:
         writers[folder / PICTURE] = lambda: write_picture(prediction, folder / PICTURE)
     if entropy:
         writers[folder / ENTROPY] = lambda: write_entropy(prediction, folder / ENTROPY)
-    if thumbnail:
-        writers[folder / THUMBNAIL] = lambda: write_thumbnail(prediction, folder / THUMBNAIL)
     if page:
         writers[folder / PAGE] = lambda: write_page(prediction, manifest, folder / PAGE, device)
     if ct is not None:
