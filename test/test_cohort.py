@@ -384,16 +384,13 @@ def test_a_page_is_written_where_asked_for_and_made_anew_where_it_lacks(pipeline
 
 def test_an_entropy_map_is_written_where_asked_for_and_what_lacks_is_made_anew(pipeline, tmp_path):
     run_cohort([Given("a")], pipeline, tmp_path, picture=False)
+    order = {"existing": "skip", "picture": False, "entropy": True}
     for done in (["a"], []):
-        again = run_cohort(
-            [Given("a")], pipeline, tmp_path, existing="skip", picture=False, entropy=True
-        )
+        again = run_cohort([Given("a")], pipeline, tmp_path, **order)
         assert again.done == done and again.code == Exit.OK
     for name in ("entropy.nii.gz", "thumbnail.png"):  # as of a call that was killed
         (tmp_path / "a" / name).unlink()
-        again = run_cohort(
-            [Given("a")], pipeline, tmp_path, existing="skip", picture=False, entropy=True
-        )
+        again = run_cohort([Given("a")], pipeline, tmp_path, **order)
         assert again.done == ["a"] and (tmp_path / "a" / name).is_file()
     found = sitk.ReadImage(str(tmp_path / "a" / "entropy.nii.gz"))
     array = sitk.GetArrayFromImage(found)

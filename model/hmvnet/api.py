@@ -36,12 +36,12 @@ class Result(Prediction):
     device: str
 
     def save(self, folder: str | Path, *, picture: bool = True, page: bool = False) -> Path:
-        """Write mask, report, lesion table and picture to a folder, in an earlier result's place.
+        """Write mask, report, lesion table and pictures to a folder, in an earlier result's place.
 
         Warns where the picture or the page could not be written; all else is whole then.
 
         Args:
-            picture: whether to draw slices and projections.
+            picture: whether to draw slices and projections; the thumbnail is always made.
             page: whether to write a page to look at, with the images in it.
 
         Raises:
