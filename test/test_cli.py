@@ -138,6 +138,7 @@ def test_a_wrong_device_is_one_line(write_case, tiny_bundle, tmp_path, capfd):
         ("sksurv", ("survival", "compare"), "baselines"),
         ("lightning_fabric", ("segmentation", "train"), "train"),
         ("blosc2", ("segmentation", "compare"), "train"),
+        ("numba", ("segmentation", "train"), "train"),
     ],
 )
 def test_a_package_of_an_extra_is_named(package, words, extra):

@@ -110,22 +110,27 @@ def test_flip_comes_after_every_other_move(crop):
 
 @pytest.mark.parametrize("changes", [{"affine": 1.0}, {"elastic": 1.0}, {"misalignment": 1.0}, {}])
 def test_a_margin_is_as_wide_as_a_move_needs(changes):
-    """No corner of a patch is air where the patient goes on, and hardly more is read."""
+    """A patch is what it is with more around it, and hardly more than it needs is read."""
     usual = {"affine": 1.0, "elastic": 1.0, "misalignment": 1.0, "flip": 0.5}
     settings = NOTHING.model_copy(update=changes or usual)
     patch, narrower = (40, 24, 16), 0
+    rng = np.random.default_rng(7)
+    volume = rng.random((2, 120, 90, 80), np.float32)
+    label = rng.integers(0, 3, volume.shape[1:], dtype=np.uint8)
     for seed in range(25):
         move = Move.drawn(settings, np.random.default_rng(seed))
-        margin = move.margin(patch)
+        whole = draw_patch(volume, label, patch, settings, np.random.default_rng(0), move)
         for less in (0, 2):
-            wide = [max(n, n + 2 * (m - less)) for n, m in zip(patch, margin)]
-            volume, label = np.full((2, *wide), 0.75, np.float32), np.ones(wide, np.uint8)
-            image, labels = draw_patch(
-                volume, label, patch, settings, np.random.default_rng(0), move
+            size = [n + 2 * max(m - less, 0) for n, m in zip(patch, move.margin(patch))]
+            first = [(n - m) // 2 for n, m in zip(label.shape, size)]
+            box = (..., *(slice(f, f + n) for f, n in zip(first, size)))
+            read = draw_patch(
+                volume[box], label[box], patch, settings, np.random.default_rng(0), move
             )
-            whole = bool(labels.all()) and np.allclose(image.numpy(), 0.75, atol=1e-4)
-            assert whole or less
-            narrower += not whole
+            near = (read[1] == whole[1]).float().mean() > 0.999  # places are rounded
+            same = bool(near) and torch.allclose(read[0], whole[0], atol=1e-3)
+            assert same or less
+            narrower += not same
     assert narrower > (5 if "elastic" not in changes else 0)
 
 

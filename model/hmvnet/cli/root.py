@@ -53,6 +53,7 @@ EXTRAS = {
     "lightning_fabric": "train",
     "tensorboard": "train",
     "blosc2": "train",
+    "numba": "train",
     "onnx": "train",
     "onnxscript": "train",
     "einops": "train",

@@ -7,17 +7,19 @@ not on the batch it is in, the thread or process that makes it, or when training
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from monai.networks.layers import gaussian_1d
 from scipy.spatial.transform import Rotation
 from torch import Tensor
-from torch.nn import functional as F
 
 from hmvnet.config import AugmentationSettings
 from hmvnet.imaging import warp
+from hmvnet.imaging.compiled import compiled
 from hmvnet.imaging.intensity import AIR
 
 MIRROR = np.array([1.0, 1.0, -1.0])  # z, y, x
@@ -84,15 +86,15 @@ class Move:
         if self._deforms:
             points = self._points(patch, np.zeros(3))
             if not self.shift.any():
-                return warp.linear(volume, points, AIR), warp.nearest(labels, points)
-            ct = warp.linear(volume[:1], points, AIR[:1])
+                return warp.linear(volume, points), warp.nearest(labels, points)
+            ct = warp.linear(volume[:1], points)
             labels = warp.nearest(labels, points)
         else:
             labels = self._cut(labels, patch)
             if not self.shift.any():
                 return self._cut(volume, patch).float(), labels
             ct = self._cut(volume[:1], patch).float()
-        pet = warp.linear(volume[1:], self._points(patch, self.shift), AIR[1:])
+        pet = warp.linear(volume[1:], self._points(patch, self.shift))
         return torch.cat([ct, pet]), labels
 
     def _points(self, patch: tuple[int, int, int], shift: np.ndarray) -> warp.Points:
@@ -145,28 +147,49 @@ def _intensity(image: Tensor, settings: AugmentationSettings, rng: np.random.Gen
         image: is overwritten.
     """
     for channel, low in zip(image, AIR):
-        span = 1.0 - low
-        unit = channel if low == 0 else channel.sub_(low).div_(span)
-        if rng.random() < settings.low_resolution:
-            unit = coarsened(unit, rng.uniform(1.5, 3.0))
-        if rng.random() < settings.blur:
-            unit = blurred(unit, rng.uniform(0.4, 1.2))
-        if rng.random() < settings.intensity:
-            unit.clamp_(0, 1).pow_(math.exp(rng.uniform(-0.3, 0.3)))
-            unit.mul_(rng.uniform(0.85, 1.15)).add_(rng.uniform(-0.03, 0.03))
-        if rng.random() < settings.noise:
-            seed = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            noise = torch.randn(unit.shape, generator=seed)
-            unit.add_(noise.mul_(rng.uniform(0.0, 0.06)))
-        unit.clamp_(0, 1)
-        if low != 0:
-            unit.mul_(span).add_(low)
-        if unit is not channel:
-            channel.copy_(unit)
+        if changes := _changes(settings, rng):
+            span = 1.0 - low
+            unit = channel if low == 0 else channel.sub_(low).div_(span)
+            for change in changes:
+                unit = change(unit)
+            unit.clamp_(0, 1)
+            if low != 0:
+                unit.mul_(span).add_(low)
+            if unit is not channel:
+                channel.copy_(unit)
     if rng.random() < settings.drop_modality:
         lost = int(rng.integers(2))
         image[lost] = AIR[lost]
     return image
+
+
+def _changes(
+    settings: AugmentationSettings, rng: np.random.Generator
+) -> list[Callable[[Tensor], Tensor]]:
+    """Of one channel, drawn in a fixed order; each may overwrite what it is given."""
+    changes: list[Callable[[Tensor], Tensor]] = []
+    if rng.random() < settings.low_resolution:
+        changes.append(partial(coarsened, factor=rng.uniform(1.5, 3.0)))
+    if rng.random() < settings.blur:
+        changes.append(partial(blurred, sigma=rng.uniform(0.4, 1.2)))
+    if rng.random() < settings.intensity:
+        gamma, gain = math.exp(rng.uniform(-0.3, 0.3)), rng.uniform(0.85, 1.15)
+        changes.append(partial(_toned, gamma=gamma, gain=gain, offset=rng.uniform(-0.03, 0.03)))
+    if rng.random() < settings.noise:
+        seed = int(rng.integers(2**62))
+        changes.append(partial(_noisy, seed=seed, sigma=rng.uniform(0.0, 0.06)))
+    return changes
+
+
+def _toned(channel: Tensor, gamma: float, gain: float, offset: float) -> Tensor:
+    # A power by its logarithm takes half of its time; 0 stays 0.
+    channel.clamp_(0, 1).log_().mul_(gamma).exp_()
+    return channel.mul_(gain).add_(offset)
+
+
+def _noisy(channel: Tensor, seed: int, sigma: float) -> Tensor:
+    noise = torch.randn(channel.shape, generator=torch.Generator().manual_seed(seed))
+    return channel.add_(noise, alpha=sigma)
 
 
 def coarsened(channel: Tensor, factor: float) -> Tensor:
@@ -176,19 +199,39 @@ def coarsened(channel: Tensor, factor: float) -> Tensor:
 
 
 def blurred(channel: Tensor, sigma: float) -> Tensor:
-    """``[z, y, x]`` under a Gaussian of ``sigma`` voxels; beyond the border lies what lies on it.
+    """``[z, y, x]`` under a Gaussian of ``sigma`` voxels; beyond the border lies what is on it."""
+    weights = gaussian_1d(torch.tensor(sigma), truncated=3.0, normalize=True)
+    out = torch.empty(channel.shape)
+    _blur(channel.contiguous().numpy(), weights.float().numpy(), out.numpy())
+    return out
 
-    Sums of shifted volumes: a convolution of one channel by torch takes three times as long, and
-    from nine weights an axis on fourteen times.
-    """
-    weights = gaussian_1d(torch.tensor(sigma), truncated=3.0, normalize=True).tolist()
+
+@compiled
+def _blur(values: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    """Fill ``[z, y, x]`` with weighted sums along all three axes, a plane at a time."""
+    depth, rows, columns = values.shape
     reach = len(weights) // 2
-    for axis, n in enumerate(channel.shape):
-        around = [0] * 6
-        around[-2 * axis - 2] = around[-2 * axis - 1] = reach
-        padded = F.pad(channel[None, None], around, mode="replicate")[0, 0]
-        channel = padded.narrow(axis, reach, n) * weights[reach]
-        for first, weight in enumerate(weights):
-            if first != reach:
-                channel.add_(padded.narrow(axis, first, n), alpha=weight)
-    return channel
+    plane = np.empty((rows, columns), np.float32)
+    line = np.empty(columns + 2 * reach, np.float32)
+    middle = line[reach : reach + columns]
+    for k in range(depth):
+        plane[:] = 0
+        for n in range(len(weights)):
+            other = values[min(max(k + n - reach, 0), depth - 1)]
+            for j in range(rows):
+                _add(plane[j], weights[n], other[j])
+        for j in range(rows):
+            line[:] = 0
+            for n in range(len(weights)):
+                _add(middle, weights[n], plane[min(max(j + n - reach, 0), rows - 1)])
+            line[:reach] = middle[0]
+            line[reach + columns :] = middle[columns - 1]
+            out[k, j] = 0
+            for n in range(len(weights)):
+                _add(out[k, j], weights[n], line[n : n + columns])
+
+
+@compiled
+def _add(line: np.ndarray, weight: float, other: np.ndarray) -> None:
+    for i in range(len(line)):
+        line[i] += weight * other[i]

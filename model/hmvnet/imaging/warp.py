@@ -1,13 +1,12 @@
-"""Values of a volume between its voxels, on a CPU in about half of torch's time.
+"""Values of a volume between its voxels, on a CPU: loops that numba compiles.
 
-What ``torch.nn.functional.grid_sample`` computes with ``padding_mode="zeros"``, to rounding. That
-goes from point to point in three dimensions; here the corners of all points' cells are gathered one
-after the other, and a slab of planes at a time stays in the processor's cache.
+What ``torch.nn.functional.grid_sample`` computes with ``padding_mode="border"``, to rounding, in
+about an eighth of its time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SLAB = 100_000  # points at a time, about
+from hmvnet.imaging.compiled import compiled
+
 SLACK = 0.01  # voxels, by which a point's place may be rounded
 FEW = 8  # values along an axis, which a product takes less time to stretch than picking neighbours
 
@@ -29,7 +29,7 @@ class Points:
         matrix: ``[3, 3]`` (z, y, x) from offsets of the patch's voxels from the centre, in voxels,
             to offsets in the volume.
         shift: ``[3]`` voxels (z, y, x) that are added.
-        field: ``[3, z, y, x]`` voxels that are added; None: none.
+        field: float32 ``[3, z, y, x]`` voxels that are added; None: none.
     """
 
     shape: tuple[int, int, int]
@@ -37,119 +37,135 @@ class Points:
     shift: np.ndarray
     field: Tensor | None = None
 
-    def slabs(
-        self, within: Sequence[int], part: Sequence[slice] = (slice(None),) * 3
-    ) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Planes of a part of the patch, and the points z, y, x, as indices into a volume.
-
-        The points of one slab are overwritten by the next.
-
-        Args:
-            within: the volume's shape.
+    def within(self, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of a volume: the first voxel's place in it (z, y, x) without the field, the matrix, and
+        the field, empty where there is none.
         """
-        z, y, x = (
-            torch.arange(n, dtype=torch.float32)[cut] - (n - 1) / 2
-            for n, cut in zip(self.shape, part)
-        )
-        cut_z, cut_y, cut_x = part
-        field = None if self.field is None else self.field[:, cut_z, cut_y, cut_x]
-        step = max(1, SLAB // (len(y) * len(x)))
-        room = torch.empty((3, min(step, len(z)), len(y), len(x)))
-        for first in range(0, len(z), step):
-            planes = slice(first, min(first + step, len(z)))
-            points = list(room[:, : planes.stop - first])
-            for axis, (row, n) in enumerate(zip(self.matrix.tolist(), within)):
-                lines = (row[0] * z[planes])[:, None] + row[1] * y
-                along = row[2] * x + (float(self.shift[axis]) + (n - 1) / 2)
-                torch.add(lines[:, :, None], along, out=points[axis])
-                if field is not None:
-                    points[axis].add_(field[axis, planes])
-            yield planes, points
-
-    def near(self, low: np.ndarray, high: np.ndarray) -> list[slice]:
-        """The part of the patch whose points can lie in a box; the others do not.
-
-        Args:
-            low: ``[3]`` voxels from the volume's centre; ``high`` alike.
-        """
-        bend = np.zeros(3) if self.field is None else self.field.abs().amax((1, 2, 3)).numpy()
-        back = np.linalg.inv(self.matrix)
-        ends = np.stack([back * (low - self.shift - bend), back * (high - self.shift + bend)])
-        centre = (np.array(self.shape) - 1) / 2
-        first = np.floor(ends.min(0).sum(1) + centre - SLACK)
-        last = np.ceil(ends.max(0).sum(1) + centre + SLACK)
-        cuts = (np.clip(end, 0, self.shape).astype(int) for end in (first, last + 1))
-        return [slice(a, b) for a, b in zip(*cuts)]
+        half = (np.array(self.shape) - 1) / 2
+        first = self.shift + (np.array(shape) - 1) / 2 - self.matrix @ half
+        field = torch.empty(3, 0, 0, 0) if self.field is None else self.field.contiguous()
+        return first, np.ascontiguousarray(self.matrix, np.float64), field.numpy()
 
 
-def linear(volume: Tensor, points: Points, fill: Sequence[float]) -> Tensor:
+def linear(volume: Tensor, points: Points) -> Tensor:
     """Trilinear values of ``[c, z, y, x]`` at points: float32 ``[c, z, y, x]`` of their shape.
 
-    Args:
-        fill: the value of each channel outside.
+    Beyond the outermost voxels lies what they are.
+
+    Raises:
+        ValueError: an axis of fewer than two voxels, between which nothing lies.
     """
-    shape = volume.shape[1:]
-    channels = [_padded(values, outside).flatten() for values, outside in zip(volume, fill)]
-    line = shape[2] + 2
-    plane = (shape[1] + 2) * line
+    if min(volume.shape[1:]) < 2:
+        raise ValueError(
+            f"volume of shape {tuple(volume.shape)}: expected two voxels or more an axis"
+        )
     out = torch.empty((len(volume), *points.shape))
-    scratch: list[Tensor] = []
-    for planes, where in points.slabs(shape):
-        index, (dz, dy, dx) = _cells(where, shape, (plane, line, 1))
-        if not scratch or scratch[0].shape != index.shape:
-            scratch = [torch.empty(index.shape) for _ in range(3)]
-        for channel, whole in zip(channels, out):
-            target = whole[planes].view(-1)
-            _face(channel, index, line, dy, dx, target, scratch[:2])
-            _face(channel[plane:], index, line, dy, dx, scratch[2], scratch[:2])
-            target.lerp_(scratch[2], dz)
+    values = volume.float().contiguous().numpy()
+    _linear(values, *points.within(volume.shape[1:]), out.numpy())
     return out
-
-
-def _face(
-    channel: Tensor,
-    index: Tensor,
-    line: int,
-    dy: Tensor,
-    dx: Tensor,
-    out: Tensor,
-    scratch: Sequence[Tensor],
-) -> None:
-    """Bilinear values in a plane of each point's cell."""
-    one, other = scratch
-    torch.index_select(channel, 0, index, out=out)
-    out.lerp_(torch.index_select(channel[1:], 0, index, out=one), dx)
-    torch.index_select(channel[line:], 0, index, out=one)
-    one.lerp_(torch.index_select(channel[line + 1 :], 0, index, out=other), dx)
-    out.lerp_(one, dy)
 
 
 def nearest(labels: Tensor, points: Points) -> Tensor:
-    """The nearest voxels of ``[z, y, x]`` to points; 0 outside.
-
-    Looked up near what is not 0 alone, mostly a small part.
-    """
-    out = torch.zeros(points.shape, dtype=labels.dtype)
-    image = labels.amax(0)
-    if not image.any():
-        return out
-    lines = (labels.flatten(1).amax(1), image.amax(1), image.amax(0))
-    ends = np.array([line.nonzero()[[0, -1], 0].tolist() for line in lines])
-    centre = (np.array(labels.shape) - 1) / 2
-    part = points.near(ends[:, 0] - centre - 0.5, ends[:, 1] - centre + 0.5)
-    if any(cut.start >= cut.stop for cut in part):
-        return out
-    padded = _padded(labels, 0)
-    _, rows, columns = padded.shape
-    target = out[tuple(part)]
-    for planes, where in points.slabs(labels.shape, part):
-        z, y, x = (
-            point.round_().clamp_(-1, n).add_(1).to(torch.int32)
-            for point, n in zip(where, labels.shape)
-        )
-        index = z.mul_(rows * columns).add_(y.mul_(columns)).add_(x)
-        target[planes] = padded.flatten().index_select(0, index.flatten()).view_as(index)
+    """The nearest voxels of ``[z, y, x]`` to points."""
+    if not labels.any():
+        return torch.zeros(points.shape, dtype=labels.dtype)
+    out = torch.empty(points.shape, dtype=labels.dtype)
+    _nearest(labels.contiguous().numpy(), *points.within(labels.shape), out.numpy())
     return out
+
+
+@compiled
+def _linear(
+    volume: np.ndarray, first: np.ndarray, matrix: np.ndarray, field: np.ndarray, out: np.ndarray
+) -> None:
+    """Fill ``[c, z, y, x]`` with values of ``[c, z, y, x]``."""
+    channels, depth, rows, columns = volume.shape
+    flat = volume.reshape(channels, -1)
+    # Indices without a sign: numba looks whether the others count from the end.
+    right, down, back = np.uint32(1), np.uint32(columns), np.uint32(rows * columns)
+    n = out.shape[3]
+    places = np.empty((3, n), np.float32)
+    cells = np.empty(n, np.uint32)
+    for k in range(out.shape[1]):
+        for j in range(out.shape[2]):
+            _line(k, j, first, matrix, field, volume.shape[1:], places)
+            z, y, x = places
+            for i in range(n):  # the last corner belongs to the cell before it
+                corner_z = min(np.floor(z[i]), np.float32(depth - 2))
+                corner_y = min(np.floor(y[i]), np.float32(rows - 2))
+                corner_x = min(np.floor(x[i]), np.float32(columns - 2))
+                z[i] -= corner_z
+                y[i] -= corner_y
+                x[i] -= corner_x
+                cells[i] = _cell(corner_z, corner_y, corner_x, back, down)
+            for c in range(channels):
+                values, line = flat[c], out[c, k, j]
+                for i in range(n):
+                    cell = cells[i]
+                    upper = _between(values[cell], values[cell + right], x[i])
+                    cell += down
+                    lower = _between(values[cell], values[cell + right], x[i])
+                    near = _between(upper, lower, y[i])
+                    cell += back
+                    lower = _between(values[cell], values[cell + right], x[i])
+                    cell -= down
+                    upper = _between(values[cell], values[cell + right], x[i])
+                    line[i] = _between(near, _between(upper, lower, y[i]), z[i])
+
+
+@compiled
+def _nearest(
+    volume: np.ndarray, first: np.ndarray, matrix: np.ndarray, field: np.ndarray, out: np.ndarray
+) -> None:
+    """Fill ``[z, y, x]`` with voxels of ``[z, y, x]``."""
+    _, rows, columns = volume.shape
+    flat = volume.reshape(-1)
+    down, back = np.uint32(columns), np.uint32(rows * columns)
+    n = out.shape[2]
+    places = np.empty((3, n), np.float32)
+    for k in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            _line(k, j, first, matrix, field, volume.shape, places)
+            z, y, x = places
+            for i in range(n):
+                cell = _cell(np.rint(z[i]), np.rint(y[i]), np.rint(x[i]), back, down)
+                out[k, j, i] = flat[cell]
+
+
+@compiled
+def _line(
+    k: int,
+    j: int,
+    first: np.ndarray,
+    matrix: np.ndarray,
+    field: np.ndarray,
+    shape: tuple[int, int, int],
+    places: np.ndarray,
+) -> None:
+    """Fill ``[3, x]`` with where a line of the patch comes from, no farther out than the border."""
+    for axis in range(3):
+        start = np.float32(first[axis] + matrix[axis, 0] * k + matrix[axis, 1] * j)
+        step, last = np.float32(matrix[axis, 2]), np.float32(shape[axis] - 1)
+        place = places[axis]
+        for i in range(len(place)):
+            place[i] = start + step * np.float32(i)
+        if field.size:
+            bend = field[axis, k, j]
+            for i in range(len(place)):
+                place[i] += bend[i]
+        for i in range(len(place)):
+            place[i] = min(max(place[i], np.float32(0)), last)
+
+
+@compiled
+def _cell(z: float, y: float, x: float, back: int, down: int) -> int:
+    """Flat index of whole numbers; by way of int32, which processors have an instruction for."""
+    return np.uint32(np.int32(z)) * back + np.uint32(np.int32(y)) * down + np.uint32(np.int32(x))
+
+
+@compiled
+def _between(a: float, b: float, share: float) -> float:
+    return a + share * (b - a)
 
 
 def stretched(values: Tensor, shape: Sequence[int], corners: bool = False) -> Tensor:
@@ -190,34 +206,3 @@ def _shares(n: int, fine: int, corners: bool) -> Tensor:
     """``[fine, n]``: how much of each of n values is in each of ``fine``, linearly."""
     eye = torch.eye(n)[None]
     return F.interpolate(eye, fine, mode="linear", align_corners=corners)[0].T
-
-
-def _padded(values: Tensor, fill: float) -> Tensor:
-    """``[z, y, x]`` with a voxel around it; of half precision as float32."""
-    kind = torch.float32 if values.is_floating_point() else values.dtype
-    padded = torch.empty([n + 2 for n in values.shape], dtype=kind)
-    for axis in range(3):
-        padded.select(axis, 0).fill_(fill)
-        padded.select(axis, -1).fill_(fill)
-    padded[1:-1, 1:-1, 1:-1] = values
-    return padded
-
-
-def _cells(
-    where: Sequence[Tensor], shape: Sequence[int], strides: Sequence[int]
-) -> tuple[Tensor, list[Tensor]]:
-    """Of each point the flat index of its cell's first corner, and where in the cell it lies.
-
-    Args:
-        where: the points' indices z, y, x, which become their shares of the cell.
-        shape: of the volume, without the voxel around it.
-        strides: of the volume with it.
-    """
-    index = torch.zeros(where[0].numel(), dtype=torch.int32)
-    shares = []
-    for point, n, stride in zip(where, shape, strides):
-        share = point.view(-1).clamp_(-1, n).add_(1)
-        floor = share.floor().clamp_(max=n)  # the last corner belongs to the cell before it
-        index.add_(floor.to(torch.int32), alpha=stride)
-        shares.append(share.sub_(floor))
-    return index, shares
