@@ -1,7 +1,7 @@
 """Values of a volume between its voxels, on a CPU: loops that numba compiles.
 
 What ``torch.nn.functional.grid_sample`` computes with ``padding_mode="border"``, to rounding, in
-about an eighth of its time.
+a fifth of its time or less.
 """
 
 from __future__ import annotations
