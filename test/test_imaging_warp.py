@@ -1,4 +1,3 @@
-import numba
 import numpy as np
 import pytest
 import torch
@@ -6,7 +5,6 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional as F
 
 from hmvnet.imaging import warp
-from hmvnet.imaging.compiled import compiled
 
 PATCH = (9, 14, 11)
 
@@ -100,16 +98,3 @@ def test_a_plane_alone_is_refused(volume):
 
 def test_nothing_is_found_where_nothing_is(volume):
     assert not warp.nearest(torch.zeros(13, 12, 15, dtype=torch.uint8), points()).any()
-
-
-def test_loops_are_compiled_where_nothing_can_be_written(monkeypatch):
-    """numba refuses to keep what it has no place for: a home and a package that are read-only."""
-
-    def refuses(cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(**options)
-
-    njit = numba.njit
-    monkeypatch.setattr(numba, "njit", refuses)
-    assert compiled(lambda x: x + 1)(1) == 2
