@@ -4,7 +4,7 @@ import torch
 from monai.networks.layers import gaussian_1d, separable_filtering
 
 from hmvnet.config import AugmentationSettings
-from hmvnet.imaging.augment import Move, blurred, coarsened, draw_patch
+from hmvnet.imaging.augment import Move, blurred, coarsened, draw_patch, toned
 
 NOTHING = AugmentationSettings(
     flip=0, affine=0, elastic=0, intensity=0, noise=0, blur=0, low_resolution=0,
@@ -88,6 +88,13 @@ def test_blurred_is_a_gaussian_filter(sigma):
     torch.testing.assert_close(
         blurred(torch.full((5, 6, 7), 0.3), sigma), torch.full((5, 6, 7), 0.3)
     )
+
+
+def test_tones_are_a_power_with_gain_and_offset():
+    """Of air as well, which has no logarithm."""
+    values = torch.tensor([-0.1, 0.0, 1e-7, 0.2, 1.0, 1.3]).reshape(1, 2, 3)
+    expected = values.clamp(0, 1) ** 0.8 * 1.1 + 0.02
+    torch.testing.assert_close(toned(values.clone(), 0.8, 1.1, 0.02), expected)
 
 
 def test_coarsened_keeps_what_is_linear_and_loses_what_is_fine():

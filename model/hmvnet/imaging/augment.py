@@ -175,22 +175,27 @@ def _changes(
         changes.append(partial(blurred, sigma=rng.uniform(0.4, 1.2)))
     if rng.random() < settings.intensity:
         gamma, gain = math.exp(rng.uniform(-0.3, 0.3)), rng.uniform(0.85, 1.15)
-        changes.append(partial(_toned, gamma=gamma, gain=gain, offset=rng.uniform(-0.03, 0.03)))
+        changes.append(partial(toned, gamma=gamma, gain=gain, offset=rng.uniform(-0.03, 0.03)))
     if rng.random() < settings.noise:
         seed = int(rng.integers(2**62))
         changes.append(partial(_noisy, seed=seed, sigma=rng.uniform(0.0, 0.06)))
     return changes
 
 
-def _toned(channel: Tensor, gamma: float, gain: float, offset: float) -> Tensor:
-    # A power by its logarithm takes a quarter of its time, but for that of 0, which takes three.
-    channel.clamp_(LEAST, 1).log_().mul_(gamma).exp_()
-    return channel.mul_(gain).add_(offset)
-
-
 def _noisy(channel: Tensor, seed: int, sigma: float) -> Tensor:
     noise = torch.randn(channel.shape, generator=torch.Generator().manual_seed(seed))
     return channel.add_(noise, alpha=sigma)
+
+
+def toned(channel: Tensor, gamma: float, gain: float, offset: float) -> Tensor:
+    """Values, in [0, 1] once those beyond are cut off, to a power, times a gain, plus an offset.
+
+    Args:
+        channel: is overwritten.
+    """
+    # A power by its logarithm takes a quarter of its time, but for that of 0, which takes three.
+    channel.clamp_(LEAST, 1).log_().mul_(gamma).exp_()
+    return channel.mul_(gain).add_(offset)
 
 
 def coarsened(channel: Tensor, factor: float) -> Tensor:
