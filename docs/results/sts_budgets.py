@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from hmvnet.experiments.budget_table import DICE, Point
-from hmvnet.experiments.budgets import Budget
+from hmvnet.experiments.budgets import WAYS, Budget
 from hmvnet.survival.bootstrap import Bootstrap, draw_weights
 from hmvnet.training.pictures_budgets import draw_budgets
 
@@ -27,7 +27,6 @@ NAMES = {
     "resenc-unet width=16 stages=5": "residual-encoder U-Net, width 16",
     "swinunetr feature_size=12": "SwinUNETR, feature size 12",
 }
-WAYS = ["one pass", "windows", "both"]
 PLOTTED = {HERE: ["one pass", "both"]}  # the others have windows alone
 
 
@@ -82,11 +81,23 @@ def _points(found: dict, boot: Bootstrap, everyone: int) -> list[Point]:
                 members = 1 if kind == "alone" else int(kind.split()[0])
                 figures = {DICE: boot.interval((network, minutes, kind, way))}
                 cost = members * float(seconds[network, way])
-                budget = Budget(float(minutes))
                 points.append(
-                    Point(name, way, budget, (2, 3, 4), everyone, figures, {}, 0, 0, minutes,
-                          cost, 0, "CPU")
-                )  # fmt: skip
+                    Point(
+                        network=name,
+                        way=way,
+                        budget=Budget(float(minutes)),
+                        folds=(2, 3, 4),
+                        patients=everyone,
+                        figures=figures,
+                        minutes=minutes,
+                        seconds=cost,
+                        device="CPU",
+                        differences={},  # what is not drawn
+                        shared=0,
+                        steps=0,
+                        parameters=0,
+                    )
+                )
     return points
 
 
