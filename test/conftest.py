@@ -56,6 +56,13 @@ if find_spec("sksurv") is None:  # the extra 'baselines'; no wheels for the newe
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
 
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """What a test draws of torch is the same in every run, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
 CT_GRID = Grid((48, 48, 40), (4.0, 4.0, 5.0), (-96.0, -96.0, -100.0))
 PET_GRID = Grid((40, 40, 36), (5.0, 5.0, 6.0), (-100.0, -100.0, -104.0))
 EHR = {"Age": 62, "Gender": 1, "Tobacco Consumption": 1, "Performance Status": 0, "M-stage": "M0"}

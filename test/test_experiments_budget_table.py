@@ -1,9 +1,19 @@
+import os
+
 import numpy as np
 import pytest
 from conftest import case_score
 
-from hmvnet.experiments.budget_table import Result, in_order, points, run_table, summary
+from hmvnet.experiments.budget_table import (
+    Result,
+    in_order,
+    load_results,
+    points,
+    run_table,
+    summary,
+)
 from hmvnet.experiments.budgets import Budget
+from hmvnet.state import write_state
 from hmvnet.training.pictures_budgets import budgets_figure
 
 TRAINING = {
@@ -19,7 +29,34 @@ DICE = np.linspace(0.4, 0.8, 6)
 def result(network, dice, *, way="windows", minutes=3.0, fold=0, seconds=1.0, device="CPU"):
     scores = [case_score(float(d), name=f"P{fold}-{i}") for i, d in enumerate(dice)]
     cost = TRAINING | {"minutes_charged": minutes, "device": device}
-    return Result(network, way, Budget(minutes), fold, cost, [seconds] * len(scores), scores)
+    return Result(network, Budget(minutes), fold, way, cost, [seconds] * len(scores), scores)
+
+
+def test_of_several_trainings_of_one_network_budget_and_fold_one_counts(tmp_path):
+    """Of the same name, from weights that were trained anew, say."""
+
+    def write(key, dice, seconds):
+        path = tmp_path / f"a--3min--fold0--{key}.json"
+        found = {"network_seconds": [1.0], "scores": [case_score(dice, name="P").to_dict()]}
+        values = {
+            "protocol": "p",
+            "network": "a",
+            "budget": {"amount": 3.0, "unit": "min"},
+            "fold": 0,
+            "training": TRAINING,
+            "ways": {"windows": found},
+        }
+        write_state(path, key, values)
+        os.utime(path, (seconds, seconds))
+
+    write("new", 0.7, 300)
+    write("old", 0.4, 100)
+    write("older", 0.5, 50)
+    (newest,), left_out = load_results(tmp_path, "p")
+    assert newest.scores[0].gtvp.dice == 0.7 and left_out == 2
+    (asked,), left_out = load_results(tmp_path, "p", ["older"])
+    assert asked.scores[0].gtvp.dice == 0.5 and left_out == 2
+    assert load_results(tmp_path, "other") == ([], 3)
 
 
 def test_differences_are_paired_over_the_patients_that_both_have():
@@ -67,6 +104,9 @@ def test_tables_have_a_row_a_run_and_a_row_a_network():
     assert rows["gtvp_mean_dice"][1] == pytest.approx(0.5)
     table = summary(points(results, ["a"]), "a", with_nodes=False)
     assert not any("GTVn" in column for column in table.columns)
+    assert list(table["min charged"]) == ["3.00", "3.00", "10.00"] and set(table["device"]) == {
+        "CPU"
+    }
     assert table["less a, GTVp mean Dice"][1] == "-0.100 (-0.100 to -0.100)"
     assert "GTVn agg. F1" in summary(points(results, ["a"]), "a", with_nodes=True).columns
 

@@ -18,7 +18,7 @@ from hmvnet.experiments import budgets as budgets_room
 from hmvnet.experiments import compare_budgets as room
 from hmvnet.experiments.budget_jobs import InTurn, Processes, run_units
 from hmvnet.experiments.budget_table import load_results
-from hmvnet.experiments.budgets import Budget, Unit, parse_budgets, run_unit
+from hmvnet.experiments.budgets import Budget, Unit, _settling, parse_budgets, run_unit
 from hmvnet.experiments.compare_budgets import compare_budgets, read_paces
 from hmvnet.experiments.compare_networks import Contender, compare_networks
 from hmvnet.state import read_state
@@ -228,6 +228,33 @@ def test_steps_are_charged_what_they_were_measured_to_cost_elsewhere(task, tmp_p
     trained = load_bundle(unit.branch / "bundle").manifest.trained_on
     assert (trained["steps"], trained["minutes_charged"]) == (40, 1.0)
     assert trained["seconds_a_step_from_elsewhere"] == 1.5
+
+
+def test_settling_is_in_the_pace_already(task, tmp_path):
+    """Which is the mean over trainings that had it; a network with BatchNorm has it."""
+    (unit,) = units_of(task, tmp_path / "run", network=SMALL, budgets="1", pace=3.0)
+    assert _settling(unit.settings) > 1
+    run_unit(replace(unit, windows=False))
+    trained = load_bundle(unit.branch / "bundle").manifest.trained_on
+    assert (trained["steps"], trained["minutes_charged"]) == (20, 1.0)
+
+
+def test_one_clock_charges_a_training(task, tmp_path):
+    """What was charged by another before is not gone on from."""
+    (short,) = units_of(task, tmp_path / "run", budgets="0.5", pace=1.5)
+    run_unit(short)
+    (unit,) = units_of(task, tmp_path / "run", budgets="1", pace=6.0)
+    run_unit(unit)
+    trained = load_bundle(unit.branch / "bundle").manifest.trained_on
+    assert (trained["steps"], trained["minutes_charged"]) == (10, 1.0)
+
+
+def test_minutes_of_other_processes_would_not_be_counted(task, tmp_path):
+    drawn = {"workers": 1, "workers_are": "processes"}
+    settings = task.model_copy(update={"training": task.training.model_copy(update=drawn)})
+    with pytest.raises(RefusedError, match="workers_are=processes: budgets in minutes"):
+        units_of(settings, tmp_path / "run", budgets="3")
+    assert units_of(settings, tmp_path / "run", budgets="6steps")
 
 
 def test_paces_are_read_from_a_table_of_runs(tmp_path):

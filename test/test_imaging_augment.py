@@ -4,7 +4,8 @@ import torch
 from monai.networks.layers import gaussian_1d, separable_filtering
 
 from hmvnet.config import AugmentationSettings
-from hmvnet.imaging.augment import Move, blurred, coarsened, draw_patch, toned
+from hmvnet.imaging import augment, warp
+from hmvnet.imaging.augment import Move, blurred, coarsened, compile_loops, draw_patch, toned
 
 NOTHING = AugmentationSettings(
     flip=0, affine=0, elastic=0, intensity=0, noise=0, blur=0, low_resolution=0,
@@ -77,6 +78,15 @@ def test_a_patch_is_the_same_within_a_loop_of_mixed_precision(crop, kind):
         within, label_within = draw(crop, **{kind: 1.0})
     assert within.dtype == torch.float32
     assert (image == within).all() and (label == label_within).all()
+
+
+def test_all_loops_are_compiled_beforehand(crop):
+    compile_loops()
+    loops = (warp._linear, warp._nearest, augment._blur)
+    before = [len(loop.signatures) for loop in loops]
+    for kind in ("affine", "elastic", "blur", "misalignment", "low_resolution"):
+        draw(crop, **{kind: 1.0})
+    assert [len(loop.signatures) for loop in loops] == before and min(before) > 0
 
 
 @pytest.mark.parametrize("sigma", [0.4, 0.8, 1.2])

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hmvnet import files
+from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.training import checkpoints, engine
 from hmvnet.training.checkpoints import CHECKPOINT, costs_so_far, fork
 from hmvnet.training.engine import LoopSettings, learning_rate, make_fabric, train, work_clock
@@ -171,6 +172,67 @@ def test_a_kill_in_any_save_leaves_tables_that_the_same_training_completes(tmp_p
         fit(run, validate=validate)
         for name in ("losses.csv", "validations.csv"):
             assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), fatal
+
+
+def test_dropout_goes_on_over_a_resume(tmp_path):
+    def losses(network, step):
+        dropped = nn.functional.dropout(torch.ones(5, 3), 0.5)
+        return {"total": (network(dropped) - dropped.sum(1, keepdim=True)).square().mean()}
+
+    whole, history = fit(tmp_path / "whole", losses=losses)
+    fit(tmp_path / "part", losses=losses, stop=lambda done: done == 3)
+    torch.manual_seed(5)
+    torch.rand(7)
+    resumed, found = fit(tmp_path / "part", losses=losses)
+    assert_same_weights(resumed, whole)
+    assert found.losses == history.losses
+    assert len({row["total"] for row in history.losses}) == STEPS
+
+
+def test_gradients_that_are_never_finite_end_the_training(tmp_path, monkeypatch):
+    """A loss may well be finite where its gradient is not; a step now and then is skipped."""
+    monkeypatch.setattr(engine, "MOST_SKIPPED", 3)
+
+    def losses(network, step, bad):
+        loss = loss_of_step(network, step)["total"]
+        root = (0 * loss).sqrt()  # 0, and its gradient infinity times 0
+        return {"total": loss + root if step in bad else loss}
+
+    _, history = fit(tmp_path / "some", losses=partial(losses, bad={1, 2, 4, 5}))
+    assert len(history.losses) == STEPS and set(history.losses[0]) == {"step", "total"}
+    with pytest.raises(RuntimeError, match=r"the gradients of 3 steps up to step 6 are not finite"):
+        fit(tmp_path / "all", losses=partial(losses, bad={4, 5, 6}))
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    fit(tmp_path, stop=lambda done: done == 1)
+
+    whole = type(tmp_path).open
+
+    def stale(self, *args, **named):
+        if self.name == CHECKPOINT:
+            raise OSError(errno.ESTALE, "Stale file handle", str(self))
+        return whole(self, *args, **named)
+
+    monkeypatch.setattr(type(tmp_path), "open", stale)
+    for read in (partial(costs_so_far, tmp_path, "k"), partial(fit, tmp_path)):
+        with pytest.raises(OSError, match=r"Stale file handle.*checkpoint\.pt"):
+            read()
+    monkeypatch.undo()
+    assert costs_so_far(tmp_path / "none", "k") == []
+
+
+def test_a_checkpoint_of_something_else_is_damaged(tmp_path):
+    torch.save([1, 2], tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match="cut or damaged"):
+        fit(tmp_path)
+    assert costs_so_far(tmp_path, "k") == []
+
+
+def test_trainings_and_inference_run_on_the_same_devices(tmp_path, monkeypatch):
+    """A Mac's GPU is not one of them."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert make_fabric(tmp_path, "32-true").device == pick_device() == torch.device("cpu")
 
 
 def test_checkpoint_of_other_data_is_refused(tmp_path):

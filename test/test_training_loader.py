@@ -41,6 +41,21 @@ def test_numbers_come_in_the_order_asked_for(workers):
     assert not drawing_threads()
 
 
+def test_where_no_thread_can_be_started_nobody_waits_for_it(monkeypatch):
+    start, left = threading.Thread.start, [2]
+
+    def limited(self):
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Ahead(lambda n: n, 3)
+    assert not drawing_threads()
+
+
 def test_no_more_is_drawn_ahead_than_there_is_room_for():
     drawn = []
     with Ahead(lambda n: drawn.append(n), 2) as ahead:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,9 @@ class Result:
     """
 
     network: str
-    way: str
     budget: Budget
     fold: int
+    way: str
     training: Mapping[str, Any]
     seconds: Sequence[float]
     scores: Sequence[CaseScore]
@@ -81,26 +81,40 @@ class Point:
     device: str
 
 
-def load_results(folder: Path, protocol: str) -> tuple[list[Result], int]:
-    """Every result of a protocol, and how many there are of others, or damaged."""
-    results, others = [], 0
+def load_results(
+    folder: Path, protocol: str, asked: Collection[str] = ()
+) -> tuple[list[Result], int]:
+    """Every result of a protocol, and how many files are left out.
+
+    Those of other protocols and damaged ones; and where a network, budget and fold have several
+    (what it starts from was trained anew, say) all but one: of ``asked``, else the newest.
+
+    Args:
+        asked: keys of results.
+    """
+    chosen: dict[tuple[str, Budget, int], tuple[bool, float, Mapping[str, Any]]] = {}
+    others = 0
     for path in visible(folder.glob("*.json")) if folder.is_dir() else []:
-        stored = read_state(path, path.stem.rpartition("--")[2])
+        key = path.stem.rpartition("--")[2]
+        stored = read_state(path, key)
         if stored is None or stored["protocol"] != protocol:
             others += 1
             continue
-        for way, found in stored["ways"].items():
-            results.append(
-                Result(
-                    stored["network"],
-                    way,
-                    Budget(**stored["budget"]),
-                    stored["fold"],
-                    stored["training"],
-                    found["network_seconds"],
-                    [CaseScore.from_dict(score) for score in found["scores"]],
-                )
-            )
+        training = stored["network"], Budget(**stored["budget"]), stored["fold"]
+        others += training in chosen
+        this = key in asked, path.stat().st_mtime, stored
+        chosen[training] = max(chosen.get(training, this), this, key=lambda one: one[:2])
+    results = [
+        Result(
+            *training,
+            way,
+            stored["training"],
+            found["network_seconds"],
+            [CaseScore.from_dict(score) for score in found["scores"]],
+        )
+        for training, (_, _, stored) in chosen.items()
+        for way, found in stored["ways"].items()
+    ]
     return results, others
 
 
@@ -208,7 +222,8 @@ def summary(found: Sequence[Point], first: str, with_nodes: bool) -> pd.DataFram
             row[f"less {first}, {title}"] = f"{gap:+.3f}" if gap else ""
         row["patients shared"] = one.shared or ""
         row["steps"] = round(one.steps)
-        row["CPU min"] = f"{one.minutes:.2f}"
+        row["min charged"] = f"{one.minutes:.2f}"
+        row["device"] = one.device
         row["network s a patient"] = f"{one.seconds:.2f}"
         row["M parameters"] = f"{one.parameters / 1e6:.1f}"
         rows.append(row)

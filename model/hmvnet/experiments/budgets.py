@@ -120,7 +120,7 @@ class Unit:
         key: digest of all that the result hangs on.
         windows: whether a network that sees the region in one pass is scored in windows and as the
             mean of the two, too.
-        pace: seconds that a step is charged; 0: those it takes.
+        pace: seconds that a step is charged, settling included; 0: those it takes.
         deadline: of ``time.time``; then training stops with a checkpoint.
     """
 
@@ -171,8 +171,9 @@ class Unit:
 
     @property
     def trunk(self) -> Path:
-        """Folder of the trunk."""
-        return self.run / self.contender.folder / self.fold.name / "trunk"
+        """Folder of the trunk; one clock charges all of it."""
+        clock = (f"paced-{self.pace:g}",) if self.pace else ()
+        return Path(self.run, self.contender.folder, self.fold.name, *clock, "trunk")
 
     @property
     def branch(self) -> Path:
@@ -370,7 +371,9 @@ def _planned(unit: Unit, cases: Sequence[Prepared], clock: Callable[[], float] |
         if costs_so_far(unit.branch, course_key(unit.settings, cases, decay)):
             return decay
     key = course_key(unit.settings, cases, trunk)
-    is_cut = partial(unit.budget.is_spent, settling=_settling(unit.settings))
+    # A pace is the mean over trainings that had their settling in it.
+    settling = 0.0 if unit.pace else _settling(unit.settings)
+    is_cut = partial(unit.budget.is_spent, settling=settling)
     folder = unit.trunk
     if is_cut(costs_so_far(folder, key)[:-1]):
         folder = unit.branch / "trunk"

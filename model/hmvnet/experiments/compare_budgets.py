@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from hmvnet.config import Settings
+from hmvnet.config import Settings, TrainingSettings
 from hmvnet.exits import Exit, RefusedError, UnfinishedError
 from hmvnet.experiments.budget_jobs import Ended, hands_of, run_units
 from hmvnet.experiments.budget_table import (
@@ -31,9 +31,11 @@ from hmvnet.experiments.compare_networks import Contender
 from hmvnet.experiments.nnunet_peer import NNUNet
 from hmvnet.files import digest
 from hmvnet.progress import track
+from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.state import claiming_run
 from hmvnet.table_files import print_frame, write_markdown, write_table
 from hmvnet.training.cache import files_hash
+from hmvnet.training.loader import in_processes, worker_count
 from hmvnet.training.schedule import DECAY_SHARE
 from hmvnet.training.segmentation import SAME_COURSE, course_of
 from hmvnet.training.segmentation_bundle import Fold, all_folds, check_network, chosen_folds
@@ -90,7 +92,9 @@ def compare_budgets(
         raise RefusedError("a network is given twice, expected each with options of its own")
     charged = read_paces(paces, [contender.single for contender in ours]) if paces else {}
     for contender in ours:
-        check_network(contender.settings(settings))
+        check_network(own := contender.settings(settings))
+        if budgets[0].unit == "min" and not paces:
+            _refuse_uncounted(contender, own.training)
         if budgets[0].unit == "steps" and budgets[0].amount < 2 * contender.members:
             raise RefusedError(
                 f"network '{contender.label}': its members share {budgets[0]}, expected two steps "
@@ -137,10 +141,12 @@ def compare_budgets(
             if ended.code:
                 missed.append(ended)
             else:
-                _write(run, results, protocol, labels)
-    found, others, table = _write(run, results, protocol, labels, draw=True)
+                _write(units, labels)
+    found, others, table = _write(units, labels, draw=True)
     if others:
-        console.print(f"note: {others} files in {results} are of other settings, and left out")
+        console.print(
+            f"note: {others} files in {results} are of other settings or weights, and left out"
+        )
     if found:
         print_frame(table, console)
         console.print(
@@ -174,6 +180,22 @@ def read_paces(table: Path, networks: Sequence[str]) -> dict[str, float]:
     return found
 
 
+def _refuse_uncounted(contender: Contender, training: TrainingSettings) -> None:
+    """Where minutes are CPU time, the time of other processes would be missing.
+
+    Raises:
+        RefusedError: patches are drawn in some.
+    """
+    device = pick_device()
+    drawn_in = in_processes(training.workers_are, device)
+    if device.type == "cpu" and drawn_in and worker_count(training.workers, device):
+        raise RefusedError(
+            f"network '{contender.label}', training.workers_are=processes: budgets in minutes "
+            "count this process's CPU time alone, expected threads, training.workers=0, or budgets "
+            "in steps"
+        )
+
+
 def _raise(missed: Sequence[Ended], left: Sequence[Unit]) -> None:
     if failed := [one for one in missed if one.code != Exit.UNFINISHED]:
         names = "; ".join(f"{one.unit}: {one.why}" for one in failed)
@@ -185,10 +207,11 @@ def _raise(missed: Sequence[Ended], left: Sequence[Unit]) -> None:
 
 
 def _write(
-    run: Path, results: Path, protocol: str, labels: Sequence[str], draw: bool = False
+    units: Sequence[Unit], labels: Sequence[str], draw: bool = False
 ) -> tuple[list[Point], int, pd.DataFrame]:
     """The tables, and the curve where asked, of all results that are there."""
-    found, others = load_results(results, protocol)
+    run, asked = units[0].run, [unit.key for unit in units]
+    found, others = load_results(units[0].results, units[0].protocol, asked)
     if not found:
         return [], others, pd.DataFrame()
     ordered = in_order(found, labels)

@@ -141,6 +141,14 @@ def draw_patch(
         return _intensity(image, settings, rng), labels
 
 
+def compile_loops() -> None:
+    """Have numba compile all that ``draw_patch`` calls, which else its first patches wait for."""
+    points = warp.Points((2, 2, 2), np.eye(3), np.zeros(3))
+    warp.linear(torch.zeros(2, 2, 2, 2), points)
+    warp.nearest(torch.ones(2, 2, 2, dtype=torch.uint8), points)
+    blurred(torch.zeros(2, 2, 2), 1.0)
+
+
 def _intensity(image: Tensor, settings: AugmentationSettings, rng: np.random.Generator) -> Tensor:
     """Per modality: gain, offset, gamma, noise, blur, low resolution; rarely one is dropped.
 

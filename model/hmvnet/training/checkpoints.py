@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,8 @@ from hmvnet.files import replacing
 from hmvnet.table_files import write_table
 
 CHECKPOINT = "checkpoint.pt"
-# What torch and zipfile say of a damaged file.
-DAMAGED = (EOFError, OSError, RuntimeError, UnpicklingError, zipfile.BadZipFile)
+# What torch and zipfile say of a damaged file; of one that cannot be read the system says OSError.
+DAMAGED = (EOFError, RuntimeError, UnpicklingError, zipfile.BadZipFile)
 
 
 @dataclass
@@ -92,6 +93,7 @@ class State:
 
         Raises:
             ValueError: it is damaged, or of another network, other settings or other data.
+            OSError: it cannot be read.
         """
         path = run / CHECKPOINT
         if not path.exists():
@@ -157,17 +159,31 @@ def fork(source: Path, key: str, run: Path, new_key: str) -> None:
 
 
 def _of_key(run: Path, key: str) -> dict[str, Any] | None:
-    """The whole checkpoint of this key under ``run``; None where there is none."""
+    """The whole checkpoint of this key under ``run``; None where there is none.
+
+    Raises:
+        OSError: there is one that cannot be read.
+    """
     try:
         state = _load(run / CHECKPOINT)
-    except DAMAGED:
+    except (FileNotFoundError, *DAMAGED):
         return None
     return state if state.get("key") == key else None
 
 
 def _load(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:  # torch does not look at its checksums
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(damaged)
+    with path.open("rb") as file:  # first, so that what the system says is not of its content
+        try:
+            with zipfile.ZipFile(file) as archive:  # torch does not look at its checksums
+                damaged = archive.testzip()
+        except (OSError, ValueError) as error:  # sent before the beginning by a wrong offset
+            if getattr(error, "errno", None) not in (None, errno.EINVAL):
+                raise
+            raise zipfile.BadZipFile(str(error)) from error
+    if damaged:
+        raise zipfile.BadZipFile(damaged)
     # To the CPU: each tensor is copied to the device of the one that it replaces.
-    return torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise zipfile.BadZipFile(f"holds a {type(state).__name__}, expected a dict")
+    return state

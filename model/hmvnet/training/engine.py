@@ -1,8 +1,9 @@
 """The training loop shared by segmentation and prognosis, on Lightning Fabric.
 
 What a step sees depends on its number alone (data and augmentation are drawn from the seed and
-the sample's number), so a resumed run repeats an uninterrupted one bit for bit, and several
-processes with parts of a batch compute what one does with the whole.
+the sample's number, dropout from the seed and the step's), so a resumed run repeats an
+uninterrupted one bit for bit, and several processes with parts of a batch compute what one does
+with the whole, but for dropout.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import Logger, TensorBoardLogger
@@ -29,6 +31,9 @@ from hmvnet.exits import leave_where_asked
 from hmvnet.progress import show_progress
 from hmvnet.training.checkpoints import History, State
 from hmvnet.training.schedule import ENDLESS, cosine, warm_ema
+
+SKIPPED = "skipped"  # beside a step's losses: 1 where its gradients were not finite
+MOST_SKIPPED = 100  # in a row; fp16's scaler has halved itself away long before
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def make_fabric(run: Path, precision: str = "auto", devices: int | str = "auto")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fabric = Fabric(
-            accelerator="auto",
+            accelerator="cuda" if torch.cuda.is_available() else "cpu",  # as inference has them
             devices=devices if torch.cuda.is_available() else world,
             precision=precision,  # type: ignore[arg-type]
             loggers=loggers,
@@ -123,6 +128,7 @@ class Unread:
         self.log = log
         self.title = title
         self.steps: dict[int, Mapping[str, Tensor]] = {}
+        self.skipped = 0  # the last steps, in a row
 
     def add(self, step: int, losses: Mapping[str, Tensor]) -> None:
         """Remember the losses of this process."""
@@ -132,7 +138,7 @@ class Unread:
         """Add a row a step to the history and the log, the mean over the processes.
 
         Raises:
-            RuntimeError: one is not finite.
+            RuntimeError: one is not finite, or so are the gradients of ``MOST_SKIPPED`` in a row.
         """
         if not self.steps:
             return
@@ -142,8 +148,15 @@ class Unread:
             row = dict(zip(losses, numbers))
             if not math.isfinite(row["total"]):
                 raise RuntimeError(f"{self.title}: the loss became {row['total']} at step {step}")
-            self.history.losses.append({"step": step, **row})
             self.log(row, step)
+            self.skipped = self.skipped + 1 if row.pop(SKIPPED) else 0
+            if self.skipped == MOST_SKIPPED:
+                raise RuntimeError(
+                    f"{self.title}: nothing is learnt, the gradients of {MOST_SKIPPED} steps up to "
+                    f"step {step} are not finite though their losses are; a lower "
+                    "training.learning_rate, or training.precision=32-true, may help"
+                )
+            self.history.losses.append({"step": step, **row})
         self.steps.clear()
 
 
@@ -194,7 +207,8 @@ def train(
 
     Raises:
         ValueError: the checkpoint is of another network, other settings or other data.
-        RuntimeError: the loss is no longer finite (on a GPU found when losses are read).
+        RuntimeError: the loss is no longer finite, or no gradient is (on a GPU found when losses
+            are read).
     """
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
     if ema_warmup:
@@ -215,6 +229,7 @@ def train(
     before, began = history.seconds, time.monotonic()
     silent = quiet or fabric.global_rank != 0
     every = _read_every(fabric, settings)
+    drawn_from = torch.initial_seed(), fabric.global_rank
     with show_progress(title, total, state.step, silent) as progress, Log(fabric) as log:
         unread = Unread(fabric, history, log, title)
         for step in range(state.step, settings.steps):
@@ -223,6 +238,7 @@ def train(
                 group["lr"] = rate(step)
             wrapped.train()
             before_step(wrapped, step)
+            _seed(step, *drawn_from)
             unread.add(step, _descend(fabric, wrapped, state, settings, loss_of_batch))
             done = state.step = step + 1
             validates = validate and (done % settings.validate_every == 0 or done == settings.steps)
@@ -251,6 +267,12 @@ def train(
             if last:
                 break
     return average.module, history
+
+
+def _seed(step: int, *drawn_from: int) -> None:
+    """Make what torch draws in a step, which is dropout's, hang on nothing but its number."""
+    state = np.random.SeedSequence([*drawn_from, step]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
 
 
 def work_clock(device: torch.device) -> Callable[[], float]:
@@ -300,7 +322,7 @@ def _descend(
     """One step down the gradient of its batches, and on with the average; none where it is inf.
 
     Returns:
-        The losses' means over the batches; nobody has waited for them yet.
+        The losses' means over the batches, and ``SKIPPED``; nobody has waited for them yet.
     """
     optimizer, parts = state.optimizer, settings.accumulate
     optimizer.zero_grad(set_to_none=True)
@@ -321,13 +343,13 @@ def _descend(
         own.found_inf = (~torch.isfinite(norm)).float()
         optimizer.step()
         state.average.update_parameters(state.network)
-        return means
+        return {**means, SKIPPED: own.found_inf}
     finite = norm is None or bool(torch.isfinite(norm))
     if finite or state.scaled:  # fp16's scaler skips the step itself, and must know
         optimizer.step()
     if finite:
         state.average.update_parameters(state.network)
-    return means
+    return {**means, SKIPPED: torch.full_like(means["total"], not finite)}
 
 
 def _note(history: History) -> str:

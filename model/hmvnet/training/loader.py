@@ -132,8 +132,13 @@ def _calm(pool: ThreadPoolExecutor, workers: int) -> None:
         torch.get_num_threads()  # a thread's first call takes the process's number
         torch.set_num_threads(1)
 
-    for started in [pool.submit(one) for _ in range(workers)]:
-        started.result()
+    try:
+        for started in [pool.submit(one) for _ in range(workers)]:
+            started.result()
+    except BaseException:  # no room for a thread, which the others would wait for
+        together.abort()
+        pool.shutdown(cancel_futures=True)
+        raise
     torch.set_num_threads(threads)
 
 
@@ -182,7 +187,7 @@ class Processes(Generic[T]):
         """What ``draw(number)`` returns or raises.
 
         Raises:
-            RuntimeError: a process was killed.
+            RuntimeError: a process ended.
         """
         file = Path(self._folder.name, f"{number}-{get_ident()}")
         pool = self._idle.get()
@@ -190,8 +195,8 @@ class Processes(Generic[T]):
             count = pool.submit(_in_process, number, file).result()
         except BrokenProcessPool as error:
             raise RuntimeError(
-                "a process that draws patches was killed; where memory is short, fewer "
-                "training.workers need less"
+                "a process that draws patches has ended: by the error above, or it was killed; "
+                "where memory is short, fewer training.workers need less"
             ) from error
         finally:
             self._idle.put(pool)

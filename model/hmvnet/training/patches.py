@@ -13,11 +13,14 @@ from hmvnet.imaging.augment import Move, draw_patch
 from hmvnet.imaging.intensity import AIR
 from hmvnet.training.cache import Prepared, Stored
 
-PATCHES_VERSION = 2  # to be raised when a number gives another patch where patches are moved
+# To be raised when a number gives another patch by more than rounding, where patches are moved.
+PATCHES_VERSION = 2
 
 
 class PatchSampler:
-    """Sample number -> augmented patch; the same number gives the same patch, anywhere.
+    """Sample number -> augmented patch; the same number gives the same patch.
+
+    Bit for bit on one kind of processor, to rounding on another.
 
     A share of the patches is centred near a tumour voxel, of GTVp and GTVn with equal chance where
     the patient has both; the others lie anywhere in the region.

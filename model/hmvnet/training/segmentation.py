@@ -18,6 +18,7 @@ from torch.optim.swa_utils import update_bn
 from hmvnet.bundle import load_bundle
 from hmvnet.config import Settings
 from hmvnet.files import digest
+from hmvnet.imaging.augment import compile_loops
 from hmvnet.networks.registry import build_network
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import Ensemble
@@ -161,11 +162,14 @@ def train_segmentation(
     best = Best(run, judged_by, options.keep_best)
     values = {k: getattr(options, k) for k in LoopSettings.__dataclass_fields__}
     loop = LoopSettings(**{**values, "steps": steps})
+    apart = bool(workers) and in_processes(options.workers_are, fabric.device)
+    if not apart:
+        compile_loops()  # here, not in the first step, which is charged
     with ExitStack() as stack:
         drawn: Callable[[int], Arrays] = Draw(
             sampler, options.batch_size, fabric.global_rank * share, share
         )
-        if workers and in_processes(options.workers_are, fabric.device):
+        if apart:
             drawn = stack.enter_context(Processes(drawn, workers))
         ahead = stack.enter_context(
             Ahead(lambda number: ready(drawn(number), fabric.device), workers)
