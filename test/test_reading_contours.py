@@ -327,8 +327,10 @@ def test_contours_on_a_series_that_got_another_uid_still_belong(tmp_path):
     frame = str(scan.ct.header.FrameOfReferenceUID)
     structures(tmp_path / "rt.dcm", [("GTVp", [(30, SQUARE)])], "9.9.9", frame)
     structures(tmp_path / "other.dcm", [("GTVp", [(30, SQUARE)])], "9.9.9", "8.8.8")
-    (scan,) = find_sources([tmp_path])
+    (scan,) = inputs = find_sources([tmp_path])
     assert scan.drawn == (tmp_path / "rt.dcm",)
+    assert inputs.told[0].endswith("1 PET/CT examinations in DICOM, 1 files of contours or labels")
+    assert inputs.told[-1] == "left out: 1 files of contours or labels of no scan here"
     structures(tmp_path / "rt2.dcm", [("GTVp", [(30, SQUARE)])], "9.9.9", frame)
     (scan,) = find_sources([tmp_path])
     with pytest.raises(CaseError, match="2 RTSTRUCT or SEG files draw"):

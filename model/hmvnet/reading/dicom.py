@@ -169,7 +169,7 @@ def find_dicom(
     if root.is_file():
         keeps, root = unzipped(root)
     found, drawn, left_out = _find_series(root)
-    if not found and set(left_out) <= {NO_DICOM}:
+    if not found and not drawn and set(left_out) <= {NO_DICOM}:
         return None
     groups = defaultdict(list)
     for one in found:
@@ -192,6 +192,9 @@ def find_dicom(
             drawings = tuple(_drawn_on(scan.ct, drawn, found))
             scan = replace(scan, drawn=drawings, suv_factor=suv_factor, keeps=keeps)
         scans.append(scan)
+    used = {path for scan in scans if isinstance(scan, Scan) for path in scan.drawn}
+    if other := {one.path for one in drawn} - used:
+        left_out["files of contours or labels of no scan here"] += len(other)
     return DicomFolder(tuple(_told_apart(scans)), dict(left_out))
 
 
@@ -265,6 +268,7 @@ def _find_series(root: Path) -> tuple[list[Series], list[_Drawing], Counter[str]
                 continue
             if (place := drawn_on(header)) is not None:
                 drawn.append(_Drawing(path, *place))
+                continue
             if why := _unused(header):
                 left_out[why] += 1
                 continue

@@ -226,7 +226,9 @@ def _dicom(path: Path, asked: Asked, otherwise: str) -> Inputs:
         raise RefusedError(f"{otherwise}, and there are no DICOM files")
     if not found.scans:
         raise RefusedError(f"{path}: no PET series; found {_told(found) or 'nothing'}")
-    told = [f"{path.name}: {len(found.scans)} PET/CT examinations in DICOM"]
+    drawn = {file for scan in found.scans for file in getattr(scan, "drawn", ())}
+    beside = f", {len(drawn)} files of contours or labels" if drawn else ""
+    told = [f"{path.name}: {len(found.scans)} PET/CT examinations in DICOM{beside}"]
     for scan in found.scans:
         told += [f"{scan.patient_id}: {note}" for note in getattr(scan, "notes", ())]
     if found.left_out:
