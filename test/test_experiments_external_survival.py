@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from hmvnet.experiments import external_survival
 from hmvnet.experiments.external_survival import compare_elsewhere
 from hmvnet.settings_file import load_settings
+from hmvnet.survival.validation import score
 
 SETTINGS = """<hmvnet><clinical><tables>all.csv</tables><patient>id</patient>
 <time>days</time><event>relapse</event>
@@ -61,6 +63,21 @@ def test_models_of_one_hospital_at_another(sites) -> None:
     assert (decisions["coxph"] >= decisions["everyone"] - 0.05).all()
     for name in ("survival.md", "risks.csv", "calibration.png", "decision.png"):
         assert (run / name).stat().st_size > 100
+
+
+def test_censoring_is_that_of_the_patients_scored(sites, monkeypatch) -> None:
+    """Who were followed otherwise than those fitted to."""
+    followed = []
+
+    def scored(*args, **named):
+        followed.append(named["followed"])
+        return score(*args, **named)
+
+    monkeypatch.setattr(external_survival, "score", scored)
+    settings = load_settings(sites / "settings.xml", [f"data.root={sites / 'A'}"])
+    console = Console(file=io.StringIO())
+    compare_elsewhere(settings, sites / "B", None, sites / "run", console, ["coxph"])
+    assert [len(one) for one in followed] == [120]
 
 
 def test_a_category_that_nobody_fitted_to_had_is_said(sites) -> None:

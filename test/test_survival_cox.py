@@ -13,6 +13,7 @@ from hmvnet.survival.cox import (
     RidgeCox,
     Standardiser,
     breslow,
+    fit_linear_risk,
     ridge_path,
 )
 from hmvnet.survival.metrics import structured
@@ -110,6 +111,27 @@ def test_equals_go_to_the_strongest_penalty() -> None:
     x, outcomes = cohort(n=60)
     lone = Outcomes(outcomes.days, np.arange(60) == 3)
     assert RidgeCox().fit(x, lone, np.random.default_rng(0)).ridge_ == max(PENALTIES)
+
+
+@pytest.mark.parametrize("censored", [0, 1, 2, 40])
+def test_the_ridge_is_chosen_however_few_are_censored(censored: int) -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(300, 8))
+    days = rng.exponential(np.exp(-x[:, 0])) + 0.01
+    event = np.arange(300) >= censored
+    model = RidgeCox().fit(x, Outcomes(days, event), rng)
+    assert model.ridge_ < model.penalties[-1]
+    assert 0.7 < model.linear_.coefficient[0] < 1.3
+
+
+def test_a_draw_is_of_the_same_patients_in_all_parts() -> None:
+    """Of those without an event, too, which tell nothing."""
+    rng = np.random.default_rng(0)
+    outcomes = Outcomes(rng.uniform(10, 1000, 40), np.arange(40) == 7)
+    fitted = fit_linear_risk(rng.normal(size=(40, 2)), outcomes, np.random.default_rng(0), 25)
+    assert fitted.drawn.shape == (25, 2)
+    alike = (fitted.drawn == fitted.coefficient).all(axis=1)
+    assert 3 < alike.sum() < 15
 
 
 def test_a_penalty_of_nothing_is_refused() -> None:

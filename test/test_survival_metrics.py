@@ -14,6 +14,7 @@ from sksurv.metrics import (
 
 from hmvnet.case import Outcomes, harrell_c
 from hmvnet.survival.baselines import SksurvModel
+from hmvnet.survival.decision import decision_curve
 from hmvnet.survival.metrics import auc_at, brier, calibration, structured, uno_c
 
 
@@ -112,7 +113,20 @@ def test_calibration_of_known_chances() -> None:
     assert (good.observed <= good.high).all()
     assert good.error < 0.03
     assert calibration(outcomes, chance**2, 365, groups=3).error > 0.1
+    order = rng.permutation(3000)  # groups are of chances, however patients are listed
+    assert good.error == pytest.approx(calibration(outcomes[order], chance[order], 365, 3).error)
     with pytest.raises(ValueError, match="follow-up ends at 800"):
         calibration(outcomes, chance, 900)
     with pytest.raises(ValueError, match="between 0 and 1"):
         calibration(outcomes, chance * 3, 365)
+
+
+def test_a_group_that_nobody_follows_so_far_is_not_said_to_be_observed() -> None:
+    days = np.r_[np.linspace(10, 60, 20), np.linspace(100, 900, 20)]
+    outcomes = Outcomes(days, np.tile([True, False], 20))
+    chance = np.r_[np.full(20, 0.8), np.full(20, 0.2)]
+    found = calibration(outcomes, chance, 500, groups=2)
+    assert np.isfinite(found.observed[0]) and np.isnan(found.observed[1])
+    assert found.error == pytest.approx(abs(0.2 - found.observed[0]))
+    curve = decision_curve(outcomes, chance, 500, np.array([0.1, 0.5]))
+    assert np.isfinite(curve.model[0]) and np.isnan(curve.model[1])

@@ -17,7 +17,7 @@ from sksurv.preprocessing import OneHotEncoder
 from hmvnet.case import Outcomes, harrell_c
 from hmvnet.survival.baselines import SksurvModel
 from hmvnet.survival.bootstrap import bootstrap_concordance
-from hmvnet.survival.metrics import structured
+from hmvnet.survival.metrics import structured, uno_c
 from hmvnet.survival.validation import OutOfFold, comparison_table, cross_validate_by, score
 from hmvnet.training.folds import repeated_folds
 
@@ -101,6 +101,18 @@ def test_cross_validation_is_that_of_scikit_learn(name: str) -> None:
         CoxPHSurvivalAnalysis(ties="efron"), x, structured(outcomes), cv=PredefinedSplit(fold[0])
     )
     assert score(found, outcomes, fold).harrell == pytest.approx(expected.mean(), abs=1e-6)
+
+
+def test_scores_are_weighted_by_whose_follow_up_is_given() -> None:
+    x, outcomes = COHORTS["WHAS500"]
+    rng = np.random.default_rng(0)
+    until = rng.exponential(600, len(outcomes)) + 1
+    short = Outcomes(np.minimum(outcomes.days, until), outcomes.event & (outcomes.days <= until))
+    risk = cox().fit(x, outcomes, rng).predict_risk(x)
+    fold = np.zeros((1, len(outcomes)), int)
+    found = [score(OutOfFold(risk[None]), short, fold, followed=one) for one in (short, outcomes)]
+    assert found[0].uno == pytest.approx(uno_c(short, short, risk))
+    assert found[0].uno != pytest.approx(found[1].uno, abs=1e-4)
 
 
 # --- cross-validation ----------------------------------------------------------------------------

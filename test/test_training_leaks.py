@@ -47,3 +47,18 @@ def test_what_is_known_beforehand_is_not(tmp_path) -> None:
     )
     refuse_hidden_outcome(noisy, SCHEMA)
     refuse_hidden_outcome(cohort(x=lambda p: p.outcome.days)[:15], SCHEMA)
+
+
+@pytest.mark.parametrize("event", [True, False])
+def test_where_all_fared_alike_nothing_tells_it(event) -> None:
+    patients = described_patients(60)
+    rng = np.random.default_rng(0)
+    changed = [
+        replace(
+            one,
+            outcome=replace(one.outcome, event=event),
+            record=ClinicalRecord({"x": float(i) if rng.random() < 0.7 else None}),
+        )
+        for i, one in enumerate(patients)
+    ]
+    refuse_hidden_outcome(changed, SCHEMA)

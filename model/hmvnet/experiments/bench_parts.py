@@ -99,7 +99,11 @@ def bench_parts(
 
 
 def regrets(draws: pd.DataFrame) -> pd.DataFrame:
-    """A row a size: mean concordances over the draws, the regret and its standard error."""
+    """A row a size: mean concordances over the draws, the regret and its standard error.
+
+    That error is over draws of the same patients, who are in several: of another cohort it would be
+    two to three times as large.
+    """
     rows = []
     for size, some in draws.groupby("size"):
         single = some[[*PARTS.values(), *OTHERS.values()]]
@@ -157,6 +161,9 @@ def _score(
     scores = {word: harrell_c(unseen, risks[name]) for name, word in (PARTS | OTHERS).items()}
     own = whole[0].weights
     for word, names in {FUSION: (), **{WITH + OTHERS[name]: (name,) for name in OTHERS}}.items():
+        if names and inner is None:  # their risks have units of their own, which judging evens
+            scores[word] = np.nan
+            continue
         equal = 1 / (len(own) + len(names))
         rest = 1 - equal * len(names)
         shares = {k: rest * share for k, share in own.items()} | dict.fromkeys(names, equal)

@@ -101,8 +101,7 @@ def compare_elsewhere(
             progress.advance()
     fold = np.zeros((1, len(outcomes)), int)
     scores = {
-        name: score(found, outcomes, fold, trained=known.outcomes)
-        for name, found in predictions.items()
+        name: score(found, outcomes, fold, followed=outcomes) for name, found in predictions.items()
     }
     risks = {name: found.risk for name, found in predictions.items()}
     boot = bootstrap_concordance(outcomes, risks, np.random.default_rng([seed, 2]), fold)

@@ -134,7 +134,9 @@ class ClinicalEncoder:
             if encoding:
                 self.encodings_.append(encoding)
             else:
-                left_out.append(f"{column.name}: the same in all training patients, left out")
+                some = None in cleaned[column.name]
+                same = "one value or none" if some else "the same"
+                left_out.append(f"{column.name}: {same} in all training patients, left out")
         self.notes_ = (*notes, *left_out)
         return self
 

@@ -20,12 +20,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
 
 from hmvnet.case import Outcomes
 from hmvnet.prognosis.icare import bag_rows, bag_seeds
 from hmvnet.prognosis.linear import LinearRisk
-from hmvnet.survival.cox import PartialLikelihood, RidgeCox, Standardiser, ridge_path
+from hmvnet.survival.cox import (
+    PartialLikelihood,
+    RidgeCox,
+    Standardiser,
+    event_splits,
+    ridge_path,
+)
 
 COMPONENTS = 20  # of a group, at most
 PENALTIES = (10.0, 30.0, 100.0, 300.0)
@@ -112,9 +117,11 @@ def fit_beside(
     scale = float(np.abs(few).max() / (np.abs(base.coefficient).max() or 1.0))
     many, drawn = added(everyone, few), []
     for rows in (bag_rows(seed, len(named)) for seed in seeds):
-        if outcomes.event[rows].any():
-            one = scale * ridge_path(z[rows], outcomes[rows], [ridge], base.coefficient)[0]
-            drawn.append(np.concatenate([one, added(rows, one)]))
+        if not outcomes.event[rows].any():  # it tells nothing
+            drawn.append(np.concatenate([few, many]))
+            continue
+        one = scale * ridge_path(z[rows], outcomes[rows], [ridge], base.coefficient)[0]
+        drawn.append(np.concatenate([one, added(rows, one)]))
     own = Standardiser.of(image)
     return LinearRisk(
         fill=np.concatenate([base.fill, own.fill]),
@@ -168,11 +175,7 @@ def _folds(
     named: np.ndarray, outcomes: Outcomes, ridge: float, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows of an inner fold's training patients, and all patients' offset ``[n]`` by them."""
-    count = min(FOLDS, int(outcomes.event.sum()), int((~outcomes.event).sum()))
-    if count < 2:
-        return
-    splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
-    for known, _ in splitter.split(named, outcomes.event):
+    for known, _ in event_splits(outcomes, FOLDS, seed):
         scale = Standardiser.of(named[known])
         z = scale(named)
         few = ridge_path(z[known], outcomes[known], [ridge])[0]

@@ -13,7 +13,7 @@ a range of ``WIDEST``, which only a ridge far below 1 on a separable column woul
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -216,12 +216,10 @@ class RidgeCox:
     def _concordances(self, x: np.ndarray, outcomes: Outcomes, seed: int) -> list[float]:
         """For each penalty the mean over the inner folds in which patients compare."""
         undecided = [0.5] * len(self.penalties)
-        folds = min(self.folds, outcomes.event.sum(), (~outcomes.event).sum())
-        if len(self.penalties) == 1 or folds < 2:
+        if len(self.penalties) == 1:
             return undecided
-        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
         values = []
-        for train, test in splitter.split(x, outcomes.event):
+        for train, test in event_splits(outcomes, self.folds, seed):
             if all(has_comparable_pair(outcomes[part]) for part in (train, test)):
                 scale = Standardiser.of(x[train])
                 path = ridge_path(scale(x[train]), outcomes[train], self.penalties)
@@ -238,6 +236,19 @@ class RidgeCox:
         log_hazard = np.append(-np.inf, self.log_hazard_)
         step = np.searchsorted(self.days_, times, side="right")
         return survival_of(log_hazard[step], self.predict_risk(x))
+
+
+def event_splits(
+    outcomes: Outcomes, folds: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows to fit to and rows left out; each fold has events, or there are fewer folds, or none."""
+    count = min(folds, int(outcomes.event.sum()))
+    if count < 2:
+        return
+    censored = int((~outcomes.event).sum())
+    strata = outcomes.event if censored >= count else np.ones(len(outcomes), bool)
+    splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
+    yield from splitter.split(strata, strata)
 
 
 def fit_linear_risk(
@@ -257,7 +268,8 @@ def fit_linear_risk(
     drawn = []
     for seed in seeds:
         rows = bag_rows(seed, len(x))
+        one = linear.coefficient  # of a bag without an event, which tells nothing
         if outcomes.event[rows].any():
-            start = linear.coefficient
-            drawn.append(ridge_path(z[rows], outcomes[rows], [model.ridge_], start)[0])
+            one = ridge_path(z[rows], outcomes[rows], [model.ridge_], one)[0]
+        drawn.append(one)
     return replace(linear, spread=spread, drawn=np.array(drawn) if drawn else None)

@@ -48,6 +48,8 @@ def decision_curve(
         if not acted.any():
             return 0.0
         days, survival = kaplan_meier_estimator(outcomes.event[acted], outcomes.days[acted])
+        if days[-1] < time and survival[-1] > 0:
+            return np.nan  # nobody among them is followed so far
         step = np.searchsorted(days, time, side="right")
         chance = 1.0 - np.append(1.0, survival)[step]
         return acted.mean() * (chance - (1 - chance) * threshold / (1 - threshold))

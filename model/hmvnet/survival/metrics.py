@@ -81,7 +81,8 @@ class Calibration:
 
     Attributes:
         predicted: mean of each group, ``[g]``.
-        observed: Kaplan-Meier, with its 95% limits ``low`` and ``high``, ``[g]`` each.
+        observed: Kaplan-Meier, with its 95% limits ``low`` and ``high``, ``[g]`` each; NaN for a
+            group of which nobody is followed so far.
         size: patients in each group, ``[g]``.
     """
 
@@ -94,8 +95,10 @@ class Calibration:
 
     @property
     def error(self) -> float:
-        """Mean absolute difference, weighted by group size."""
-        return float(np.average(np.abs(self.predicted - self.observed), weights=self.size))
+        """Mean absolute difference over the groups that are followed, weighted by their size."""
+        told = np.isfinite(self.observed)
+        apart = np.abs(self.predicted - self.observed)
+        return float(np.average(apart[told], weights=self.size[told])) if told.any() else np.nan
 
 
 def calibration(
@@ -119,9 +122,11 @@ def calibration(
 
 
 def _kaplan_meier_at(outcomes: Outcomes, time: float) -> tuple[float, float, float]:
-    """Survival at ``time`` with its 95% limits."""
+    """Survival at ``time`` with its 95% limits; NaN where follow-up ends before."""
     times, survival, (low, high) = kaplan_meier_estimator(
         outcomes.event, outcomes.days, conf_type="log-log"
     )
+    if times[-1] < time and survival[-1] > 0:
+        return np.nan, np.nan, np.nan
     step = int(np.searchsorted(times, time, side="right")) - 1
     return (1.0, 1.0, 1.0) if step < 0 else (survival[step], low[step], high[step])

@@ -104,19 +104,21 @@ def score(
     outcomes: Outcomes,
     fold: np.ndarray,
     years: Sequence[float] = (1, 2, 3),
-    trained: Outcomes | None = None,
+    followed: Outcomes | None = None,
 ) -> Scores:
     """The metrics of out-of-fold predictions; ``fold`` as they were made with.
 
     Args:
-        trained: the follow-up of who was fitted to, where these are none of ``outcomes``.
+        followed: by whose follow-up Uno's C, the AUC and Brier are weighted: patients scored have
+            to be censored as these are. None: the other folds; of another cohort than was fitted
+            to, its own.
     """
     horizons = [year * DAYS_PER_YEAR for year in years]
     rows = []
     for repeat, numbers in enumerate(fold):
         for number in np.unique(numbers):
             test = numbers == number
-            train = outcomes[~test] if trained is None else trained
+            train = outcomes[~test] if followed is None else followed
             held_out, risk = outcomes[test], predictions.risk[repeat, test]
             error = np.nan
             if predictions.survival is not None and predictions.times is not None:

@@ -24,6 +24,8 @@ def refuse_hidden_outcome(patients: Sequence[Patient | Described], schema: Clini
     """
     cleaned, _ = schema.clean([p.record for p in patients])
     outcomes = outcomes_of(patients)
+    if not 0 < outcomes.event.sum() < len(outcomes):  # all alike: there is nothing to tell
+        return
     hidden = []
     for column in schema.columns:
         values = cleaned[column.name]

@@ -7,7 +7,8 @@ below 0, shrunk towards what the settings give. They maximise
     l(b w) - STEADINESS / 2 * |w - given|^2,    w >= 0,
 
 where l is the log partial likelihood of risks of unit deviation, each inner fold with risk sets of
-its own, and b Cox's coefficient of the parts together as given. What the data say of w grows as the
+its own, and b is fitted with w: from Cox's coefficient of the parts together as given up to
+MOST_STEEP times that. What the data say of w grows as the
 events, and as the square of b. So the number of patients decides, and how well they can be told
 apart: where the parts order nobody, or a few events speak, shares are about as given; to thousands
 of events it hardly matters what was given. How the rule was found and what it was measured to be
