@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from conftest import CT_GRID, HEAD_GRID, PET_GRID, head, tiny_ct, tiny_pet
 from fuzz.metaimage import MHA
 from fuzz.nifti import NII_GZ
@@ -18,11 +19,12 @@ from test_answering_supervisor import answered
 
 from hmvnet import container
 from hmvnet.answering import supervisor
-from hmvnet.answering.fallback import BY_UPTAKE, by_uptake, risk_of_record
+from hmvnet.answering.fallback import BY_UPTAKE, best_answer, by_uptake, risk_of_record
 from hmvnet.answering.salvage import SALVAGED, salvage
 from hmvnet.bundle import load_bundle
 from hmvnet.case import ClinicalRecord, Grid
 from hmvnet.exits import Exit
+from hmvnet.pipeline import Pipeline
 from hmvnet.prognosis.risk import Prognosis
 from hmvnet.writing.challenge import RISK_PATH
 
@@ -116,7 +118,8 @@ def test_damaged_weights_are_answered_by_what_is_whole(
     assert run(case, tmp_path / "out", bundle, "answer") == Exit.OK
     mask, _ = answered(tmp_path / "out")
     assert sitk.GetArrayViewFromImage(mask).any(), "what takes up FDG, at least"
-    assert "attempt 'whole' ended" not in capfd.readouterr().err or damage
+    said = capfd.readouterr().err
+    assert damage in said or "bundle" in said, "what is damaged is named"
 
 
 def test_a_network_that_fails_is_answered_without(
@@ -175,11 +178,31 @@ def test_a_bundle_of_its_own_interface(write_case, tmp_path, tiny_bundle, here):
     answered(tmp_path / "out")
 
 
-def test_a_pet_in_another_unit_gives_what_suv_gives(write_case, tmp_path, tiny_bundle):
+def test_without_networks_what_takes_up_fdg_is_found(write_case):
     ct, pet = head()
     images = {"ct": HEAD_GRID.image(ct), "pet": HEAD_GRID.image(pet)}
     case = by_uptake(salvage(write_case(**images)).case)
     assert case.lesions and BY_UPTAKE in case.verdict.codes and case.verdict.status == "review"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_pet_in_another_unit_is_scaled_whatever_else_is_wrong_with_it(
+    write_case, tiny_bundle, turned
+):
+    """One that lies upside down as well is refused for that, which comes first."""
+    ct, pet = head()
+    pet = pet[::-1].copy() if turned else pet
+    seen = {}
+    for name, factor in (("suv", 1.0), ("bq", 5000.0)):
+        images = {"ct": HEAD_GRID.image(ct), "pet": HEAD_GRID.image(pet * factor)}
+        model = Pipeline(load_bundle(tiny_bundle), torch.device("cpu"))
+        found = best_answer(write_case(**images, folder=name), model, lambda name: None)
+        seen[name] = found.prediction.segmentation.volume
+    usual = np.median(seen["suv"].raw[1][seen["suv"].raw[0] > -500])
+    scaled = np.median(seen["bq"].raw[1][seen["bq"].raw[0] > -500])
+    assert 0.3 < scaled / usual < 3
+    codes = {finding.code for finding in seen["bq"].findings}
+    assert ("pet-turned" in codes) is turned and "pet-not-suv" not in codes
 
 
 def test_what_is_salvaged_says_so(write_case):

@@ -442,6 +442,45 @@ def test_the_next_patient_is_read_ahead_and_each_once(pipeline, tmp_path):
     assert [source.reads for source in again] == [0, 1, 0]
 
 
+def test_a_file_that_changes_once_it_was_read_makes_the_result_one_of_before(pipeline, tmp_path):
+    """The next patient is read while another is predicted, and may be rewritten then."""
+    files = tmp_path / "files"
+    files.mkdir()
+    for name, image in (("ct", tiny_ct()), ("pet", tiny_pet())):
+        sitk.WriteImage(image, str(files / f"{name}.nii.gz"))
+
+    class Rewritten(Pair):
+        def read(self):
+            case = super().read()
+            os.utime(self.pet, (1, 1))
+            return case
+
+    out, paths = tmp_path / "out", (files / "ct.nii.gz", files / "pet.nii.gz")
+    assert run_cohort([Rewritten(*paths, name="a")], pipeline, out, picture=False).done == ["a"]
+    again = run_cohort([Pair(*paths, name="a")], pipeline, out, existing="skip", picture=False)
+    assert again.done == ["a"]
+    whole = run_cohort([Pair(*paths, name="a")], pipeline, out, existing="skip", picture=False)
+    assert whole.skipped == ["a"]
+
+
+def test_a_thin_corrected_mask_is_measured_as_far_as_it_can_be(pipeline):
+    """Between voxels of the working grid; one that leaves the region is refused."""
+    case = Given("a").read()
+    fine = Grid((400, 192, 160), (1.0, 1.0, 1.25), (-97.5, -97.5, -101.875))
+    ct = sitk.Resample(case.ct, fine.image(np.zeros(fine.shape, np.int16)), defaultPixelValue=-1000)
+    case, noted = replace(case, ct=ct), 0
+    for plane in range(80, 84):
+        thin = np.zeros(fine.shape, np.uint8)
+        thin[plane, 90:110, 90:110] = 1
+        found = pipeline(case, mask=fine.image(thin))
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(found.mask), thin)
+        noted += any("thin parts lie between voxels of 4 mm" in note for note in found.notes)
+    assert noted >= 2
+    thin[80:90, 90:110, 380:399] = 1
+    with pytest.raises(CaseError, match=r"leaves the region that is looked at: 9\d% of it"):
+        pipeline(case, mask=fine.image(thin))
+
+
 def test_parts_of_a_cohort_are_all_of_it_once():
     sources = [Given(name) for name in "abcdefg"]
     parts = [part_of(sources, f"{k}/3") for k in (1, 2, 3)]

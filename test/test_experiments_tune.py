@@ -6,7 +6,7 @@ from conftest import CT_GRID, ball, tensors_of, write_patient
 from rich.console import Console
 
 from hmvnet.bundle import fingerprint, load_bundle, write_bundle
-from hmvnet.config import PostprocessingSettings, Settings
+from hmvnet.config import PostprocessingSettings, PreprocessingSettings, Settings
 from hmvnet.exits import RefusedError
 from hmvnet.experiments import tune as room
 from hmvnet.experiments.tune import Kept, Search, cross_fitted_chances, fit_presence, tune
@@ -68,7 +68,7 @@ def test_tuning_finds_the_threshold_that_fits():
     ct = np.full(CT_GRID.shape, 0.5, np.float32)
     scaled = np.stack([ct, np.where(lesion, 0.0, -1.0)]).astype(np.float32)
     kept = [Kept("A", CT_GRID, CT_GRID, probabilities, scaled, lesion.astype(np.uint8))]
-    search = Search(kept, "head-neck", (0.0, 20.0), "2025", Console(quiet=True))
+    search = Search(kept, "head-neck", PreprocessingSettings(), "2025", Console(quiet=True))
     found = search(PostprocessingSettings())
     assert found.threshold_gtvp < 0.35
 
@@ -92,7 +92,7 @@ def test_a_class_that_is_not_there_is_taken_away():
     """A false node costs a whole patient of 2026's score; its chance is learnt, and a threshold."""
     start = PostprocessingSettings(airway_mm=0.0, one_primary=False, confident=1.0)
     kept = faint_or_bright()
-    search = Search(kept, "head-neck", (0.0, 20.0), "2026", Console(quiet=True))
+    search = Search(kept, "head-neck", PreprocessingSettings(), "2026", Console(quiet=True))
     only_presence = search._presence(start, search._masks(start), 2, "gtvn")
     found, masks = only_presence
     assert any(found.presence_gtvn) and found.least_presence_gtvn > 0
@@ -116,7 +116,7 @@ def test_chances_are_of_models_that_did_not_see_the_patient():
 
 def test_too_few_patients_without_leave_the_decision_out():
     kept = faint_or_bright(24)[::2]  # all have a node
-    search = Search(kept, "head-neck", (0.0, 20.0), "2026", Console(quiet=True))
+    search = Search(kept, "head-neck", PreprocessingSettings(), "2026", Console(quiet=True))
     start = PostprocessingSettings(airway_mm=0.0)
     found, _ = search._presence(start, search._masks(start), 2, "gtvn")
     assert not any(found.presence_gtvn) and found.least_presence_gtvn == 0
@@ -125,11 +125,15 @@ def test_too_few_patients_without_leave_the_decision_out():
 def test_a_decision_that_is_there_stays_where_no_other_is_better():
     """It had taken the faint nodes away; what is left of them says nothing of it."""
     start = PostprocessingSettings(airway_mm=0.0, one_primary=False, confident=1.0)
-    search = Search(faint_or_bright(), "head-neck", (0.0, 20.0), "2026", Console(quiet=True))
+    search = Search(
+        faint_or_bright(), "head-neck", PreprocessingSettings(), "2026", Console(quiet=True)
+    )
     decided, masks = search._presence(start, search._masks(start), 2, "gtvn")
     again, others = search._presence(decided, search._masks(decided), 2, "gtvn")
     assert again == decided and search._figure(others) == search._figure(masks)
     # Of too few patients none can be fitted.
-    few = Search(faint_or_bright(8), "head-neck", (0.0, 20.0), "2026", Console(quiet=True))
+    few = Search(
+        faint_or_bright(8), "head-neck", PreprocessingSettings(), "2026", Console(quiet=True)
+    )
     kept, _ = few._presence(decided, few._masks(decided), 2, "gtvn")
     assert kept == decided

@@ -45,7 +45,7 @@ def test_its_parts_are_what_training_and_tuning_call(case, tiny_bundle):
         volume.grid,
         segmenter.postprocessing,
         "head-neck",
-        COARSE.suv_window,
+        COARSE,
         Grid.of(case.ct),
     )
     np.testing.assert_array_equal(labels, found.labels)
@@ -60,7 +60,7 @@ def test_anatomy_is_asked_in_the_head_and_neck_only():
     probabilities = np.zeros((3, *grid.shape), np.float32)
     probabilities[1, 30:36, 32:38, 32:38], probabilities[2, 30:36, 32:38, 32:38] = 0.7, 0.2
     rules = PostprocessingSettings()
-    scaled, window = np.stack([ct, ct]), COARSE.suv_window
+    scaled, window = np.stack([ct, ct]), COARSE
     for region, expected in (("head-neck", {0, 2}), ("centre", {0, 1})):
         labels = label_map(probabilities, scaled, grid, rules, region, window, grid)
         assert set(np.unique(labels)) == expected

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from hmvnet import __version__
 from hmvnet.bundle import Manifest, state_of
-from hmvnet.case import Case
-from hmvnet.cohort import Order, Outcome, predict_patient
+from hmvnet.cohort import Order, Outcome, Read, predict_patient, read_source
 from hmvnet.exits import RefusedError, fault
 from hmvnet.pipeline import Pipeline, adjusted_bundle, load_pipeline
 from hmvnet.progress import print_lines
@@ -136,9 +135,9 @@ def _work(source: Source, recipe: Recipe, order: Order) -> Outcome:
     """
     with _LOADING:
         pipeline = _pipeline(recipe)
-    read: Future[Case] = Future()
+    read: Future[Read] = Future()
     try:
-        read.set_result(source.read())
+        read.set_result(read_source(source, pipeline.manifest, order))
     except Exception as error:
         read.set_exception(error)
     with _PREDICTING:  # memory is for one, and pictures are not drawn by two threads

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol
@@ -245,29 +246,31 @@ def _check_order(order: Order, sources: Sequence[Source]) -> None:
 # --- one patient ---------------------------------------------------------------------------------
 
 
+Read = tuple[Case, str]  # and ``made_of``
+
+
 def predict_patient(
     source: Source,
     pipeline: Pipeline,
     order: Order,
-    read: Callable[[], Case] | None = None,
+    read: Callable[[], Read] | None = None,
     on_stage: OnStage | None = None,
 ) -> Outcome:
     """Predict one patient and write its folder; whatever fails is the outcome, and no error.
 
     Args:
-        read: in the place of ``source.read``: what was read before.
+        read: in the place of ``read_source``: what was read before.
     """
     name = source.patient_id
     notes: tuple[str, ...] = ()
     try:
-        case = (read or source.read)()
+        case, made = (read or partial(read_source, source, pipeline.manifest, order))()
         notes = case.notes
         series = source.ct if isinstance(source, Scan) else None
         corrected = None
         if order.mask:
             corrected, told = read_mask(order.mask, Grid.of(case.ct), series)
             case = replace(case, notes=(*notes, *told))
-        made = made_of(source, state_of(pipeline.manifest), order)  # of the files as they were read
         prediction = pipeline(case, on_stage, corrected)
         problems = write_folder(
             prediction,
@@ -289,6 +292,12 @@ def predict_patient(
     return Outcome(name, "done", "", notes, verdict, lesions, tuple(problems), prediction)
 
 
+def read_source(source: Source, manifest: Manifest, order: Order) -> Read:
+    """A patient's images, and ``made_of``, of the files as they were before these were read."""
+    made = made_of(source, state_of(manifest), order)
+    return source.read(), made
+
+
 class InTurn:
     """One patient after the other in this process; the next is read meanwhile."""
 
@@ -296,18 +305,20 @@ class InTurn:
         self.pipeline, self.manifest, self.on_stage = pipeline, pipeline.manifest, on_stage
 
     def predict(self, sources: Sequence[Source], order: Order) -> Generator[Outcome, None, None]:
-        with closing(_ahead(sources)) as reads:
+        with closing(_ahead(sources, self.manifest, order)) as reads:
             for source, read in zip(sources, reads):
                 yield predict_patient(source, self.pipeline, order, read, self.on_stage)
 
 
-def _ahead(sources: Sequence[Source]) -> Generator[Callable[[], Case], None, None]:
+def _ahead(
+    sources: Sequence[Source], manifest: Manifest, order: Order
+) -> Generator[Callable[[], Read], None, None]:
     """What gives each source's case, or raises as reading it did; the next is read meanwhile."""
     with ThreadPoolExecutor(1) as pool:
-        reads = [pool.submit(source.read) for source in sources[:1]]
+        reads = [pool.submit(read_source, source, manifest, order) for source in sources[:1]]
         for index in range(len(sources)):
             if index + 1 < len(sources):
-                reads.append(pool.submit(sources[index + 1].read))
+                reads.append(pool.submit(read_source, sources[index + 1], manifest, order))
             yield reads.pop(0).result
 
 

@@ -28,6 +28,7 @@ from hmvnet.staging.estimate import Staging
 from hmvnet.staging.stager import Stager
 
 LOW_CONFIDENCE = 0.5
+MOST_OUTSIDE = 0.1  # of a corrected mask's voxels
 MOST_DISAGREEMENT = 0.15  # of folds and flips (docs/how-to/predict.md)
 # Between one grid and another, of a class: a share of its volume, and mL.
 MOST_APART, MOST_APART_ML = 0.1, 0.5
@@ -223,13 +224,26 @@ def _corrected(segmentation: Segmentation, mask: sitk.Image, ct: Grid) -> Segmen
     """A segmentation with a mask's labels in the place of the network's."""
     if not Grid.of(mask).same_as(ct, tolerance_mm=0.1):
         raise CaseError("the corrected mask is not on the CT's grid, expected its size and place")
-    grid, array = segmentation.volume.grid, sitk.GetArrayFromImage(mask)
-    labels = labels_onto(array, Grid.of(mask), grid)
-    back = labels_onto(labels, grid, ct)
-    if (array > 0).sum() > 1.1 * (back > 0).sum() + 10:
-        raise CaseError("the corrected mask leaves the head and neck region that is looked at")
-    notes = (*segmentation.notes, "the mask is a corrected one, not the network's")
-    return replace(segmentation, labels=labels, notes=notes, disagreement=None)
+    grid, array, place = segmentation.volume.grid, sitk.GetArrayFromImage(mask), Grid.of(mask)
+    drawn = np.argwhere(array > 0)[:, ::-1]
+    outside = (grid.depth(place.points(drawn)) < 0).mean() if len(drawn) else 0.0
+    if outside > MOST_OUTSIDE:
+        raise CaseError(
+            f"the corrected mask leaves the region that is looked at: {outside:.0%} of it lies "
+            f"beyond, expected at most {MOST_OUTSIDE:.0%}"
+        )
+    labels = labels_onto(array, place, grid)
+    notes = [*segmentation.notes, "the mask is a corrected one, not the network's"]
+    kept = (labels > 0).sum() * grid.voxel_ml
+    if len(drawn) * place.voxel_ml > 1.1 * kept + 10 * place.voxel_ml:
+        notes.append(
+            f"of the corrected mask's {len(drawn) * place.voxel_ml:.2f} mL lesions are measured on "
+            f"{kept:.2f} mL: thin parts lie between voxels of {grid.spacing[0]:g} mm"
+        )
+    on_ct = segmentation.on_ct
+    if on_ct:
+        on_ct = (on_ct[0], labels_onto(array, place, on_ct[0].grid))
+    return replace(segmentation, labels=labels, notes=tuple(notes), disagreement=None, on_ct=on_ct)
 
 
 def _doubtful(

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import SimpleITK as sitk
 
-from hmvnet.answering.salvage import NOT_SUV, Salvaged, in_usual_suv, salvage
+from hmvnet.answering.salvage import Salvaged, in_usual_suv, salvage
 from hmvnet.case import Case, ClinicalRecord, Finding, Grid, Verdict
 from hmvnet.config import PostprocessingSettings, PreprocessingSettings
 from hmvnet.exits import note
@@ -86,12 +86,11 @@ def _prediction(found: Salvaged, pipeline: Pipeline | None, on_stage: OnStage) -
         return None
     if pipeline is None or found.is_without_ct:  # networks see tumours in water
         return _tried("no mask", lambda: by_uptake(in_usual_suv(case), on_stage))
-    prediction = pipeline(case, on_stage, tolerant=True)
-    findings = prediction.segmentation.volume.findings
-    if refusal := next((f.text for f in findings if f.code == NOT_SUV), None):
-        note(f"refused, and answered all the same: {refusal}")
-        prediction = pipeline(in_usual_suv(case), on_stage, tolerant=True)
-    return prediction
+    # Beforehand: of several reasons for a refusal the pipeline names the first it comes to.
+    usual = in_usual_suv(case)
+    if usual is not case:
+        note(f"refused, and answered all the same: {usual.findings[-1].text}")
+    return pipeline(usual, on_stage, tolerant=True)
 
 
 def by_uptake(case: Case, on_stage: OnStage | None = None) -> Prediction:
@@ -107,9 +106,9 @@ def by_uptake(case: Case, on_stage: OnStage | None = None) -> Prediction:
             avid[box][piece] = 0
     probabilities = np.stack([1 - avid, 0.5 * avid, 0.5 * avid])
     with stages("postprocess"):
-        rules, window = PostprocessingSettings(), PreprocessingSettings().suv_window
+        rules, windows = PostprocessingSettings(), PreprocessingSettings()
         labels = label_map(
-            probabilities, volume.scaled, volume.grid, rules, region, window, Grid.of(case.ct)
+            probabilities, volume.scaled, volume.grid, rules, region, windows, Grid.of(case.ct)
         )
     segmentation = Segmentation(volume, probabilities, labels)
     spacing = volume.grid.spacing[::-1]

@@ -20,7 +20,6 @@ from hmvnet.reading.challenge import Sockets, read_case, read_record
 from hmvnet.reading.images import read_image
 
 SALVAGED = "salvaged"  # the findings' code
-NOT_SUV = "pet-not-suv"  # that of a PET in another unit
 WATER_HU = 0.0
 BODY_SHARE = 0.02  # of a PET's 99th percentile: the body holds more, air less
 USUAL_SUV = 0.65  # median in the body, the geometric middle of 0.39 to 1.07 in 35 scans of sarcomas
@@ -74,7 +73,10 @@ def in_usual_suv(case: Case) -> Case:
     if SUV_POSSIBLE[0] <= median <= SUV_POSSIBLE[1]:
         return case
     factor = USUAL_SUV / median
-    text = f"PET image: multiplied by {factor:.3g}, which gives the body a usual uptake"
+    text = (
+        f"PET image: the median in the body is {median:.3g}, the highest value "
+        f"{coarse.pet.max():.3g}; multiplied by {factor:.3g}, which gives it a usual uptake"
+    )
     return replace(
         case,
         pet=sitk.Cast(case.pet, sitk.sitkFloat32) * factor,

@@ -45,7 +45,7 @@ class Way:
     environment: Mapping[str, str]
 
 
-# Everything; one network in small pieces on the CPU; no network.
+# Everything; one network on the CPU, one thread; no network.
 WHOLE, FRUGAL, PLAIN = "whole", "frugal", "plain"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 WAYS = (Way(WHOLE, 0.6, {}), Way(FRUGAL, 0.85, ONE_THREAD), Way(PLAIN, 1.0, ONE_THREAD))

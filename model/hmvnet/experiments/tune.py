@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 
 from hmvnet.bundle import Manifest, load_bundle, refuse_loss, write_bundle
 from hmvnet.case import Grid
-from hmvnet.config import PostprocessingSettings, Settings
+from hmvnet.config import PostprocessingSettings, PreprocessingSettings, Settings
 from hmvnet.files import replacing
 from hmvnet.imaging.intensity import to_suv
 from hmvnet.imaging.resample import labels_onto
@@ -112,8 +112,7 @@ def tune(
         ]
         manifest = bundle.manifest
         rules = manifest.postprocessing.for_region(manifest.region)
-        window = manifest.preprocessing.suv_window
-        best = Search(kept, manifest.region, window, score, console)(rules)
+        best = Search(kept, manifest.region, manifest.preprocessing, score, console)(rules)
     if bundle.manifest.prognosis or bundle.manifest.staging:
         console.print("[yellow]note[/] other models were fitted to other masks: left out")
     said = {"patients": len(kept), "score": score, "data": Path(settings.data.root).resolve().name}
@@ -134,13 +133,13 @@ class Search:
 
     Attributes:
         kept: the patients.
-        region, suv_window: as for ``hmvnet.segmentation.segmenter.label_map``.
+        region, preprocessing: as for ``hmvnet.segmentation.segmenter.label_map``.
         score: a year of ``SCORES``.
     """
 
     kept: Sequence[Kept]
     region: str
-    suv_window: tuple[float, float]
+    preprocessing: PreprocessingSettings
     score: str
     console: Console
 
@@ -204,14 +203,15 @@ class Search:
     def _evidence(self, index: int, mask: np.ndarray, label: int) -> np.ndarray:
         """Variables of each lesion of a class in one patient, ``[lesions, 3]``."""
         one = self.kept[index]
-        pet_suv = to_suv(np.asarray(one.scaled[1], np.float32), self.suv_window)
+        window = self.preprocessing.suv_window
+        pet_suv = to_suv(np.asarray(one.scaled[1], np.float32), window)
         lesions = evidence(mask, np.asarray(one.probabilities), pet_suv, one.grid, label)
         return np.array([lesion.variables for lesion in lesions])
 
     def _masks(self, settings: PostprocessingSettings) -> list[np.ndarray]:
         def mask(one: Kept) -> np.ndarray:
             found, seen = (np.asarray(a, np.float32) for a in (one.probabilities, one.scaled))
-            rules = (settings, self.region, self.suv_window)
+            rules = (settings, self.region, self.preprocessing)
             return label_map(found, seen, one.grid, *rules, one.ct_grid)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # scipy and cc3d free the GIL

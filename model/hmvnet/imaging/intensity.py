@@ -30,10 +30,25 @@ def normalise(
     windows, targets = (settings.hu_window, settings.suv_window), (CT_RANGE, PET_RANGE)
     for channel, result, window, target in zip(volume, out, windows, targets):
         np.clip(channel, *window, out=result)
-        scale = (target[1] - target[0]) / (window[1] - window[0])
-        result *= np.float32(scale)
-        result += np.float32(target[0] - scale * window[0])
+        if window[0]:  # first, so that the lowest is the target's lowest to the last bit
+            result -= np.float32(window[0])
+        result *= np.float32((target[1] - target[0]) / (window[1] - window[0]))
+        if target[0]:
+            result += np.float32(target[0])
     return out
+
+
+def with_usual_ct(scaled: np.ndarray, settings: PreprocessingSettings) -> np.ndarray:
+    """What ``normalise`` gave, its CT as by the default window of HU; air is 0 in both.
+
+    What was clipped stays so: of a narrower window no more is known.
+    """
+    low, high = PreprocessingSettings().hu_window
+    first, last = settings.hu_window
+    if (first, last) == (low, high):
+        return scaled
+    usual = (first + scaled[0] * (last - first) - low) / (high - low)
+    return np.stack([np.where(scaled[0] > 0, usual.clip(*CT_RANGE), 0), scaled[1]])
 
 
 def to_suv(pet: np.ndarray, window: tuple[float, float]) -> np.ndarray:

@@ -29,7 +29,7 @@ AIR_STRIDE = 2
 LEAST_AIR_ML, AIRWAY_ML = 0.5, 5.0  # of one air space, and of all inside the body
 MUCOSA_MM = 8.0
 NODE_CHANCE = 0.03  # mean probability below which a lesion is no node
-BONE = 0.8  # of the normalised CT, 200 HU in the default window
+BONE = 0.8  # of the normalised CT: 200 HU
 LEAST_BRAIN_ML, LEAST_BRAIN_SHARE, NEAR_BRAIN_MM = 300.0, 0.1, 8.0
 BOX_MARGIN = 2
 IN_PLANE = ndimage.generate_binary_structure(2, 1)[None]
@@ -47,7 +47,8 @@ def postprocess(
 
     Args:
         probabilities: float32 ``[3, z, y, x]`` (background, GTVp, GTVn).
-        scaled: CT and PET as the network sees them, ``[2, z, y, x]``; air is 0 in the CT.
+        scaled: CT and PET as the network sees them, ``[2, z, y, x]``, the CT by the usual window of
+            HU; its air is 0.
         grid: the working grid; for volumes in mL.
         suv_window: to which the PET was clipped, in SUV.
         ct_grid: the CT's own grid, beyond which nothing is labelled; None: it covers the volume.
@@ -64,7 +65,7 @@ def postprocess(
         return raw
     mask = raw
     if settings.cleanup:
-        mask = remove_beyond(fill_holes(mask), grid, ct_grid)
+        mask = fill_holes(mask)
         inside = remove_outside_body(mask, ct)
         # Air is not to come back below; another piece of the body, a second leg say, may.
         raw[(mask > 0) & (inside == 0) & (ct <= 0)] = 0

@@ -21,7 +21,7 @@ from hmvnet.case import Case, CaseError, Finding, Grid
 from hmvnet.config import InferenceSettings, PostprocessingSettings, PreprocessingSettings
 from hmvnet.imaging.agreement import check_agreement, check_covered
 from hmvnet.imaging.coarse import Coarse
-from hmvnet.imaging.intensity import normalise, to_suv
+from hmvnet.imaging.intensity import normalise, to_suv, with_usual_ct
 from hmvnet.imaging.postprocess import postprocess
 from hmvnet.imaging.resample import labels_onto, resample_pet_ct
 from hmvnet.imaging.roi import centre_region, find_region
@@ -127,7 +127,7 @@ def label_map(
     grid: Grid,
     settings: PostprocessingSettings,
     region: str,
-    suv_window: tuple[float, float],
+    preprocessing: PreprocessingSettings,
     ct_grid: Grid,
 ) -> np.ndarray:
     """What lies behind the network: probabilities ``[3, z, y, x]`` to labels, uint8 ``[z, y, x]``.
@@ -136,11 +136,12 @@ def label_map(
         scaled: CT and PET as the network sees them, ``[2, z, y, x]``.
         grid: the working grid.
         region: as for ``prepare``; the rules on the head and neck's anatomy hold there only.
-        suv_window: to which the PET was clipped, in SUV.
+        preprocessing: by whose windows they were scaled.
         ct_grid: the CT's own grid, which may end inside the working grid.
     """
-    rules = settings.for_region(region)
-    labels = postprocess(probabilities, scaled, grid, rules, suv_window, ct_grid)
+    rules, suv_window = settings.for_region(region), preprocessing.suv_window
+    seen = with_usual_ct(scaled, preprocessing)
+    labels = postprocess(probabilities, seen, grid, rules, suv_window, ct_grid)
     if not asks_presence(settings):
         return labels
     pet_suv = to_suv(scaled[1], suv_window)
@@ -188,7 +189,7 @@ class Segmenter:
                 seen.grid,
                 self.postprocessing,
                 self.region,
-                self.preprocessing.suv_window,
+                self.preprocessing,
                 Grid.of(case.ct),
             )
             on_ct = (seen, labels) if scan.on_ct else None

@@ -330,8 +330,8 @@ def predict_labels(ensemble: Ensemble, case: Prepared, settings: Settings) -> np
     volume = np.asarray(case.volume[:], dtype=np.float32)
     probabilities = ensemble(volume).probabilities
     rules, region = settings.postprocessing, settings.data.region
-    window = settings.preprocessing.suv_window
-    return label_map(probabilities, volume, case.grid, rules, region, window, case.ct_grid)
+    windows = settings.preprocessing
+    return label_map(probabilities, volume, case.grid, rules, region, windows, case.ct_grid)
 
 
 def score(ensemble: Ensemble, case: Prepared, settings: Settings) -> metrics.CaseScore:
