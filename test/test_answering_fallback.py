@@ -205,6 +205,37 @@ def test_a_pet_in_another_unit_is_scaled_whatever_else_is_wrong_with_it(
     assert ("pet-turned" in codes) is turned and "pet-not-suv" not in codes
 
 
+def test_what_is_missing_or_broken_is_put_right_as_far_as_can_be(write_case):
+    apart = salvage(write_case(pet=moved(tiny_pet(), 9999.0), folder="apart")).case
+    middles = [Grid.of(image).corners().mean(axis=0) for image in (apart.ct, apart.pet)]
+    np.testing.assert_allclose(*middles, atol=1e-6)
+    broken = salvage(write_case(ct=with_nan(tiny_ct(), 0.3), folder="broken")).case
+    assert np.isfinite(sitk.GetArrayViewFromImage(broken.ct)).all()
+    outlined = sitk.GetArrayFromImage(salvage(write_case(ct=None, folder="none")).case.ct)
+    assert set(np.unique(outlined)) == {-1000.0, 0.0} and 0.1 < (outlined == 0).mean() < 0.9
+
+
+def test_large_uptake_alone_is_no_tumour(write_case):
+    """The skull is left out, so that no rule but that of the size knows the brain."""
+    ct, pet = head()
+    ct = np.where(ct > 500, 40, ct).astype(np.int16)
+    images = {"ct": HEAD_GRID.image(ct), "pet": HEAD_GRID.image(pet)}
+    lesions = by_uptake(salvage(write_case(**images)).case).lesions
+    assert lesions and max(lesion.volume_ml for lesion in lesions) < 50
+
+
+def test_where_images_fail_the_record_still_orders_patients(
+    write_case, tmp_path, tiny_bundle, here
+):
+    risks = []
+    for age in (40, 80):
+        record = json.dumps({"Age": age, "Gender": 1})
+        folder = write_case(ct=None, pet=None, ehr=record, folder=f"age{age}")
+        assert run(folder, tmp_path / f"out{age}", tiny_bundle, "answer") == Exit.OK
+        risks.append(answered(tmp_path / f"out{age}")[1][RISK_PATH.name])
+    assert risks[0] != risks[1]
+
+
 def test_what_is_salvaged_says_so(write_case):
     found = salvage(write_case(ct=None))
     assert found.case is not None and "images/ct" in found.refusal
