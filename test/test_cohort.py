@@ -503,6 +503,25 @@ def test_a_cohort_is_one_table_whoever_made_which_part(pipeline, tmp_path):
     assert table.loc[0, "risk"] == pytest.approx(report["risk"]["value"])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"lesions": [{"a": 1}], "bundle": "x"}',
+        '{"lesions": 3, "bundle": "x"}',
+        '{"lesions": [], "verdict": "ok", "bundle": "x"}',
+        '{"lesions": [], "risk": null, "bundle": "x"}',
+        '{"summary": "x"}',
+        "[1, 2]",
+    ],
+)
+def test_another_programs_report_is_no_patient_of_the_cohort(pipeline, tmp_path, text):
+    run_cohort([Given("a")], pipeline, tmp_path, picture=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.json").write_text(text)
+    write_cohort(tmp_path)
+    assert list(pd.read_csv(tmp_path / "cohort.csv")["patient"]) == ["a"]
+
+
 def test_failures_are_a_table_that_goes_when_there_are_none(tmp_path):
     path = write_failures({"=a": "no\nimage"}, tmp_path, "-1of2")
     assert path.name == "failures-1of2.csv" and "'=a" in path.read_text()

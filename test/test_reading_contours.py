@@ -320,6 +320,15 @@ def test_a_corrected_mask_of_another_scan_is_refused(tmp_path):
     read_mask(another, HEAD_GRID)  # of a CT that is no DICOM nobody knows
 
 
+def test_a_contour_that_is_there_twice_is_no_hole(tmp_path):
+    once = [(z, SQUARE) for z in range(5, 10)]
+    whole = labels(structures(tmp_path / "once.dcm", [("GTVp", once)]))
+    twice = structures(tmp_path / "twice.dcm", [("GTVp", [*once, *once[:2]])])
+    truth, notes = read_truth(twice, HEAD_GRID)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(truth), whole)
+    assert any("contours of GTVp: 2 are there twice, and taken once" in note for note in notes)
+
+
 def test_contours_on_a_series_that_got_another_uid_still_belong(tmp_path):
     ct, pet = head()
     write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), tmp_path, "x")

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import subprocess
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -587,6 +588,18 @@ def test_a_zip_whose_content_is_damaged(patient, tmp_path):
         find_dicom(path)
 
 
+def test_what_a_damaged_zip_says_names_no_file_in_it(patient, tmp_path):
+    path = tmp_path / "scan.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("DOE^JOHN_1950/0001.dcm", b"x" * 5000)
+    content = bytearray(path.read_bytes())
+    content[200:220] = b"y" * 20
+    path.write_bytes(content)
+    with pytest.raises(CaseError, match=r"scan\.zip: not readable as a zip: damaged") as said:
+        find_dicom(path)
+    assert "DOE" not in str(said.value) and said.value.__cause__ is None
+
+
 def test_a_zip_that_leads_out_of_itself(tmp_path):
     for name in ("../outside", "/etc/outside", "a/../../outside", "C:\\outside"):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -702,10 +715,37 @@ def test_a_slope_of_0_and_units_that_differ(given):
         only(given).read()
 
 
-def test_a_series_number_that_is_a_name_is_not_said(given):
+def test_a_series_number_that_is_a_name_is_not_said(given, recwarn):
+    """Nor do pydicom's warnings say what tags hold, which they do when these are looked at."""
     for series in given.iterdir():
         changed(series, lambda file: file.add_new("SeriesNumber", "LO", "SMITH"))
-    assert "SMITH" not in f"{only(given)} {found(given)}"
+        changed(series, lambda file: file.add_new("StudyInstanceUID", "UI", "1.2.DOE-JOHN"))
+    recwarn.clear()
+    said = f"{only(given)} {found(given)} {only(given).read().notes}"
+    assert "SMITH" not in said and not [str(w.message) for w in recwarn.list]
+
+
+@pytest.mark.parametrize("position", ["nan\\nan\\nan", "0\\0", "inf\\0\\0"])
+def test_a_slice_that_does_not_say_where_it_lies_is_missing(given, position):
+    """NaN has no order; of the others none would be where it is."""
+    files = sorted((given / "CT").iterdir())
+    for number, path in enumerate(files):
+        path.rename(path.with_name(f"{number * 37 % 64:03d}-{path.name}"))
+    middle = sorted((given / "CT").iterdir())[20]
+
+    def change(file):
+        file.remove_private_tags()
+        del file.ImagePositionPatient
+        file.add_new("ImagePositionPatient", "DS", position.split("\\"))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        changed([middle], change)
+    folder = found(given)
+    assert folder.left_out == {"CT images that do not say where they lie": 1}
+    (scan,) = folder.scans
+    with pytest.raises(CaseError, match=r"1 slices are missing|unevenly"):
+        scan.read()
 
 
 def test_what_a_number_stood_for_before_is_not_taken_for_who_has_it_now(given, tmp_path):

@@ -9,12 +9,13 @@ import SimpleITK as sitk
 from conftest import HEAD_GRID, head, tiny_ct, tiny_label, tiny_pet, write_patient
 from typer.testing import CliRunner
 
-from hmvnet.case import CaseError
+from hmvnet.case import CaseError, ClinicalRecord
 from hmvnet.cli import app
 from hmvnet.exits import RefusedError
 from hmvnet.phantom.dicom import write_dicom
-from hmvnet.reading.inputs import Asked, ChallengeFolder, find_sources
+from hmvnet.reading.inputs import Asked, ChallengeFolder, _without_identities, find_sources
 from hmvnet.reading.records import HECKTOR
+from hmvnet.reading.tables import Known
 
 
 def write(path, image):
@@ -231,6 +232,18 @@ def test_an_id_that_is_a_small_number_hides_no_column(tmp_path):
     assert values["Tobacco Consumption"] == ["1", "0"] and values["HPV Status"] == ["0", "1"]
     assert [dict(record.values)["Packs"] for record in records] == [2.0, 1.0]
     assert any("left out, as they say who a patient is: columns Case" in s for s in sources.told)
+
+
+def test_columns_that_say_who_somebody_is_are_told_by_their_names_and_texts():
+    def known(i):
+        values = {"Initials": "JD", "Hospital No": 123.0 + i, "Geburtsdatum": "03.02.1950"}
+        values |= {"seen": f"on day {i} by the dentist", "Site": f"site {i % 2}", "Packs": 3.0 + i}
+        return Known(ClinicalRecord(values))
+
+    table = {f"P{i}": known(i) for i in range(8)}
+    kept, hidden = _without_identities(table, {})
+    assert set(hidden) == {"Initials", "Hospital No", "Geburtsdatum", "seen"}
+    assert set(kept["P3"].record.values) == {"Site", "Packs"}
 
 
 def test_a_listing_says_nothing_of_what_a_record_holds(tmp_path):

@@ -315,6 +315,23 @@ def test_ge_says_the_start_of_the_scan_in_private(default):
     assert _factor(default) == pytest.approx(before, rel=1e-9)
 
 
+def test_headers_that_contradict_themselves_are_told(default):
+    """By one of two ways a factor is a sixth less, and nothing says which is right."""
+    plain = suv_scale(default)
+    assert not any("differ by" in note or "DECY" in note for note in plain.notes)
+    hour, minute = divmod(int(str(default[0].SeriesTime)[:2]) * 60 - 30, 60)
+    for file in default:
+        file.SeriesTime = f"{hour:02d}{minute:02d}00"
+    (note,) = set(suv_scale(default).notes) - set(plain.notes)
+    assert "SeriesTime and the frames' times differ by 30 minutes" in note
+    for file in default:
+        file.CorrectedImage = ["NORM", "ATTN", "SCAT"]
+    assert any("is START and CorrectedImage has no DECY" in n for n in suv_scale(default).notes)
+    for file in default:
+        file.CorrectedImage, file.DecayCorrection = ["ATTN", "DECY"], "NONE"
+    assert any("is NONE and CorrectedImage has DECY" in n for n in suv_scale(default).notes)
+
+
 @pytest.mark.parametrize(
     ("kind", "value"), [("UN", None), ("UN", b""), ("UN", b"20250101110000.00"), ("LO", "")]
 )

@@ -249,6 +249,10 @@ def test_a_table_is_read_as_a_spreadsheet_saves_it(tmp_path: Path, kind: str) ->
         ),
         # A comma that may part thousands: 1,234 days or 1.234?
         ("PatientID;Relapse;RFS\nA-1;1;1,234\n", "a.csv: column 'RFS' holds 1 value other than"),
+        (
+            "PatientID;Relapse;RFS;Age\nA-1;1;1.234;62,5\nA-2;0;812;58,1\n",
+            r"columns \['Age'\] have decimal commas and columns \['RFS'\] points that may part",
+        ),
         # A decimal comma beside a decimal point.
         ("PatientID;Relapse;RFS\nA-1;1;1,5\nA-2;0;2.5\n", "a.csv: column 'RFS' holds 1 value"),
     ],

@@ -54,7 +54,9 @@ def unzipped(path: Path) -> tuple[object, Path]:
                     _copy(source, sink, entry.file_size)
                 os.utime(target, (0, _moment(entry)))
     except DAMAGED as error:
-        raise CaseError(f"{path.name}: not readable as a zip: {error}") from error
+        # What it says may name files, and they a patient.
+        why = "encrypted" if "encrypted" in str(error) else f"damaged ({type(error).__name__})"
+        raise CaseError(f"{path.name}: not readable as a zip: {why}") from None
     return folder, Path(folder.name)
 
 

@@ -191,7 +191,7 @@ def _regions(
     """The regions of an RTSTRUCT: names, and boolean ``[z, y, x]`` on the grid.
 
     Args:
-        sparse: notes on those that are not drawn on every slice are added to it.
+        sparse: notes on those that are not drawn on every slice, or twice, are added to it.
     """
     names = {roi.ROINumber: str(roi.ROIName) for roi in file.StructureSetROISequence}
     for roi in file.ROIContourSequence:
@@ -199,11 +199,15 @@ def _regions(
         if label_of(name, given) is None:  # it may lie anywhere
             yield name, np.zeros(0, bool)
             continue
-        inside = np.zeros(grid.shape, bool)
+        inside, seen, again = np.zeros(grid.shape, bool), set[bytes](), 0
         for contour in roi.get("ContourSequence") or ():
             if contour.ContourGeometricType not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"):
                 continue
             points = np.reshape(np.array(contour.ContourData, dtype=float), (-1, 3))
+            if (drawn := points.round(3).tobytes()) in seen:  # one more would make a hole of it
+                again += 1
+                continue
+            seen.add(drawn)
             index = grid.indices(points)
             z = round(float(index[:, 2].mean()))
             if np.abs(index[:, 2] - z).max() > OFF_PLANE:
@@ -214,6 +218,8 @@ def _regions(
             if not 0 <= z < grid.shape[0]:
                 raise CaseError(f"contours of {shown(name)}: they lie outside the CT")
             inside[z] ^= polygon2mask(grid.shape[1:], index[:, [1, 0]])
+        if again:
+            sparse.append(f"contours of {shown(name)}: {again} are there twice, and taken once")
         gaps = np.diff(np.flatnonzero(inside.any(axis=(1, 2))))
         left_out = gaps[np.isin(gaps, STEPS)]
         if left_out.size:

@@ -24,7 +24,15 @@ from hmvnet.reading.checks import checked_case
 from hmvnet.reading.contours import read_truth
 from hmvnet.reading.headers import remarked
 from hmvnet.reading.names import first
-from hmvnet.reading.series import Series, Slice, drawn_on, read_header, read_series, slices_of
+from hmvnet.reading.series import (
+    Series,
+    Slice,
+    drawn_on,
+    quietly,
+    read_header,
+    read_series,
+    slices_of,
+)
 from hmvnet.reading.suv import SuvScale, number, parse_date, parse_time, suv_scale, words
 from hmvnet.reading.tables import Known
 
@@ -32,7 +40,7 @@ USUAL_UPTAKE_MIN = 20, 240  # of FDG; guidelines ask for 60 (EANM: 55 to 75)
 FEWEST_SLICES = 5  # of a scan; localisers and screen shots have fewer
 F18_S = 6586.2
 FDG_WORDS, FDG_CODES = (
-    ("FDG", "DEOXYGLUCOSE", "DESOXYGLUCOSE", "FLUORODEOXY"),
+    ("FDG", "DEOXYGLUC", "DESOXYGLUC"),
     ("C-B1031", "35321007"),
 )
 
@@ -82,6 +90,10 @@ class Scan:
             CaseError: slices that are missing, doubled, tilted or unreadable, a PET that cannot be
                 made SUV; as ``checked_case``.
         """
+        with quietly():
+            return self._read()
+
+    def _read(self) -> Case:
         ct, notes = read_series(self.ct)
         scale = suv_scale([one.header for one in self.pet.slices], self.suv_factor)
         pet, notes2 = read_series(self.pet, scale.factors)
@@ -168,6 +180,17 @@ def find_dicom(
     keeps = None
     if root.is_file():
         keeps, root = unzipped(root)
+    with quietly():
+        return _found(root, keep_names, series, suv_factor, keeps)
+
+
+def _found(
+    root: Path,
+    keep_names: bool,
+    series: Sequence[str],
+    suv_factor: float | None,
+    keeps: object,
+) -> DicomFolder | None:
     found, drawn, left_out = _find_series(root)
     if not found and not drawn and set(left_out) <= {NO_DICOM}:
         return None
@@ -337,6 +360,8 @@ def _pair(name: str, members: list[Series], wanted: Sequence[str]) -> Scan | Unp
         for one, among in ((pet, pets), (ct, cts))
         if len(among) > 1
     ]
+    if not (pet.header.get("FrameOfReferenceUID") or ct.header.get("FrameOfReferenceUID")):
+        notes.append("PET and CT name no frame of reference: taken for one and the same")
     return Scan(name, ct, pet, tuple(notes))
 
 

@@ -74,6 +74,8 @@ def read_frame(
         buffer = io.StringIO()
         csv.writer(buffer).writerows([names, *cells])
         buffer.seek(0)
+        if decimal_commas:
+            _refuse_two_points(names, cells)
         decimal = "," if decimal_commas and _has_decimal_commas(cells) else "."
         # pandas' own parser of floats ends the process at some cells, as 41e680880517066a.
         frame = pd.read_csv(
@@ -151,6 +153,23 @@ def _holding(rows: Iterable[Sequence[str]]) -> Iterator[_Row]:
             cells.pop()
         if cells:
             yield _Row(number, cells)
+
+
+def _refuse_two_points(names: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    """Refuse decimal commas beside points that may part thousands: 1.234 days, or 1234?
+
+    Raises:
+        ValueError: names the columns.
+    """
+    decimal, parted = (
+        [n for n, *column in zip(names, *body) if any(re.fullmatch(form, c) for c in column)]
+        for form in (r"[-+]?\d+,(\d{1,2}|\d{4,})", r"[-+]?[1-9]\d{0,2}(\.\d{3})+")
+    )
+    if decimal and parted:
+        raise ValueError(
+            f"{listed(decimal)} have decimal commas and {listed(parted)} points that may part "
+            "thousands; expected one mark for decimals, and none for thousands"
+        )
 
 
 def _has_decimal_commas(body: Iterable[Sequence[str]]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,12 @@ from hmvnet.reading.tables import Known, read_records
 
 CT_ENDINGS = ("__CT", "_0000", "_CT", "_ct")
 USUAL_COLUMNS = {name for column in HECKTOR.columns for name in column.plain_names}
-IDENTITIES = re.compile(r"name|mrn|birth|dob|accession|address|phone|mail|ssn|insurance|patientid")
+IDENTITIES = re.compile(
+    r"name|mrn|birth|dob|accession|address|phone|mail|ssn|insurance|patientid|initials|nhs|postcode"
+    r"|postal|zipcode|plz|street|stra(ss|ß)e|geburt|telefon|fax|versicher|hospital(no|number|id)"
+    r"|fallnummer|consultant|physician|doctor|arzt|comment|remark|bemerkung|notes?$|freetext"
+)
+LEAST_TEXTS = 5  # of a column, to see that each patient has one of its own
 LIST_COLUMNS = ("patient", "ct", "pet", "record")  # of a CSV that lists patients
 
 
@@ -347,8 +353,9 @@ def _without_identities(
 ) -> tuple[dict[str, Known], list[str]]:
     """Records without the columns that say who somebody is, and those columns' names.
 
-    By their names, or since most of those who have something there have their own id of the DICOM
-    files: an id may be 1, and be in any column by chance.
+    By their names; since most of those who have something there have their own id of the DICOM
+    files (an id may be 1, and be in any column by chance); or since most have a text of their own,
+    as a date or a remark is.
 
     Args:
         ids: of the DICOM files, by the name that a record goes by.
@@ -359,14 +366,19 @@ def _without_identities(
         return name in ids and (text.lstrip("0") or "0") == (ids[name].lstrip("0") or "0")
 
     own: dict[str, list[bool]] = {}
+    texts: dict[str, list[str]] = {}
     for name, one in known.items():
         for label, value in one.record.values.items():
             if value is not None and plain_name(label) not in USUAL_COLUMNS:
                 own.setdefault(label, []).append(is_own(name, value))
+                if isinstance(value, str):
+                    texts.setdefault(label, []).append(value)
     hidden = [
         label
         for label, found in own.items()
-        if IDENTITIES.search(plain_name(label)) or 2 * sum(found) > len(found)
+        if IDENTITIES.search(plain_name(label))
+        or 2 * sum(found) > len(found)
+        or _is_ones_own(texts.get(label, []))
     ]
     kept = {
         name: one._replace(
@@ -375,6 +387,12 @@ def _without_identities(
         for name, one in known.items()
     }
     return kept, [shown(label) for label in hidden]
+
+
+def _is_ones_own(texts: Sequence[str]) -> bool:
+    """Whether most of those who have a text in a column share it with nobody."""
+    alone = sum(count == 1 for count in Counter(texts).values())
+    return len(texts) >= LEAST_TEXTS and 2 * alone > len(texts)
 
 
 def _knowing(source: Source, known: Mapping[str, Known]) -> Source:

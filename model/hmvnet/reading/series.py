@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -176,6 +177,17 @@ class Series:
 # --- files to slices ------------------------------------------------------------------------------
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """What pydicom and highdicom warn of in a patient's tags holds what these say of the patient.
+
+    Values are looked at when they are asked for, long after a file is read.
+    """
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def read_header(path: Path) -> Dataset | None:
     """What is needed of a file's header; None for a file that is no DICOM."""
     try:
@@ -185,8 +197,7 @@ def read_header(path: Path) -> Dataset | None:
         bare = start[:4] in (b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00")
         if start[PREAMBLE:] != b"DICM" and not bare:
             return None
-        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-            warnings.simplefilter("ignore")  # they hold values
+        with quietly():
             return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=KEPT, force=bare)
     except Exception:  # pydicom raises many kinds for damaged files; a zip's, a text's bytes too
         return None
@@ -238,7 +249,7 @@ def slices_of(path: Path, header: Dataset) -> list[Slice]:
 
 def _slice(path: Path, header: Dataset, frame: int | None) -> Slice | None:
     try:
-        position = np.array([float(v) for v in header.ImagePositionPatient])
+        position = np.array([float(v) for v in header.ImagePositionPatient]).reshape(3)
         axes = np.array([float(v) for v in header.ImageOrientationPatient]).reshape(2, 3)
         down, across = (float(v) for v in header.PixelSpacing)
         size = int(header.Columns), int(header.Rows)
@@ -247,6 +258,8 @@ def _slice(path: Path, header: Dataset, frame: int | None) -> Slice | None:
             for keyword, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
         )
     except (AttributeError, TypeError, ValueError):
+        return None
+    if not np.isfinite([*position, *axes.ravel(), down, across]).all():  # in no order then
         return None
     return Slice(path, position, axes, (across, down), size, slope, intercept, header, frame)
 

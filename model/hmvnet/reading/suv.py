@@ -25,6 +25,7 @@ from hmvnet.case import CaseError
 DAY_S = 86_400.0
 QUARTER_S, MINUTE_S = 900.0, 60.0  # a quarter of an hour
 LONG_LIVED_S = 6 * 3600.0  # of a half-life: such scans may be days after the injection
+MOST_APART_S = 120.0  # of two ways to tell the scan's start; vendors' headers agree within 1 s
 MOST_HALF_LIVES = 10.0  # from injection to scan: longer, and a date was made up
 LEAST_BQ = 1e5  # a dose that is less is in MBq
 KNOWN_KG, KNOWN_M = (1.0, 500.0), (0.3, 2.6)
@@ -107,6 +108,12 @@ def _of_activity(slices: Sequence[Dataset], scales: Sequence[float] | None = Non
     injection = _Injection.of(slices[0])
     notes = list(injection.notes)
     correction = _correction(slices[0])
+    kinds = words(slices[0].get("CorrectedImage"))
+    if kinds and ("DECY" in kinds) is (correction == "NONE"):
+        notes.append(
+            f"PET: DecayCorrection is {correction or 'not there'} and CorrectedImage has "
+            f"{'DECY' if 'DECY' in kinds else 'no DECY'}: the former is taken"
+        )
     if correction == "ADMIN":
         elapsed = [0.0] * len(slices)
     elif correction == "NONE":
@@ -322,10 +329,30 @@ def _scan_start(
     series = _moment(slices[0], "Series")
     acquired = [_acquired(one) for one in slices]
     if series is not None and series <= min(acquired):
-        return series, ()
+        return series, _apart_from_frames(series, slices, acquired, injection)
     # The series' time was written anew: by a reconstruction later on, or when it was anonymised.
     note = "PET: SeriesTime is after the acquisition; the scan's start is taken from the frames"
     return min(_start_by_frame(one, at, injection) for one, at in zip(slices, acquired)), (note,)
+
+
+def _apart_from_frames(
+    series: datetime,
+    slices: Sequence[Dataset],
+    acquired: Sequence[datetime],
+    injection: _Injection,
+) -> tuple[str, ...]:
+    """That the series' time and those of its frames tell of different starts."""
+    try:
+        begun = min(_start_by_frame(o, at, injection) for o, at in zip(slices, acquired))
+    except CaseError:  # without a frame's duration they tell of none
+        return ()
+    apart = abs((begun - series).total_seconds())
+    if apart <= MOST_APART_S:
+        return ()
+    return (
+        f"PET: SeriesTime and the frames' times differ by {apart / 60:.0f} minutes about the "
+        "scan's start; SeriesTime is taken",
+    )
 
 
 def _has_ge_block(one: Dataset) -> bool:

@@ -131,8 +131,21 @@ def _leave_out(patients: Collection[str], output: Path) -> None:
 
 def _reports(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(output.iterdir()):
-        if path.is_dir() and not path.name.startswith(".") and (report := read_report(path)):
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        if (report := read_report(path)) and _is_whole(report):
             yield path, report
+
+
+def _is_whole(report: Mapping[str, Any]) -> bool:
+    """Whether it is a report as predictions have it; another program's may lie beside them."""
+    lesions, needed = report.get("lesions"), {"class", "volume_ml", "suv_max", "tlg"}
+    return (
+        isinstance(lesions, list)
+        and all(isinstance(one, dict) and needed <= one.keys() for one in lesions)
+        and all(isinstance(report.get(key, {}), dict) for key in ("verdict", "risk"))
+        and isinstance(report.get("bundle"), str)
+    )
 
 
 def _begins(path: Path, columns: Sequence[str]) -> bool:

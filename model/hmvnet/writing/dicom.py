@@ -7,16 +7,13 @@ all three.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import SimpleITK as sitk
 from pydicom import Dataset
 from pydicom.dataset import FileDataset, FileMetaDataset
@@ -38,7 +35,7 @@ from hmvnet.imaging.components import bounding_box
 from hmvnet.imaging.resample import labels_onto
 from hmvnet.lesions.table import Lesion
 from hmvnet.pipeline import Prediction
-from hmvnet.reading.series import Series, open_dicom, volume_files
+from hmvnet.reading.series import Series, open_dicom, quietly, volume_files
 from hmvnet.writing.folder import RTSTRUCT, SEG, SR
 
 MAKER, MODEL = "HM-VNet (open source)", "hmvnet"
@@ -123,7 +120,7 @@ def _made_of(prediction: Prediction, manifest: Manifest, ct: Series) -> _Source:
     there = set(np.unique(on_ct).tolist())
     files = volume_files(ct)
     paths = list(dict.fromkeys(path for path, _ in files))
-    with _quietly():
+    with quietly():
         sources = [open_dicom(path, stop_before_pixels=True) for path in paths]
         for source in sources:
             for keyword in MAY_BE_EMPTY:
@@ -174,16 +171,8 @@ def numbers_on(grid: Grid, prediction: Prediction) -> np.ndarray:
     return out
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """What pydicom and highdicom warn of in the patient's own tags would name the patient."""
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _written(make: Callable[[], Dataset], path: Path) -> Dataset:
-    with _quietly(), replacing(path) as temporary:
+    with quietly(), replacing(path) as temporary:
         try:
             file = make()
         except (OSError, NotImplementedError):

@@ -79,7 +79,9 @@ def write_folder(
             writers.update(dicom_writers(prediction, manifest, ct, folder))
         except Exception as error:  # of the CT's files, say, that are gone: the rest is whole
             leave_where_asked()
-            problems.append(f"DICOM objects not written: {type(error).__name__}: {error}")
+            # A path or a tag would say who the patient is.
+            said = f": {error}" if isinstance(error, ImportError) else ""
+            problems.append(f"DICOM objects not written: {type(error).__name__}{said}")
     return [*write_optional(writers).values(), *problems]
 
 
