@@ -50,7 +50,7 @@ def test_every_column_of_a_comparison_is_told():
     cost = Cost(10, 5, 1.0, 1.0, 1.0)
     table = comparison({"a": Scored(scores(), cost), "b": Scored(scores(), cost)})
     training = {"steps": 3, "minutes_charged": 1.0, "parameters": 10, "device": "CPU"}
-    one = Result("a", "windows", Budget(10), 0, training, [1.0], scores())
+    one = Result("a", Budget(10), 0, "windows", training, [1.0], scores())
     made = points([one], ["a"])
     runs, survival = pd.read_csv(RUNS, nrows=1), pd.read_csv(SURVIVAL, nrows=1)
     columns = {*table.columns, *summary(made, "a", True).columns, *runs.columns, *survival.columns}

@@ -278,7 +278,7 @@ def test_what_is_lost_of_the_records_is_said(tables, tmp_path):
     compare_survival(settings, None, tmp_path / "run", console, ["icare"], repeats=1)
     said = console.file.getvalue()
     assert "grade: 60 values with an unknown code, treated as missing" in said
-    assert "grade: the same in all training patients, left out" in said
+    assert "grade: one value or none in all training patients, left out" in said
 
 
 def test_centres_are_left_out_only_where_that_can_be_done():
