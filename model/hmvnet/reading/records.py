@@ -462,7 +462,7 @@ HECKTOR = ClinicalSchema(
             "HPV Status",
             "categorical",
             codes=("0", "1"),
-            aliases=(("negative", "0"), ("positive", "1")),  # no "+": "-" is a word for missing
+            aliases=(("negative", "0"), ("positive", "1"), ("+", "1")),
             other_names=("HPV status (0=-, 1=+)",),
         ),
     )
