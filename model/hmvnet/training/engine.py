@@ -183,6 +183,7 @@ def train(
     clock: Callable[[], float] | None = None,
     history: History | None = None,
     compiler: str = "none",
+    seed: int | None = None,
 ) -> tuple[nn.Module, History]:
     """Optimise ``network`` and return its exponential moving average, and the history.
 
@@ -204,6 +205,8 @@ def train(
         clock: seconds by which steps are charged; None: ``work_clock`` of the device.
         history: filled as the loop goes, where ``stop`` has to see it; losses as they are read.
         compiler: the backend of ``torch.compile`` that the network is trained with, or ``none``.
+        seed: of what the network draws in each step (dropout), so that it goes on over a resume;
+            None: it goes on drawing as it began.
 
     Raises:
         ValueError: the checkpoint is of another network, other settings or other data.
@@ -229,7 +232,6 @@ def train(
     before, began = history.seconds, time.monotonic()
     silent = quiet or fabric.global_rank != 0
     every = _read_every(fabric, settings)
-    drawn_from = torch.initial_seed(), fabric.global_rank
     with show_progress(title, total, state.step, silent) as progress, Log(fabric) as log:
         unread = Unread(fabric, history, log, title)
         for step in range(state.step, settings.steps):
@@ -238,7 +240,8 @@ def train(
                 group["lr"] = rate(step)
             wrapped.train()
             before_step(wrapped, step)
-            _seed(step, *drawn_from)
+            if seed is not None:
+                _seed(seed, fabric.global_rank, step)
             unread.add(step, _descend(fabric, wrapped, state, settings, loss_of_batch))
             done = state.step = step + 1
             validates = validate and (done % settings.validate_every == 0 or done == settings.steps)
@@ -269,9 +272,9 @@ def train(
     return average.module, history
 
 
-def _seed(step: int, *drawn_from: int) -> None:
-    """Make what torch draws in a step, which is dropout's, hang on nothing but its number."""
-    state = np.random.SeedSequence([*drawn_from, step]).generate_state(1, np.uint64)
+def _seed(*numbers: int) -> None:
+    """Make what torch draws, which is dropout's, hang on nothing but these."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
 
 

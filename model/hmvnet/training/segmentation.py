@@ -191,6 +191,7 @@ def train_segmentation(
             clock=clock,
             history=history,
             compiler=options.compile,
+            seed=options.seed,
         )
         if not validation and len(history.losses) == steps <= frozen_from:
             settle(network)  # the last validation has done it otherwise
