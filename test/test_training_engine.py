@@ -325,7 +325,9 @@ def test_a_log_that_cannot_be_written_costs_nothing_else(tmp_path, capfd, fault)
     assert_same_weights(average, whole)
     assert (run / CHECKPOINT).is_file()
     said = capfd.readouterr().err.strip().splitlines()
-    assert [line.startswith("warning: log not written") for line in said] == [True], said
+    warned = [line.startswith("warning: log not written") for line in said]
+    # The thread may have got its turn between two steps only, when there was room.
+    assert warned == [True] or (fault == "no room" and not warned), said
 
 
 def ticking(pace: float = 2.0):
