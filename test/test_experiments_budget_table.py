@@ -104,9 +104,8 @@ def test_tables_have_a_row_a_run_and_a_row_a_network():
     assert rows["gtvp_mean_dice"][1] == pytest.approx(0.5)
     table = summary(points(results, ["a"]), "a", with_nodes=False)
     assert not any("GTVn" in column for column in table.columns)
-    assert list(table["min charged"]) == ["3.00", "3.00", "10.00"] and set(table["device"]) == {
-        "CPU"
-    }
+    assert list(table["min charged"]) == ["3.00", "3.00", "10.00"]
+    assert set(table["device"]) == {"CPU"}
     assert table["less a, GTVp mean Dice"][1] == "-0.100 (-0.100 to -0.100)"
     assert "GTVn agg. F1" in summary(points(results, ["a"]), "a", with_nodes=True).columns
 

@@ -234,10 +234,10 @@ def _corrected(segmentation: Segmentation, mask: sitk.Image, ct: Grid) -> Segmen
         )
     labels = labels_onto(array, place, grid)
     notes = [*segmentation.notes, "the mask is a corrected one, not the network's"]
-    kept = (labels > 0).sum() * grid.voxel_ml
-    if len(drawn) * place.voxel_ml > 1.1 * kept + 10 * place.voxel_ml:
+    given, kept = len(drawn) * place.voxel_ml, (labels > 0).sum() * grid.voxel_ml
+    if given > 1.1 * kept + 10 * place.voxel_ml:
         notes.append(
-            f"of the corrected mask's {len(drawn) * place.voxel_ml:.2f} mL lesions are measured on "
+            f"of the corrected mask's {given:.2f} mL lesions are measured on "
             f"{kept:.2f} mL: thin parts lie between voxels of {grid.spacing[0]:g} mm"
         )
     on_ct = segmentation.on_ct

@@ -83,6 +83,7 @@ class Scan:
         """The patient's id in the files; it is not to be written or said."""
         return str(self.ct.header.get("PatientID") or "").strip()
 
+    @quietly()
     def read(self) -> Case:
         """The images, CT in HU and PET in SUV.
 
@@ -90,10 +91,6 @@ class Scan:
             CaseError: slices that are missing, doubled, tilted or unreadable, a PET that cannot be
                 made SUV; as ``checked_case``.
         """
-        with quietly():
-            return self._read()
-
-    def _read(self) -> Case:
         ct, notes = read_series(self.ct)
         scale = suv_scale([one.header for one in self.pet.slices], self.suv_factor)
         pet, notes2 = read_series(self.pet, scale.factors)
@@ -159,6 +156,7 @@ class DicomFolder:
     left_out: dict[str, int]
 
 
+@quietly()
 def find_dicom(
     root: Path,
     *,
@@ -180,17 +178,6 @@ def find_dicom(
     keeps = None
     if root.is_file():
         keeps, root = unzipped(root)
-    with quietly():
-        return _found(root, keep_names, series, suv_factor, keeps)
-
-
-def _found(
-    root: Path,
-    keep_names: bool,
-    series: Sequence[str],
-    suv_factor: float | None,
-    keeps: object,
-) -> DicomFolder | None:
     found, drawn, left_out = _find_series(root)
     if not found and not drawn and set(left_out) <= {NO_DICOM}:
         return None

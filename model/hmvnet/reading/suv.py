@@ -332,7 +332,7 @@ def _scan_start(
         return series, _apart_from_frames(series, slices, acquired, injection)
     # The series' time was written anew: by a reconstruction later on, or when it was anonymised.
     note = "PET: SeriesTime is after the acquisition; the scan's start is taken from the frames"
-    return min(_start_by_frame(one, at, injection) for one, at in zip(slices, acquired)), (note,)
+    return _start_by_frames(slices, acquired, injection), (note,)
 
 
 def _apart_from_frames(
@@ -343,7 +343,7 @@ def _apart_from_frames(
 ) -> tuple[str, ...]:
     """That the series' time and those of its frames tell of different starts."""
     try:
-        begun = min(_start_by_frame(o, at, injection) for o, at in zip(slices, acquired))
+        begun = _start_by_frames(slices, acquired, injection)
     except CaseError:  # without a frame's duration they tell of none
         return ()
     apart = abs((begun - series).total_seconds())
@@ -361,6 +361,12 @@ def _has_ge_block(one: Dataset) -> bool:
         for element in one.group_dataset(GE_SCAN_START[0])
         if element.tag.is_private_creator
     )
+
+
+def _start_by_frames(
+    slices: Sequence[Dataset], acquired: Sequence[datetime], injection: _Injection
+) -> datetime:
+    return min(_start_by_frame(one, at, injection) for one, at in zip(slices, acquired))
 
 
 def _start_by_frame(one: Dataset, acquired: datetime, injection: _Injection) -> datetime:

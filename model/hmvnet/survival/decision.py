@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sksurv.nonparametric import kaplan_meier_estimator
 
 from hmvnet.case import Outcomes
+from hmvnet.survival.metrics import kaplan_meier_at
 
 THRESHOLDS = np.linspace(0.05, 0.6, 56)
 
@@ -47,11 +47,7 @@ def decision_curve(
     def benefit(acted: np.ndarray, threshold: float) -> float:
         if not acted.any():
             return 0.0
-        days, survival = kaplan_meier_estimator(outcomes.event[acted], outcomes.days[acted])
-        if days[-1] < time and survival[-1] > 0:
-            return np.nan  # nobody among them is followed so far
-        step = np.searchsorted(days, time, side="right")
-        chance = 1.0 - np.append(1.0, survival)[step]
+        chance = 1.0 - kaplan_meier_at(outcomes[acted], time)[0]
         return acted.mean() * (chance - (1 - chance) * threshold / (1 - threshold))
 
     everyone = np.ones(len(outcomes), bool)

@@ -116,12 +116,12 @@ def calibration(
     parts = np.array_split(np.argsort(probability, kind="stable"), min(groups, len(outcomes)))
     rows = []
     for part in parts:
-        survival, low, high = _kaplan_meier_at(outcomes[part], time)
+        survival, low, high = kaplan_meier_at(outcomes[part], time)
         rows.append((probability[part].mean(), 1 - survival, 1 - high, 1 - low, len(part)))
     return Calibration(time, *(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def _kaplan_meier_at(outcomes: Outcomes, time: float) -> tuple[float, float, float]:
+def kaplan_meier_at(outcomes: Outcomes, time: float) -> tuple[float, float, float]:
     """Survival at ``time`` with its 95% limits; NaN where follow-up ends before."""
     times, survival, (low, high) = kaplan_meier_estimator(
         outcomes.event, outcomes.days, conf_type="log-log"
