@@ -11,8 +11,9 @@ from sksurv.util import Surv
 
 from hmvnet.case import Outcomes
 from hmvnet.prognosis.linear import LinearRisk
-from hmvnet.survival.baselines import SksurvModel, available, create
-from hmvnet.survival.cox import fit_linear_risk
+from hmvnet.survival.baselines import Cox, SksurvModel, available, create
+from hmvnet.survival.calibration import calibration_slope
+from hmvnet.survival.cox import RidgeCox, fit_linear_risk
 from hmvnet.survival.discrete import DeepHit, Mtlr, SumOfLaterRegressors
 from hmvnet.survival.tuning import Tuned
 
@@ -191,6 +192,31 @@ def test_interface_takes_survival_arrays_of_the_library() -> None:
     structured = Surv.from_arrays(outcomes.event, outcomes.days)
     model = fit("coxph", x, Outcomes(structured["time"], structured["event"]))
     np.testing.assert_array_equal(model.predict_risk(x), fit("coxph", x, outcomes).predict_risk(x))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_curves_of_cox_are_not_as_much_alike_as_a_strong_ridge_makes_them(seed: int) -> None:
+    x, outcomes = cohort(seed, n=800)
+    known, unseen = np.arange(400), np.arange(400, 800)
+
+    def slope(model: Cox | RidgeCox) -> float:
+        model.fit(x[known], outcomes[known], np.random.default_rng(3))
+        survival = model.predict_survival(x[unseen], np.array([900.0]))
+        return calibration_slope(outcomes[unseen], survival[:, 0])
+
+    ours, as_the_ridge_leaves_it = Cox([1000.0]), RidgeCox([1000.0])
+    assert slope(ours) == pytest.approx(1, abs=0.3)
+    assert slope(as_the_ridge_leaves_it) > 2
+    risk = as_the_ridge_leaves_it.predict_risk(x)
+    np.testing.assert_array_equal(ours.predict_risk(x), risk)
+
+
+def test_cox_of_too_few_events_for_inner_folds_has_curves() -> None:
+    x, outcomes = cohort(n=60)
+    one = np.zeros(60, bool)
+    one[np.argmin(outcomes.days)] = True
+    curves = fit("coxph", x, Outcomes(outcomes.days, one)).predict_survival(x, np.array([1.0, 1e4]))
+    assert ((curves > 0) & (curves <= 1)).all()
 
 
 def test_a_linear_risk_is_cox_as_plain_arrays() -> None:

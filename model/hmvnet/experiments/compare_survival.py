@@ -57,7 +57,7 @@ from hmvnet.training.prognosis import LEAST_PATIENTS, predict
 CURVE_YEARS = 5
 TIMES = np.linspace(30.0, CURVE_YEARS * DAYS_PER_YEAR, 60)  # days at which curves are compared
 CENTRES_LEFT_OUT = "C, centres left out"
-PREDICTIONS = 4  # counts changes to predictions that no setting shows
+PREDICTIONS = 5  # counts changes to predictions that no setting shows
 
 
 @dataclass(frozen=True)

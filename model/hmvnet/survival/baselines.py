@@ -4,14 +4,16 @@
     risk = model.predict_risk(x)                # [n], higher = earlier event
     curves = model.predict_survival(x, times)   # [n, t], or None where a model gives no curve
 
-Cox is ``hmvnet.survival.cox``, DeepHit and MTLR are ``hmvnet.survival.discrete``, forest and
-boosting are scikit-survival's. Every model but ICARE, which leaves missing values out, fills them
-with the training median and standardises by the training patients.
+Cox is ``hmvnet.survival.cox`` with curves made as the fusion model's are, DeepHit and MTLR are
+``hmvnet.survival.discrete``, forest and boosting are scikit-survival's. Every model but ICARE,
+which leaves missing values out, fills them with the training median and standardises by the
+training patients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,47 @@ from sksurv.ensemble import GradientBoostingSurvivalAnalysis, RandomSurvivalFore
 
 from hmvnet.case import Outcomes
 from hmvnet.prognosis.icare import BaggedIcare
-from hmvnet.survival.cox import RidgeCox
+from hmvnet.survival.calibration import Slopes, fit_curve
+from hmvnet.survival.cox import PENALTIES, RidgeCox, event_splits
 from hmvnet.survival.discrete import DeepHit, standardiser, tuned_mtlr
 from hmvnet.survival.metrics import structured
 from hmvnet.survival.tuning import SurvivalModel
+
+
+class Cox:
+    """``RidgeCox``, with the curves that the fusion model's risks have.
+
+    Its ridge is chosen by the order of the risks, which says nothing of how large hazards are: it
+    may shrink them to a tenth. So the slope and the baseline hazard are those of patients' risks by
+    fits of inner folds that had not seen them (``calibration.fit_curve``). The order of the risks
+    is not touched.
+    """
+
+    folds = 5
+
+    def __init__(self, penalties: Sequence[float] = PENALTIES) -> None:
+        self.penalties = penalties
+
+    def fit(self, x: np.ndarray, outcomes: Outcomes, rng: np.random.Generator) -> Cox:
+        inner = copy.deepcopy(rng)  # whether there are curves does not change who draws next
+        self.model_ = RidgeCox(self.penalties).fit(x, outcomes, rng)
+        risk, slopes = self.model_.predict_risk(x), Slopes()
+        folds = list(event_splits(outcomes, self.folds, int(inner.integers(2**31))))
+        for known, unseen in folds:
+            model = RidgeCox([self.model_.ridge_]).fit(x[known], outcomes[known], inner)
+            risk[unseen] = model.predict_risk(x[unseen])
+            slopes.add(
+                (model.predict_risk(x[known]), outcomes[known]), (risk[unseen], outcomes[unseen])
+            )
+        self.curve_ = fit_curve(risk, outcomes, slopes.steeper(1 - 1 / max(len(folds), 1)))
+        return self
+
+    def predict_risk(self, x: np.ndarray) -> np.ndarray:
+        return self.model_.predict_risk(x)
+
+    def predict_survival(self, x: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Step curves; beyond the last event they stay at their last value."""
+        return self.curve_.survival(self.predict_risk(x), times)
 
 
 class SksurvModel:
@@ -82,7 +121,7 @@ def _boosting(seed: int) -> GradientBoostingSurvivalAnalysis:
 
 
 REGISTRY: dict[str, Callable[[], SurvivalModel]] = {
-    "coxph": RidgeCox,
+    "coxph": Cox,
     "icare": IcareModel,
     "deephit": DeepHit,
     "mtlr": tuned_mtlr,
