@@ -84,12 +84,31 @@ def test_holes_are_filled_but_not_over_the_other_class():
     assert filled[20, 20, 20] == GTVN
 
 
+def test_pinholes_are_closed_and_clefts_are_not():
+    block = np.zeros(ONE_MM.shape, bool)
+    block[10:30, 10:30, 10:30] = True
+    mask = block.astype(np.uint8) * GTVN
+    mask[:, 20, 20] = 0  # a hole of one voxel, open at both ends
+    mask[10:30, 14:17, 12:30] = 0  # a cleft of three
+    filled = fill_holes(mask)
+    assert (filled[11:29, 20, 20] == GTVN).all() and not filled[10:30, 15, 13:30].any()
+    assert not filled[~block].any()
+
+
 def test_specks_have_a_limit_per_class():
     mask = np.zeros(ONE_MM.shape, np.uint8)
     mask[5:10, 5:10, 5:10] = GTVP  # 0.125 mL
     mask[25:30, 25:30, 25:30] = GTVN
     kept = remove_specks(mask, ONE_MM.voxel_ml, SETTINGS)
     assert not (kept == GTVP).any() and (kept == GTVN).sum() == 125
+    exactly = SETTINGS.model_copy(update={"min_ml_gtvn": 0.125, "min_ml_gtvp": 0.125})
+    np.testing.assert_array_equal(remove_specks(mask, ONE_MM.voxel_ml, exactly), mask)
+
+
+def test_a_tie_of_the_classes_is_the_primarys():
+    lesion = ball(ONE_MM, (10, 10, 10), 4)
+    alike = probabilities((GTVP, lesion, 0.5), (GTVN, lesion, 0.5))
+    assert (apply_thresholds(alike, SETTINGS)[lesion] == GTVP).all()
 
 
 @pytest.mark.parametrize("chance_of_node, becomes", [(0.1, GTVN), (0.01, 0)])
@@ -114,6 +133,25 @@ def test_a_small_primary_of_high_uptake_is_kept_rather_than_a_large_pale_one():
     assert (out[small] == GTVP).all() and not (out[big] == GTVP).any()
 
 
+def test_a_second_primary_too_small_for_a_node_goes_though_it_might_be_one():
+    big, tiny = ball(ONE_MM, (12, 12, 12), 8), ball(ONE_MM, (32, 32, 32), 2)
+    mask = (big | tiny).astype(np.uint8)
+    p = probabilities((GTVP, big, 0.6), (GTVP, tiny, 0.6))
+    p[GTVN][tiny] = 0.3
+    out = keep_one_primary(mask, p, pet_of(ONE_MM, 5.0), ONE_MM.voxel_ml, SETTINGS, WINDOW)
+    assert (out[big] == GTVP).all() and not out[tiny].any()
+
+
+@pytest.mark.parametrize("lesion, fragment", [(GTVP, GTVN), (GTVN, GTVP)])
+def test_a_fragment_is_less_than_15_percent(lesion, fragment):
+    mask = np.zeros(ONE_MM.shape, np.uint8)
+    mask[10:30, 10:20, 10:20] = lesion
+    mask[10:13, 10:20, 10:20] = fragment  # 15%
+    np.testing.assert_array_equal(merge_fragments(mask), mask)
+    mask[10, 10, 10] = lesion
+    np.testing.assert_array_equal(merge_fragments(mask), (mask > 0) * lesion)
+
+
 def test_fragment_takes_the_lesions_name():
     node = ball(ONE_MM, (20, 20, 20), 8)
     mask = node * np.uint8(GTVN)
@@ -129,6 +167,10 @@ def test_nothing_outside_the_body():
     mask[10:15, 10:15, 32:38] = GTVN
     out = remove_outside_body(mask, ct)
     assert (out[10:15, 10:15, 5:10] == GTVN).all() and not out[..., 32:38].any()
+    # A coarse voxel beyond the skin is the body's still: its border is uncertain.
+    mask[10:15, 10:15, 15:30] = GTVN
+    out = remove_outside_body(mask, ct)
+    assert (out[10:15, 10:15, 15:24] == GTVN).all() and not out[..., 24:].any()
 
 
 def test_nothing_beyond_the_ct_however_it_is_cleaned():
@@ -206,9 +248,50 @@ def test_a_node_on_the_mucosa_becomes_the_primary_where_there_is_none():
     np.testing.assert_array_equal(correct(with_primary), with_primary)
 
 
+def column(start_x: int, stop_x: int) -> np.ndarray:
+    """A bar beside the airway, whose wall is at x = 35, from one voxel to before another."""
+    bar = np.zeros(NECK.shape, bool)
+    bar[28:32, 28:32, start_x:stop_x] = True
+    return bar
+
+
+def test_a_primary_that_reaches_the_mucosa_stays_one_however_far_it_goes():
+    bar = column(46, 58)  # 24 to 46 mm from the air: most of it beyond 30
+    np.testing.assert_array_equal(correct(bar * GTVP), bar * GTVP)
+
+
+def test_a_node_of_which_most_is_off_the_mucosa_stays_one():
+    for bar in (column(35, 50), column(39, 41)):  # 2 to 32 mm, 10 to 12 mm
+        np.testing.assert_array_equal(correct(bar * GTVN), bar * GTVN)
+    on_it = column(35, 40)  # 2 to 10 mm
+    np.testing.assert_array_equal(correct(on_it * GTVN), on_it * GTVP)
+
+
+def test_of_nodes_on_the_mucosa_the_likeliest_primary_becomes_it():
+    small, large = column(35, 38), ball(NECK, (60, 76, 60), 7)
+    mask = (small | large).astype(np.uint8) * GTVN
+    for likely, other in ((small, large), (large, small)):
+        chances = np.zeros((3, *NECK.shape), np.float32)
+        chances[GTVP][likely], chances[GTVP][other] = 0.4, 0.4 * 0.05
+        chances[GTVN][likely], chances[GTVN][other] = 0.5, 0.9
+        out = correct_by_airway(mask, NECK_CT, NECK, chances, 30.0)
+        assert (out[likely] == GTVP).all() and (out[other] == GTVN).all()
+
+
 def test_without_an_airway_nothing_is_renamed():
     mask = FAR_AWAY * GTVP
     np.testing.assert_array_equal(correct(mask, np.full_like(NECK_CT, 0.5)), mask)
+    # Nor where all that is air are bubbles, however many, or too little of it.
+    bubbles = np.full_like(NECK_CT, 0.5)
+    bubbles[:, :3] = bubbles[:, -3:] = 0.0
+    narrow = bubbles.copy()
+    for z, y, x in np.ndindex(5, 5, 2):
+        bubbles[8 + 10 * z :, 8 + 10 * y :, 8 + 10 * x :][:4, :4, :4] = 0.0  # 0.5 mL
+        bubbles[8 + 10 * z, 8 + 10 * y, 8 + 10 * x] = 0.5  # less a bit
+    assert (bubbles == 0)[:, 3:-3].sum() * NECK.voxel_ml > 20
+    narrow[20:40, 26:34, 28:30] = 0.0  # 2.6 mL
+    for ct in (bubbles, narrow):
+        np.testing.assert_array_equal(correct(mask, ct), mask)
 
 
 def test_blocks_that_hold_a_voxel():
@@ -248,6 +331,46 @@ def test_uptake_inside_the_skull_is_the_brains():
     assert (out[:4][column[:4]] == GTVP).all() and not out[24:].any()
 
 
+HEAD = Grid((90, 90, 90), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+IN_SKULL = ball(HEAD, (88, 88, 110), 62)
+
+
+def skull(bone: float, hollow: np.ndarray = IN_SKULL) -> np.ndarray:
+    """A head as the network sees it, its bone so bright, around what it encloses."""
+    ct = np.where(ball(HEAD, (88, 88, 110), 70), bone, 0.0).astype(np.float32)
+    ct[hollow] = 0.48
+    return ct
+
+
+def test_a_skull_is_of_200_hu_and_encloses_as_much_as_a_brain():
+    mask = ball(HEAD, (88, 88, 110), 30) * np.uint8(GTVP)
+    assert not remove_from_brain(mask, skull(0.81), HEAD).any()
+    small = skull(1.0, ball(HEAD, (88, 88, 110), 40))  # 270 mL
+    for ct in (skull(0.79), small):
+        np.testing.assert_array_equal(remove_from_brain(mask, ct, HEAD), mask)
+
+
+def test_of_what_reaches_into_the_skull_all_but_its_surroundings_is_kept():
+    """More than half inside: all of it goes; a tenth or less: nothing does."""
+    z = HEAD.points(np.indices(HEAD.shape)[::-1].reshape(3, -1).T)[:, 2].reshape(HEAD.shape)
+    bar = np.zeros(HEAD.shape, bool)
+    bar[:, 40:48, 40:48] = True
+    floor = 48.0  # of the skull's inside, mm
+    for top, bottom, kept in (
+        (floor + 10, 0.0, 1.0),
+        (floor + 30, 0.0, None),
+        (floor + 60, 20.0, 0.0),
+    ):
+        lesion = bar & (z >= bottom) & (z <= top)
+        out = remove_from_brain(lesion * np.uint8(GTVP), skull(1.0), HEAD)
+        if kept is None:
+            highest = z[out > 0].max()
+            assert (out > 0)[lesion & (z <= highest)].all()
+            assert floor - 8 - 8 <= highest <= floor - 8 + 8
+        else:
+            assert (out > 0)[lesion].mean() == kept
+
+
 def test_what_was_ruled_out_does_not_come_back_as_the_confident_lesion():
     found = probabilities((GTVP, FAR_AWAY, 0.9))
     assert not postprocess(found, with_pet(NECK_CT), NECK, SETTINGS, WINDOW).any()
@@ -264,6 +387,24 @@ def test_a_confident_lesion_is_never_lost():
         probabilities((GTVN, tiny, 0.6)), with_pet(TISSUE), ONE_MM, SETTINGS, WINDOW
     )
     assert (sure[tiny] == GTVN).all() and not unsure.any()
+
+
+def test_of_several_sure_specks_the_likeliest_as_a_whole_is_kept():
+    """Sure is a lesion whose peak is; of such the one with the most probability in it."""
+    small, large = ball(ONE_MM, (8, 8, 8), 1), ball(ONE_MM, (30, 30, 30), 2.2)
+    p = probabilities((GTVP, small, 0.99), (GTVN, large, 0.6))
+    p[GTVN, 30, 30, 30], p[0, 30, 30, 30] = 0.95, 0.05
+    found = postprocess(p, with_pet(TISSUE), ONE_MM, SETTINGS, WINDOW)
+    np.testing.assert_array_equal(found, large * GTVN)
+
+
+def test_a_node_that_becomes_the_primary_has_the_primarys_least_volume():
+    """0.35 mL, too little for a primary of 0.5; and not sure enough to be kept all the same."""
+    node = column(35, 38) & ~column(37, 40)
+    node[:28] = node[32:] = False
+    rules = SETTINGS.model_copy(update={"min_ml_gtvp": 0.5, "min_ml_gtvn": 0.1})
+    found = postprocess(probabilities((GTVN, node, 0.6)), with_pet(NECK_CT), NECK, rules, WINDOW)
+    assert not found.any()
 
 
 def test_empty_probabilities_give_an_empty_mask():
