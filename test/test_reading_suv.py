@@ -315,6 +315,39 @@ def test_ge_says_the_start_of_the_scan_in_private(default):
     assert _factor(default) == pytest.approx(before, rel=1e-9)
 
 
+@pytest.mark.parametrize("owner, block", [("Philips PET Private Group", 0x11), ("", 0x10)])
+def test_philips_factor_is_in_the_block_that_philips_has_reserved(default, owner, block):
+    """Another's block comes first, with something else at the same place."""
+    for file in default:
+        file.Units = "CNTS"
+        if owner:
+            other = file.private_block(0x7053, "SOMEBODY ELSE", create=True)
+            other.add_new(0x00, "DS", "4.0")
+            philips = file.private_block(0x7053, owner, create=True)
+            assert philips.block_start == block << 8
+            philips.add_new(0x00, "DS", "0.5")
+        else:
+            file.add_new(0x70530000 + (block << 8), "DS", "0.5")
+    assert suv_scale(default).factors == (0.5,) * len(default)
+    for file in default:
+        file.add_new(0x70530000 + (block << 8), "UN", b"0.25 ")
+    assert suv_scale(default).factors == (0.25,) * len(default)
+
+
+def test_what_another_vendor_has_at_that_place_is_not_taken(default):
+    before = _factor(default)
+    for file in default:
+        for group, kind, value in ((0x0009, "DT", "20250101090000.00"), (0x7053, "DS", "4.0")):
+            file.private_block(group, "SOMEBODY ELSE", create=True).add_new(
+                0x0D if group == 0x0009 else 0x00, kind, value
+            )
+    assert _factor(default) == pytest.approx(before, rel=1e-9)
+    for file in default:
+        file.Units = "CNTS"
+    with pytest.raises(CaseError, match=r"\(7053,1000\)"):
+        suv_scale(default)
+
+
 def test_headers_that_contradict_themselves_are_told(default):
     """By one of two ways a factor is a sixth less, and nothing says which is right."""
     plain = suv_scale(default)

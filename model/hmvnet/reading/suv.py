@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
+from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
@@ -29,8 +30,11 @@ MOST_APART_S = 120.0  # of two ways to tell the scan's start; vendors' headers a
 MOST_HALF_LIVES = 10.0  # from injection to scan: longer, and a date was made up
 LEAST_BQ = 1e5  # a dose that is less is in MBq
 KNOWN_KG, KNOWN_M = (1.0, 500.0), (0.3, 2.6)
+# Vendors' private elements: group, who reserves the block, number in it.
 GE_SCAN_START = (0x0009, "GEMS_PETD_01", 0x0D)
-PHILIPS_GROUP, PHILIPS_SUV, PHILIPS_ACTIVITY = 0x7053, 0x00, 0x09
+PHILIPS_SUV = (0x7053, "Philips PET Private Group", 0x00)
+PHILIPS_ACTIVITY = (0x7053, "Philips PET Private Group", 0x09)
+FIRST_BLOCK = 0x10
 
 
 @dataclass(frozen=True)
@@ -136,10 +140,10 @@ def _of_activity(slices: Sequence[Dataset], scales: Sequence[float] | None = Non
 
 
 def _of_philips_counts(slices: Sequence[Dataset]) -> SuvScale:
-    suv = [_philips(one, PHILIPS_SUV) for one in slices]
+    suv = [number(_private(one, *PHILIPS_SUV)) or 0.0 for one in slices]
     if all(suv):
         return SuvScale(tuple(suv), ("PET: counts, made SUV with Philips' factor (7053,1000)",))
-    activity = [_philips(one, PHILIPS_ACTIVITY) for one in slices]
+    activity = [number(_private(one, *PHILIPS_ACTIVITY)) or 0.0 for one in slices]
     if all(activity):
         scale = _of_activity(slices, activity)
         note = "PET: counts, made Bq/mL with Philips' factor (7053,1009)"
@@ -151,13 +155,23 @@ def _of_philips_counts(slices: Sequence[Dataset]) -> SuvScale:
     )
 
 
-def _philips(one: Dataset, element: int) -> float:
-    """A factor of Philips' private group; 0 where it is not there."""
-    value = one.get((PHILIPS_GROUP, 0x1000 + element))
-    raw = getattr(value, "value", None)
-    if isinstance(raw, bytes):  # an implicit file without Philips' dictionary
-        raw = raw.decode("ascii", "replace").strip(" \0")
-    return number(raw) or 0.0
+def _private(one: Dataset, group: int, creator: str, element: int) -> Any:
+    """A vendor's private value; None where it is not there.
+
+    It is in the block that the vendor's name has reserved, and in the first one if that is
+    nobody's: tools that leave private elements may take away the names.
+    """
+    reserved = {
+        str(name.value).strip().casefold(): name.tag.element
+        for name in one.group_dataset(group)
+        if name.tag.is_private_creator
+    }
+    first = 0 if FIRST_BLOCK in reserved.values() else FIRST_BLOCK
+    block = reserved.get(creator.casefold(), first)
+    value = getattr(one.get((group, (block << 8) + element)), "value", None) if block else None
+    if isinstance(value, bytes):  # an implicit file without the vendor's dictionary
+        return value.decode("ascii", "replace").strip(" \0")
+    return value
 
 
 def _of_other_weight(slices: Sequence[Dataset]) -> SuvScale:
@@ -314,18 +328,8 @@ def _scan_start(
     slices: Sequence[Dataset], injection: _Injection
 ) -> tuple[datetime, tuple[str, ...]]:
     """When the scan began: what DecayCorrection START refers to, and notes on how it was found."""
-    private = slices[0].private_block(*GE_SCAN_START[:2]) if _has_ge_block(slices[0]) else None
-    if private is not None and GE_SCAN_START[2] in private:
-        start = _own_time(private[GE_SCAN_START[2]].value, slices[0])
-        if start is not None:
-            return start, ()
-    bare = slices[0].get((GE_SCAN_START[0], 0x1000 + GE_SCAN_START[2]))
-    if bare is not None:  # without its creator the type is not known, either
-        value = bare.value
-        if isinstance(value, bytes):
-            value = value.decode("ascii", "replace")
-        if (start := _own_time(value, slices[0])) is not None:
-            return start, ()
+    if (start := _own_time(_private(slices[0], *GE_SCAN_START), slices[0])) is not None:
+        return start, ()
     series = _moment(slices[0], "Series")
     acquired = [_acquired(one) for one in slices]
     if series is not None and series <= min(acquired):
@@ -352,14 +356,6 @@ def _apart_from_frames(
     return (
         f"PET: SeriesTime and the frames' times differ by {apart / 60:.0f} minutes about the "
         "scan's start; SeriesTime is taken",
-    )
-
-
-def _has_ge_block(one: Dataset) -> bool:
-    return any(
-        element.tag.group == GE_SCAN_START[0] and str(element.value) == GE_SCAN_START[1]
-        for element in one.group_dataset(GE_SCAN_START[0])
-        if element.tag.is_private_creator
     )
 
 
