@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from conftest import ROOT, tiny_ct, tiny_label, tiny_pet, write_patient
+from conftest import HEAD_GRID, ROOT, head, tiny_ct, tiny_label, tiny_pet, write_patient
 
-from hmvnet import __version__, cli
-from hmvnet.exits import Exit
+from hmvnet import __version__, cli, cohort
+from hmvnet.exits import Exit, RefusedError
+from hmvnet.phantom.dicom import write_dicom
 from hmvnet.state import claimed
 
 PHANTOM = ROOT / "test" / "cases" / "phantom-1" / "input"
@@ -208,6 +211,75 @@ def test_predict_many_names_the_broken_one(tiny_bundle, tmp_path, capfd):
     assert not (tmp_path / "out" / "b" / "page.html").exists()
     assert run(*words, "--continue", "--page") == Exit.REFUSED
     assert (tmp_path / "out" / "b" / "page.html").is_file()
+
+
+def test_a_share_without_work_and_the_next_batch_keep_what_is_known(tiny_bundle, tmp_path, capfd):
+    """Job arrays have more shares than there are patients; another call is another cohort."""
+    ct, pet = head()
+    for name in ("DOE-JOHN", "ROE-JANE"):
+        write_dicom(HEAD_GRID.image(ct), HEAD_GRID.image(pet), tmp_path / "in" / name, name)
+    shutil.rmtree(tmp_path / "in" / "ROE-JANE" / "CT")  # a PET by itself
+    options = ("--weights", tiny_bundle, "--no-picture", "--dicom", "-o", tmp_path / "out")
+    shares = [run("predict", tmp_path / "in", *options, "--part", f"{k}/3") for k in (1, 2, 3)]
+    assert shares == [Exit.OK, Exit.REFUSED, Exit.OK]
+    failures = tmp_path / "out" / "failures-2of3.csv"
+    assert list(pd.read_csv(failures)["patient"]) == ["patient-002"]
+    assert "0 patients: 0 predicted" in capfd.readouterr().out
+    for name in ("a", "b"):
+        sitk.WriteImage(tiny_ct(), str(tmp_path / f"{name}_0000.nii.gz"))
+        (tmp_path / f"{name}_0001.nii.gz").write_bytes(b"")
+    lists = []
+    for name in ("a", "b"):
+        lists.append(tmp_path / f"{name}.csv")
+        row = f"{name},{name}_0000.nii.gz,{name}_0001.nii.gz\n"
+        lists[-1].write_text("patient,ct,pet\n" + row + row.replace(f"{name},", f"{name}2,", 1))
+        assert run("predict", lists[-1], *options[:-3], *options[-2:]) == Exit.REFUSED
+    known = pd.read_csv(tmp_path / "out" / "failures.csv")["patient"]
+    assert sorted(known) == ["a", "a2", "b", "b2"] and failures.exists()
+    with pytest.raises(RefusedError, match="no patient is read from DICOM"):
+        cli.scans.predict([lists[0]], tmp_path / "out", str(tiny_bundle), dicom=True)
+
+
+def test_what_ends_a_cohort_leaves_tables_of_what_is_there(tiny_bundle, tmp_path, monkeypatch):
+    folder, out = tmp_path / "imagesTs", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        sitk.WriteImage(tiny_ct(), str(folder / f"{name}_0000.nii.gz"))
+        sitk.WriteImage(tiny_pet(), str(folder / f"{name}_0001.nii.gz"))
+    options = ("-o", out, "--weights", tiny_bundle, "--no-picture")
+    assert run("predict", tmp_path, *options) == Exit.OK
+    (folder / "a_0001.nii.gz").write_bytes(b"")  # is removed, as it is of these files no longer
+    predict, seen = cohort.predict_patient, []
+
+    def ending(source, *rest):
+        seen.append(source.patient_id)
+        if source.patient_id == "b":
+            raise SystemExit(143)
+        return predict(source, *rest)
+
+    monkeypatch.setattr(cohort, "predict_patient", ending)
+    os.utime(folder / "b_0001.nii.gz", (0, 0))
+    assert run("predict", tmp_path, *options, "--continue") == 143 and seen == ["a", "b"]
+    assert list(pd.read_csv(out / "cohort.csv")["patient"]) == ["b", "c"]
+    assert list(pd.read_csv(out / "failures.csv")["patient"]) == ["a"]
+
+
+def test_a_disk_without_locks_is_said_before_the_work(tiny_bundle, tmp_path, monkeypatch, capfd):
+    folder, out = tmp_path / "imagesTs", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b"):
+        sitk.WriteImage(tiny_ct(), str(folder / f"{name}_0000.nii.gz"))
+        sitk.WriteImage(tiny_pet(), str(folder / f"{name}_0001.nii.gz"))
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    options = ("-o", out, "--weights", tiny_bundle, "--no-picture")
+    assert run("predict", tmp_path, *options) == Exit.REFUSED
+    said = capfd.readouterr().err
+    assert f"{out}/.cohort.csv.lock: No locks available, expected a disk that has locks" in said
+    assert not (out / "a").exists()
 
 
 def test_one_patient_mended_in_a_cohorts_folder_mends_its_tables(tiny_bundle, tmp_path):

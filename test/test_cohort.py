@@ -13,22 +13,24 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import HEAD_GRID, head, run_cohort, tiny_ct, tiny_label, tiny_pet
+from pydicom import Dataset
 
 from hmvnet import files
 from hmvnet.bundle import load_bundle
 from hmvnet.case import Case, CaseError, ClinicalRecord, Grid
-from hmvnet.cohort import InTurn, Order, made_of, part_of, predict_cohort
+from hmvnet.cohort import CORRECTED, InTurn, Order, made_of, part_of, predict_cohort
 from hmvnet.config import Settings
 from hmvnet.exits import Exit, RefusedError
 from hmvnet.phantom.dicom import write_dicom
 from hmvnet.pipeline import Pipeline
 from hmvnet.reading.checks import checked_case
+from hmvnet.reading.dicom import Scan
 from hmvnet.reading.inputs import Pair, find_sources
+from hmvnet.reading.series import Series, Slice
 from hmvnet.reading.tables import Known
 from hmvnet.writing import folder as writing
 from hmvnet.writing.cohort import (
     failures_files,
-    mend_failures,
     read_failures,
     record_failures,
     refuse_foreign_tables,
@@ -46,6 +48,7 @@ class Given:
     patient_id: str
     error: Exception | None = None
     reads: int = 0
+    files: tuple[Path, ...] = ()
 
     def read(self) -> Case:
         self.reads += 1
@@ -302,7 +305,12 @@ def test_going_on_makes_anew_what_is_of_other_files_settings_or_masks(
     assert made() and made(by=other) and not made(by=other) and made()
     assert made(replace(pair, suv_factor=0.5)) and made()
     assert made(replace(pair, known=Known(ClinicalRecord({"Age": 60.0})))) and made()
-    assert made(mask=files / "mask.nii.gz") and not made(mask=files / "mask.nii.gz") and made()
+    assert made(mask=files / "mask.nii.gz") and not made(mask=files / "mask.nii.gz")
+    corrected = (out / "a" / "mask.nii.gz").read_bytes()
+    assert not made() and not made(by=other)  # the network's is not to replace it
+    (kept,) = run_cohort([pair], pipeline, out, existing="skip", picture=False).outcomes
+    assert kept.notes == (CORRECTED,) and (out / "a" / "mask.nii.gz").read_bytes() == corrected
+    assert made(existing="replace") and not made()
     os.utime(pair.pet, (0, 0))
     assert made() and not made()
 
@@ -317,6 +325,58 @@ def test_what_is_refused_now_has_no_result_of_before(pipeline, tmp_path, existin
     assert not (tmp_path / "a").exists()
     write_cohort(tmp_path)
     assert list(pd.read_csv(tmp_path / "cohort.csv")["patient"]) == ["b"]
+
+
+def test_what_is_not_there_for_now_keeps_its_result_of_before(pipeline, tmp_path):
+    """A disk that is not mounted: what cannot be made anew is not thrown away."""
+    out = tmp_path / "out"
+    run_cohort([Given("a")], pipeline, out, picture=False)
+    mask = (out / "a" / "mask.nii.gz").read_bytes()
+    gone = Given("a", CaseError("ct.nii.gz: image file not found"), files=(tmp_path / "gone",))
+    result = run_cohort([gone], pipeline, out, existing="skip")
+    assert result.refused == {"a": "ct.nii.gz: image file not found; the result of before is kept"}
+    assert (out / "a" / "mask.nii.gz").read_bytes() == mask
+
+
+def examined(name: str, study: str, numbered: bool = True) -> Scan:
+    """A scan of a study that cannot be read: its files are not there."""
+    header = Dataset()
+    header.StudyInstanceUID, header.FrameOfReferenceUID = study, f"{study}.1"
+    place = Slice(Path("gone"), np.zeros(3), np.eye(3)[:2], (1, 1), (1, 1), 1.0, 0.0, header)
+    ct, pet = (
+        Series(study + end, kind, "1", (place,)) for end, kind in ((".2", "CT"), (".3", "PT"))
+    )
+    return Scan(name, ct, pet, numbered=numbered)
+
+
+def test_a_number_that_was_another_examinations_is_refused(pipeline, tmp_path):
+    """One folder after the other of lone patients, or of patients that were added or removed."""
+
+    def left(name: str, one: Scan) -> None:
+        run_cohort([Given(name)], pipeline, tmp_path, existing="replace", picture=False)
+        path = tmp_path / name / "report.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"scan": one.examination}))
+
+    def again(*scans: Scan, existing="skip"):
+        return run_cohort(scans, pipeline, tmp_path, existing=existing, picture=False)
+
+    first, second, third = (examined(f"patient-00{n}", f"1.2.{n}") for n in (1, 2, 3))
+    left("patient-001", first)
+    left("patient-003", third)
+    before = (tmp_path / "patient-001" / "report.json").read_bytes()
+    with pytest.raises(RefusedError, match=r"patient-001 is of another examination: names of"):
+        again(replace(second, patient_id="patient-001"))
+    for existing in ("skip", "refuse"):
+        with pytest.raises(RefusedError, match=r"patient-003 is of patient-002's examination"):
+            again(replace(third, patient_id="patient-002"), existing=existing)
+    assert (tmp_path / "patient-001" / "report.json").read_bytes() == before
+    # The same again, one that is new, one whose name is its own, and --force: not for this reason.
+    named = replace(second, patient_id="patient-001", numbered=False)
+    for scans in ([first, second, third], [named]):
+        assert len(again(*scans).failures) == len(scans)
+    left("patient-001", first)
+    other = replace(second, patient_id="patient-001")
+    assert again(other, existing="replace").failures
 
 
 def test_what_somebody_put_beside_a_result_meanwhile_is_not_removed(pipeline, tmp_path):
@@ -352,21 +412,21 @@ def test_failures_that_somebody_damaged_are_refused_before_any_work(tmp_path, ta
 def test_one_patients_call_mends_the_cohorts_failures(tmp_path):
     write_failures({"a": "broken", "b": "broken"}, tmp_path)
     write_failures({"c": "broken"}, tmp_path, "-1of2")
-    mend_failures("c", {}, tmp_path)
-    mend_failures("a", {}, tmp_path)
+    record_failures({"c"}, {}, tmp_path)
+    record_failures({"a"}, {}, tmp_path)
     (only,) = failures_files(tmp_path)
     assert pd.read_csv(only).values.tolist() == [["b", "broken"]]
-    mend_failures("d", {"d": "1,5 is no number"}, tmp_path)
+    record_failures({"d"}, {"d": "1,5 is no number"}, tmp_path)
     assert pd.read_csv(only).values.tolist() == [["b", "broken"], ["d", "1,5 is no number"]]
-    mend_failures("b", {}, tmp_path)
-    mend_failures("d", {}, tmp_path)
+    record_failures({"b"}, {}, tmp_path)
+    record_failures({"d"}, {}, tmp_path)
     assert not failures_files(tmp_path)
     # What the table makes harmless is said once, however often it is mended.
-    mend_failures("-e", {"-e": "=no image"}, tmp_path)
+    record_failures({"-e"}, {"-e": "=no image"}, tmp_path)
     before = only.read_bytes()
-    mend_failures("f", {}, tmp_path)
+    record_failures({"f"}, {}, tmp_path)
     assert only.read_bytes() == before
-    mend_failures("-e", {}, tmp_path)
+    record_failures({"-e"}, {}, tmp_path)
     assert not failures_files(tmp_path)
 
 

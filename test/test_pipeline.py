@@ -1,5 +1,6 @@
 """What makes a result doubtful beyond its images: what is known of training, and of the passes."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +10,15 @@ from conftest import predicted
 from test_writing_page import TWO, bundle
 
 from hmvnet.bundle import Bundle, load_bundle, write_bundle
-from hmvnet.case import Grid
-from hmvnet.pipeline import MOST_DISAGREEMENT, _apart, _cut, _doubtful, load_pipeline
+from hmvnet.case import Finding, Grid
+from hmvnet.pipeline import (
+    MOST_DISAGREEMENT,
+    Prediction,
+    _apart,
+    _cut,
+    _doubtful,
+    load_pipeline,
+)
 from hmvnet.settings_file import load_settings
 
 
@@ -86,22 +94,40 @@ def test_a_cut_is_seen_wherever_the_grids_lie(ct_mm, mm, offset):
     assert [one.code for one in _cut(segmentation, ct)] == ["lesion-cut"]
 
 
+def apart(found: Prediction, shown: np.ndarray | None = None) -> Iterator[Finding]:
+    mask = found.mask if shown is None else Grid.of(found.mask).image(shown)
+    return _apart(found.segmentation, mask, found.lesions, found.numbers)
+
+
 def test_a_mask_of_other_volumes_than_the_table_is_to_be_reviewed():
     """Thick slices leave small lesions out of the mask; a report told of them all the same."""
     found = predicted(*TWO)
-    assert list(_apart(found.segmentation, found.mask)) == []
+    assert list(apart(found)) == []
     half = sitk.GetArrayFromImage(found.mask)
     half[half == 2] = 0
-    said = list(_apart(found.segmentation, Grid.of(found.mask).image(half)))
+    said = list(apart(found, half))
     (node,) = (lesion.volume_ml for lesion in found.lesions if lesion.label == 2)
     assert [one.code for one in said] == ["mask-apart"]
     assert f"GTVn: 0.0 mL in the mask on the CT's grid, {node:.1f} mL" in said[0].text
     tiny = predicted(TWO[0], (2, (60, 20, 70), 3))  # of 0.1 mL, between two slices
     none = sitk.GetArrayFromImage(tiny.mask)
     none[none == 2] = 0
-    assert list(_apart(tiny.segmentation, tiny.mask)) == []
-    (said,) = _apart(tiny.segmentation, Grid.of(tiny.mask).image(none))
+    assert list(apart(tiny)) == []
+    (said,) = apart(tiny, none)
     assert said.code == "mask-apart"
+
+
+def test_a_small_lesion_that_the_mask_lacks_is_to_be_reviewed():
+    """Of 0.3 mL beside a node of 4: no class's volume says so, and DICOM objects lack it too."""
+    found = predicted(TWO[0], TWO[1], (2, (60, 20, 70), 4))
+    shown = sitk.GetArrayFromImage(found.mask)
+    small = min(range(len(found.lesions)), key=lambda k: found.lesions[k].volume_ml) + 1
+    shown[(shown == 2) & (found.numbers == small)] = 0
+    assert list(apart(found)) == []
+    (said,) = apart(found, shown)
+    volume = found.lesions[small - 1].volume_ml
+    assert said.code == "mask-apart" and 0.2 < volume < 0.5
+    assert said.text.startswith(f"lesion {small} (GTVn, {volume:.2f} mL) of the table is not in")
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,19 @@ def _sheared(by: float):
     return change
 
 
+def test_philips_factor_in_a_further_block_is_read_of_files(given):
+    def counts(file: Dataset) -> None:
+        file.Units = "CNTS"
+        for owner, value in (("SOMEBODY ELSE", "4.0"), ("Philips PET Private Group", "0.5")):
+            file.private_block(0x7053, owner, create=True).add_new(0x00, "DS", value)
+
+    before = sitk.GetArrayFromImage(only(given, suv_factor=0.5).read().pet)
+    changed(given / "PT", counts)
+    case = only(given).read()
+    np.testing.assert_allclose(sitk.GetArrayFromImage(case.pet), before)
+    assert any("(7053,1000)" in note for note in case.notes)
+
+
 @pytest.mark.parametrize("folder", ["CT", "PT"])
 def test_a_page_of_the_scanners_is_left_out_and_counted(given, folder):
     page = pydicom.dcmread(sorted((given / folder).iterdir())[0])

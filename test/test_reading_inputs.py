@@ -199,6 +199,9 @@ def test_bids(tmp_path):
     assert [source.patient_id for source in found] == names
     assert found[0].read().pet.GetPixel(20, 20, 17) == tiny_pet().GetPixel(20, 20, 17)
     assert found[2].read().record.values == {"Age": 55.0}
+    write(tmp_path / "sub-02" / "ct" / "sub-02_acq-lowdose_ct.nii.gz", tiny_ct() * 2)
+    (said,) = find_sources([tmp_path]).told
+    assert said == "sub-02: CT sub-02_acq-lowdose_ct.nii.gz taken of 2, the first by name"
 
 
 def test_dicom_folders_and_zips(tmp_path):

@@ -39,7 +39,13 @@ def test_what_is_there_stays_and_is_read_again(tmp_path):
 
 def test_a_row_of_who_had_the_name_before_is_not_inherited(tmp_path, monkeypatch):
     DataFolder(tmp_path).write(case("patient-001", Age=61.0))
+    table = (tmp_path / TABLE).read_text()
     shutil.rmtree(tmp_path / "patient-001")
+    for one in (case("patient-001"), case("patient-001", Age=70.0)):
+        with pytest.raises(CaseError, match=r"records.csv has a row of this name, of which there"):
+            DataFolder(tmp_path).write(one)
+    assert (tmp_path / TABLE).read_text() == table and not (tmp_path / "patient-001").exists()
+    (tmp_path / TABLE).unlink()
     DataFolder(tmp_path).write(case("patient-001"))
     (only,) = find_patients(tmp_path)
     assert not only.record.values
@@ -51,6 +57,16 @@ def test_a_row_of_who_had_the_name_before_is_not_inherited(tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space"):
         DataFolder(tmp_path).write(case("patient-002", Age=70.0))
     assert not (tmp_path / TABLE).exists()
+
+
+def test_what_somebody_entered_beside_a_record_stays(tmp_path):
+    DataFolder(tmp_path).write(case("A", Age=61.0))
+    (tmp_path / TABLE).write_text("PatientID,Age,RFS,Relapse\nA,61,400,1\n")
+    assert not DataFolder(tmp_path).write(case("A", Age=62.0))
+    assert not DataFolder(tmp_path).write(case("A"))
+    (only,) = find_patients(tmp_path)
+    assert only.record.values["Age"] == 62.0
+    assert (only.outcome.days, only.outcome.event) == (400.0, True)
 
 
 def test_two_calls_on_one_folder_keep_each_others_rows(tmp_path):

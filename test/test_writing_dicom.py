@@ -21,6 +21,7 @@ from hmvnet.phantom.dicom import write_dicom
 from hmvnet.pipeline import Pipeline
 from hmvnet.reading import contours
 from hmvnet.reading.contours import read_truth
+from hmvnet.reading.dicom import OURS, find_dicom
 from hmvnet.reading.inputs import find_sources
 from hmvnet.segmentation.ensemble import NetworkOutput, pick_device
 from hmvnet.writing.dicom import dicom_writers, numbers_on
@@ -250,6 +251,41 @@ def test_the_structure_set_gives_the_mask_back(written):
     assert 2 * both / (drawn.sum() + (mask > 0).sum()) > 0.98
     names = [roi.ROIName for roi in file.StructureSetROISequence]
     assert names[0] == "GTVp 1" and all(name[:4] in ("GTVp", "GTVn") for name in names)
+
+
+@pytest.mark.parametrize(
+    "characters",
+    ["ISO_IR 192", "ISO 2022 IR 100", ["", "ISO 2022 IR 87"], ["", "ISO 2022 IR 149"]]
+    + [["ISO_IR 13", "ISO 2022 IR 87"]],
+)
+def test_names_in_any_characters_that_dicom_has(scan, pipeline, tmp_path, characters):
+    name = {"87": "Yamada^Tarou=山田^太郎", "49": "Hong^Gildong=洪^吉洞=홍^길동"}
+    called = name.get(str(characters[-1])[-2:], "Müller^Jürgen")
+    folder = shutil.copytree(scan, tmp_path / "scan")
+    for path in (folder / "CT").iterdir():
+        file = pydicom.dcmread(path)
+        file.SpecificCharacterSet, file.PatientName = characters, called
+        file.save_as(path)
+    result = run_cohort(find_sources([folder]), pipeline, tmp_path, picture=False, dicom=True)
+    assert result.code == Exit.OK, result.failures
+    for file in ("seg.dcm", "report.dcm", "rtstruct.dcm"):
+        assert str(pydicom.dcmread(tmp_path / "patient-001" / file).PatientName) == called
+
+
+@pytest.mark.parametrize("file", ["seg.dcm", "rtstruct.dcm"])
+def test_what_we_drew_is_not_learnt_from(written, scan, tmp_path, file):
+    """It comes back with the study from a PACS that it was sent to."""
+    folder = shutil.copytree(scan, tmp_path / "scan")
+    shutil.copy(written / file, folder)
+    found = find_dicom(folder)
+    (one,) = found.scans
+    assert one.drawn == () and one.read_with_truth().truth is None
+    assert found.left_out == {OURS: 1}
+    drawn = pydicom.dcmread(folder / file)
+    drawn.ManufacturerModelName = "a viewer in which it was corrected"
+    drawn.save_as(folder / file)
+    (one,) = find_dicom(folder).scans
+    assert one.read_with_truth().truth is not None
 
 
 @pytest.mark.parametrize("name", ["seg.dcm", "rtstruct.dcm"])

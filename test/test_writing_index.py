@@ -20,7 +20,7 @@ from hmvnet.writing.cohort import (
     COHORT,
     FAILURES,
     is_cohort,
-    mend_failures,
+    record_failures,
     write_cohort,
     write_failures,
 )
@@ -89,7 +89,7 @@ def test_what_another_wrote_is_found_before_any_work(tmp_path, name, text):
     refuse_foreign(tmp_path)
     (tmp_path / "failures of March.csv").write_text(text)  # a name that none of ours has
     refuse_foreign(tmp_path)
-    mend_failures("b", {}, tmp_path)
+    record_failures({"b"}, {}, tmp_path)
     assert (tmp_path / "failures of March.csv").read_text() == text
     (tmp_path / name).write_text(text, "latin-1")
     with pytest.raises(RefusedError, match=f"{name} is there, and not what"):

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeGuard
 
 from hmvnet.bundle import Manifest, state_of
 from hmvnet.case import Case, Grid, Verdict
@@ -22,11 +22,11 @@ from hmvnet.exits import Exit, RefusedError, fault, leave_where_asked
 from hmvnet.files import clear_leftovers, digest, is_name, make_folder, remove
 from hmvnet.pipeline import Pipeline, Prediction
 from hmvnet.reading.contours import read_mask
-from hmvnet.reading.dicom import Scan
+from hmvnet.reading.dicom import Scan, Unpaired
 from hmvnet.reading.inputs import ChallengeFolder, Source
 from hmvnet.reading.series import Series
 from hmvnet.segmentation.segmenter import OnStage
-from hmvnet.writing.cohort import read_report
+from hmvnet.writing.cohort import read_report, reports
 from hmvnet.writing.folder import (
     ENTROPY,
     LESIONS,
@@ -41,8 +41,15 @@ from hmvnet.writing.folder import (
     is_ours,
     write_folder,
 )
+from hmvnet.writing.report import Origin
 
 Existing = Literal["refuse", "replace", "skip"]
+NUMBERS_MOVE = (
+    "names of DICOM patients are numbers, which move where patients are added or removed; use "
+    "--keep-names, or another folder"
+)
+KEPT = "the result of before is kept"
+CORRECTED = f"the mask is a corrected one: {KEPT}, --force makes it anew"
 
 
 @dataclass(frozen=True)
@@ -176,8 +183,10 @@ def predict_cohort(
 
     Args:
         existing: what to do where a patient's folder is there already; ``skip`` leaves what is
-            whole and of the same bundle, settings and files, and makes the rest anew. Where that
-            fails, what was there is removed: it is not to be taken for the result.
+            whole and of the same bundle, settings and files, and what somebody corrected, and makes
+            the rest anew. Where that fails, what was there is removed: it is not to be taken for
+            the result. It stays where files of the patient are not there, which a disk that is not
+            mounted does as well.
         strict: a verdict of ``review`` counts in the result's code.
         on_begin: told how many patients are there already, before work begins.
         on_outcome: told what became of each of the others, as soon as it is known.
@@ -185,8 +194,9 @@ def predict_cohort(
     Raises:
         ModuleNotFoundError: DICOM objects are asked for, highdicom is not installed.
         RefusedError: an output folder that cannot be written, two patients of one id, an id that is
-            no file name, something in a folder's place that is not of an earlier call, or with
-            ``refuse`` a folder that is there already; before any work.
+            no file name, something in a folder's place that is not of an earlier call, with
+            ``refuse`` a folder that is there already, or but for ``replace`` a number that was
+            another DICOM examination's; before any work.
     """
     check_names(sources)
     _check_order(order, sources)
@@ -200,6 +210,8 @@ def predict_cohort(
     folders = {source.patient_id: output / source.patient_id for source in sources}
     for folder in (output, *folders.values()):
         clear_leftovers(folder)
+    if existing != "replace":
+        _check_numbers(sources, output)
     there = set[str]()
     if existing == "skip":
         state = state_of(crew.manifest)
@@ -217,6 +229,7 @@ def predict_cohort(
     found = {name: _from_before(folders[name]) for name in there}
     if on_begin:
         on_begin(len(there))
+    by_name = {source.patient_id: source for source in sources}
     todo = [source for source in sources if source.patient_id not in there]
     try:
         with closing(crew.predict(todo, order)) as outcomes:
@@ -224,7 +237,10 @@ def predict_cohort(
                 folder = folders[outcome.patient_id]
                 ended = outcome.status in ("refused", "failed")
                 if ended and is_ours(folder) and before.get(folder) == _state(folder / REPORT):
-                    remove(folder)  # but not what another call on this folder made meanwhile
+                    if all(path.exists() for path in by_name[outcome.patient_id].files):
+                        remove(folder)  # but not what another call on this folder made meanwhile
+                    else:
+                        outcome = replace(outcome, why=f"{outcome.why}; {KEPT}")
                 found[outcome.patient_id] = replace(outcome, prediction=None)
                 if on_outcome:
                     on_outcome(outcome)
@@ -234,13 +250,37 @@ def predict_cohort(
     return CohortResult(tuple(found[name] for name in folders), strict)
 
 
+def _check_numbers(sources: Sequence[Source], output: Path) -> None:
+    """Refuse numbers that another examination has in the folder, and those that had another."""
+    numbers = {one.examination: one.patient_id for one in sources if _is_numbered(one)}
+    if not numbers:
+        return
+    there = {path.name: str(found.get("scan") or "") for path, found in reports(output)}
+    for examination, name in numbers.items():
+        if there.get(name) not in (None, "", examination):
+            raise RefusedError(f"{output / name} is of another examination: {NUMBERS_MOVE}")
+        for other, scan in there.items():
+            if scan == examination and other != name:
+                raise RefusedError(f"{output / other} is of {name}'s examination: {NUMBERS_MOVE}")
+
+
+def _is_numbered(source: Source) -> TypeGuard[Scan]:
+    return isinstance(source, Scan) and source.numbered
+
+
 def _check_order(order: Order, sources: Sequence[Source]) -> None:
     if order.mask is not None and len(sources) != 1:
         raise RefusedError(f"a corrected mask goes with one patient, found {len(sources)}")
     if order.dicom:
         import_module("highdicom")
-        if not any(isinstance(source, Scan) for source in sources):
-            raise RefusedError("DICOM objects are asked for, and no patient is read from DICOM")
+        if sources:  # a share of the patients may have none
+            refuse_without_dicom(sources)
+
+
+def refuse_without_dicom(sources: Iterable[Source]) -> None:
+    """Raises: RefusedError, if no patient is read from DICOM."""
+    if not any(isinstance(source, Scan | Unpaired) for source in sources):
+        raise RefusedError("DICOM objects are asked for, and no patient is read from DICOM")
 
 
 # --- one patient ---------------------------------------------------------------------------------
@@ -280,7 +320,11 @@ def predict_patient(
             picture=order.picture,
             page=order.page,
             entropy=order.entropy,
-            made=made,
+            origin=Origin(
+                made,
+                source.examination if isinstance(source, Scan) else "",
+                corrected is not None,
+            ),
             ct=series if order.dicom else None,
         )
     except RefusedError as error:
@@ -340,11 +384,15 @@ def part_of(sources: Sequence[Source], part: str) -> list[Source]:
 def is_whole(source: Source, bundle: str, order: Order) -> bool:
     """Whether an earlier call left all that this one would, of the same files and settings.
 
+    What somebody corrected is whole whatever it is of: the network's is not to replace it.
+
     Args:
         bundle: ``hmvnet.bundle.state_of`` it.
     """
     folder = order.output / source.patient_id
     report = read_report(folder)
+    if report.get("corrected") and not order.mask:
+        return all((folder / name).is_file() for name in (MASK, LESIONS))
     optional = {PICTURE: order.picture, PAGE: order.page, ENTROPY: order.entropy}
     needed = [MASK, LESIONS, THUMBNAIL, *(name for name, wanted in optional.items() if wanted)]
     if order.dicom and isinstance(source, Scan) and report.get("lesions"):
@@ -388,7 +436,9 @@ def _from_before(folder: Path) -> Outcome:
     report = read_report(folder)
     found = report.get("verdict", {})
     verdict = Verdict(found.get("status", "ok"), tuple(found.get("codes", ())))
-    return Outcome(folder.name, "skipped", verdict=verdict, lesions=len(report.get("lesions", ())))
+    notes = (CORRECTED,) if report.get("corrected") else ()
+    count = len(report.get("lesions", ()))
+    return Outcome(folder.name, "skipped", notes=notes, verdict=verdict, lesions=count)
 
 
 def check_names(sources: Sequence[Source]) -> None:

@@ -152,7 +152,7 @@ class Pipeline:
             *self.findings,
             *_doubtful(lesions, self.manifest, segmentation.disagreement),
             *_cut(segmentation, Grid.of(case.ct)),
-            *_apart(segmentation, mask),
+            *_apart(segmentation, mask, lesions, numbers),
         )
         return Prediction(
             mask,
@@ -303,18 +303,32 @@ def _cut(segmentation: Segmentation, ct: Grid) -> Iterator[Finding]:
             )
 
 
-def _apart(segmentation: Segmentation, mask: sitk.Image) -> Iterator[Finding]:
-    """Whether the mask on the CT's grid shows other volumes than those that are measured."""
-    shown, grid = sitk.GetArrayViewFromImage(mask), segmentation.volume.grid
+def _apart(
+    segmentation: Segmentation, mask: sitk.Image, lesions: Sequence[Lesion], numbers: np.ndarray
+) -> Iterator[Finding]:
+    """Whether the mask on the CT's grid shows other volumes than are measured, or lacks lesions."""
+    shown, grid, apart = sitk.GetArrayViewFromImage(mask), segmentation.volume.grid, set[int]()
     for kind in (GTVP, GTVN):
         table = np.count_nonzero(segmentation.labels == kind) * grid.voxel_ml
         image = np.count_nonzero(shown == kind) * Grid.of(mask).voxel_ml
         most = max(MOST_APART_ML, MOST_APART * max(table, image))
         if abs(table - image) > most or bool(table) != bool(image):
+            apart.add(kind)
             yield Finding(
                 "mask-apart",
                 f"{CLASSES[kind]}: {image:.1f} mL in the mask on the CT's grid, {table:.1f} mL in "
                 "the table of lesions",
+            )
+    voxels = Grid.of(mask).points(np.argwhere(shown)[:, ::-1])
+    at = np.rint(grid.indices(voxels)).astype(int)[:, ::-1]
+    at = at[((at >= 0) & (at < grid.shape)).all(axis=1)]
+    there = {*numbers[tuple(at.T)].tolist()}
+    for number, lesion in enumerate(lesions, start=1):
+        if number not in there and lesion.label not in apart:
+            yield Finding(
+                "mask-apart",
+                f"lesion {number} ({CLASSES[lesion.label]}, {lesion.volume_ml:.2f} mL) of the "
+                "table is not in the mask: it lies between voxels of the CT's grid",
             )
 
 

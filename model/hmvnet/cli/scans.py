@@ -96,11 +96,19 @@ def predict(
     ] = False,
 ) -> int:
     """Segment GTVp and GTVn, measure the lesions, predict the RFS risk."""
-    from hmvnet.cohort import InTurn, Order, Outcome, part_of, predict_cohort
+    from hmvnet.cohort import (
+        CohortResult,
+        InTurn,
+        Order,
+        Outcome,
+        part_of,
+        predict_cohort,
+        refuse_without_dicom,
+    )
     from hmvnet.pipeline import load_pipeline
     from hmvnet.progress import show_progress
     from hmvnet.reading.inputs import Asked, find_sources
-    from hmvnet.writing.cohort import is_cohort, mend_failures, record_failures, write_cohort
+    from hmvnet.writing.cohort import cohort_lock, is_cohort, record_failures, write_cohort
     from hmvnet.writing.index import INDEX, refuse_foreign, write_index
     from hmvnet.writing.summary import Narrator
 
@@ -110,6 +118,7 @@ def predict(
         raise RefusedError("--scheduler goes neither with --workers nor with --mask")
     if scheduler:  # other machines have other working directories
         inputs, output = [p.absolute() for p in inputs], output and output.absolute()
+        record = record and record.absolute()
     given = [*(set_ or []), *([f"data.region={region}"] if region else [])]
     asked = Asked(record, True, keep_names, tuple(series or ()), suv_factor, sheet)
     sources = find_sources(inputs, asked)  # refuses before the weights are loaded
@@ -133,10 +142,20 @@ def predict(
         crew = InTurn(load_pipeline(weights or None, device, given), narrator if alone else None)
     if crew.manifest.prognosis is None:
         sources = find_sources(inputs, replace(asked, needs_record=False))
+    if dicom:
+        refuse_without_dicom(sources)
     chosen = part_of(sources, part) if part else list(sources)
+    ended: list[Outcome] = []
+
+    def begin(there: int) -> None:
+        if listed:
+            with cohort_lock(output):
+                pass  # a disk without locks is said before the work, and not after it
+        progress.begin(there)
 
     def tell(found: Outcome) -> None:
         name, said = found.patient_id, found.prediction
+        ended.append(replace(found, prediction=None))
         if alone and said:
             where = str(crew.pipeline.device) if isinstance(crew, InTurn) else ""
             narrator.summary(said, crew.manifest.name, where, [order.output / name])
@@ -149,32 +168,43 @@ def predict(
             narrator.problem(f"{name}: {why}")
         progress.advance()
 
-    page = alone if page is None else page
-    order = Order(output, picture, page, dicom, entropy, mask, tuple(given))
-    with show_progress("patients", len(chosen), quiet=alone) as progress:
-        result = predict_cohort(
-            chosen,
-            crew,
-            order,
-            existing="replace" if force else "skip" if go_on else "refuse",
-            strict=strict,
-            on_begin=progress.begin,
-            on_outcome=tell,
-        )
-    code = result.code
-    if listed:
-        if alone:
-            mend_failures(chosen[0].patient_id, result.failures, output)
-        else:
-            share = f"-{part.replace('/', 'of')}" if part else ""
-            record_failures({one.patient_id for one in chosen}, result.failures, output, share)
+    unwritten: list[str] = []
+
+    def tables(found: CohortResult) -> None:
+        share = f"-{part.replace('/', 'of')}" if part and not alone else ""
+        patients = {one.patient_id for one in found.outcomes}
+        record_failures(patients, found.failures, output, share)
         write_cohort(output)
         try:
             write_index(output)
         except Exception as error:  # the patients' folders are whole
             leave_where_asked()
             narrator.problem(f"{INDEX} not written: {fault(error)}")
-            code = code or Exit.INCOMPLETE
+            unwritten.append(INDEX)
+
+    page = alone if page is None else page
+    order = Order(output, picture, page, dicom, entropy, mask, tuple(given))
+    try:
+        with show_progress("patients", len(chosen), quiet=alone) as progress:
+            result = predict_cohort(
+                chosen,
+                crew,
+                order,
+                existing="replace" if force else "skip" if go_on else "refuse",
+                strict=strict,
+                on_begin=begin,
+                on_outcome=tell,
+            )
+    except BaseException:
+        if listed and ended:  # they are to have no row of what was removed meanwhile
+            tables(CohortResult(tuple(ended)))
+        raise
+    for found in result.outcomes:
+        if found.status == "skipped" and found.notes:
+            print_lines(f"{found.patient_id}: note: {note}" for note in found.notes)
+    if listed:
+        tables(result)
+    code = result.code or (Exit.INCOMPLETE if unwritten else Exit.OK)
     if not alone or result.skipped:
         counts = {
             "predicted": result.done,

@@ -25,6 +25,7 @@ from hmvnet.reading.contours import read_truth
 from hmvnet.reading.headers import remarked
 from hmvnet.reading.names import first
 from hmvnet.reading.series import (
+    MODEL,
     Series,
     Slice,
     drawn_on,
@@ -54,6 +55,7 @@ class Scan:
         drawn: RTSTRUCT and SEG files that belong to the CT.
         known: what a table says of the patient.
         suv_factor: what PET values are multiplied by; None: as the headers say.
+        numbered: whether ``patient_id`` is a number, and none of the files.
         keeps: what must not go away before the files are read.
     """
 
@@ -64,6 +66,7 @@ class Scan:
     drawn: tuple[Path, ...] = field(default=(), repr=False)
     known: Known | None = None
     suv_factor: float | None = None
+    numbered: bool = False
     keeps: object = field(default=None, repr=False)
 
     def __str__(self) -> str:
@@ -77,6 +80,19 @@ class Scan:
     def origin(self) -> str:
         """What tells this scan from another of the same number, and names nobody."""
         return digest(self.ct.uid, self.pet.uid, self.suv_factor)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read of the disk."""
+        return tuple(one.path for series in (self.ct, self.pet) for one in series.slices)
+
+    @property
+    def examination(self) -> str:
+        """What tells this examination from others, and names nobody."""
+        header = self.ct.header
+        return digest(
+            *(str(header.get(uid)) for uid in ("StudyInstanceUID", "FrameOfReferenceUID"))
+        )
 
     @property
     def file_id(self) -> str:
@@ -134,6 +150,7 @@ class Unpaired:
 
     patient_id: str
     why: str
+    files: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
         return self.why
@@ -200,7 +217,13 @@ def find_dicom(
         scan = _pair(name, members, series)
         if isinstance(scan, Scan):
             drawings = tuple(_drawn_on(scan.ct, drawn, found))
-            scan = replace(scan, drawn=drawings, suv_factor=suv_factor, keeps=keeps)
+            scan = replace(
+                scan,
+                numbered=not keep_names,
+                drawn=drawings,
+                suv_factor=suv_factor,
+                keeps=keeps,
+            )
         scans.append(scan)
     used = {path for scan in scans if isinstance(scan, Scan) for path in scan.drawn}
     if other := {one.path for one in drawn} - used:
@@ -240,6 +263,7 @@ def _examination(one: Series) -> tuple[str, str, str]:
 # What tells series apart.
 IDENTITY = ("SeriesInstanceUID", "PatientID", "StudyInstanceUID", "FrameOfReferenceUID")
 NO_DICOM = "files that are no DICOM"
+OURS = "files of contours or labels that HM-VNet made, which are no truth"
 
 
 @dataclass(frozen=True)
@@ -277,6 +301,9 @@ def _find_series(root: Path) -> tuple[list[Series], list[_Drawing], Counter[str]
                 left_out[NO_DICOM] += 1
                 continue
             if (place := drawn_on(header)) is not None:
+                if header.get("ManufacturerModelName") == MODEL:
+                    left_out[OURS] += 1
+                    continue
                 drawn.append(_Drawing(path, *place))
                 continue
             if why := _unused(header):

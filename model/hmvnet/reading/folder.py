@@ -55,14 +55,18 @@ class Patient:
         record = ", a health record" if self.record.values else ""
         return f"{self.ct.name}, {self.pet.name}{record}"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read of the disk."""
+        return tuple(f for f in (self.ct, self.pet, self.label) if f is not None)
+
     def state(self) -> list[object]:
         """The id, and what changes when a file does; much cheaper than the files' hash."""
-        files = [f for f in (self.ct, self.pet, self.label) if f is not None]
         return [
             self.patient_id,
             self.classes,
             self.suv_factor,
-            *((f.stat().st_size, f.stat().st_mtime_ns) for f in files),
+            *((f.stat().st_size, f.stat().st_mtime_ns) for f in self.files),
         ]
 
     def read(self) -> Case:

@@ -37,6 +37,10 @@ class Source(Protocol):
     @property
     def patient_id(self) -> str: ...
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read of the disk."""
+
     def read(self) -> Case:
         """The patient's case. Raises: CaseError."""
 
@@ -53,6 +57,10 @@ class ChallengeFolder:
         folder = self.folder.resolve()
         named = folder.parent if folder.name == "input" and folder.parent.name else folder
         return named.name
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.folder,)
 
     def __str__(self) -> str:
         return "images/ct, images/pet, ehr.json"
@@ -88,6 +96,10 @@ class Pair:
         if name.lower() in ("", "ct"):  # the folder is what tells such files apart
             name = self.ct.resolve().parent.name
         return name or "patient"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.ct, self.pet, *([self.record] if self.record else []))
 
     def __str__(self) -> str:
         return f"{self.ct.name}, {self.pet.name}"
@@ -211,7 +223,12 @@ def _folder(folder: Path, asked: Asked) -> Inputs:
             )
         return Inputs("grand-challenge input", (ChallengeFolder(folder, asked.needs_record),))
     if bids := list(_bids(folder)):
-        return Inputs("BIDS", _scaled(bids, asked))
+        told = tuple(
+            f"{pair.patient_id}: CT {pair.ct.name} taken of {len(cts)}, the first by name"
+            for pair, cts in bids
+            if len(cts) > 1
+        )
+        return Inputs("BIDS", _scaled([pair for pair, _ in bids], asked), told)
     try:
         found = find_scans(folder, asked.sheet)
     except NoPatientsError as error:
@@ -280,10 +297,11 @@ def _listed(path: Path, sheet: str) -> list[Pair]:
     return pairs
 
 
-def _bids(root: Path) -> Iterator[Pair]:
+def _bids(root: Path) -> Iterator[tuple[Pair, list[Path]]]:
     """The scans of a BIDS data set: PET with the CT of the same subject and session.
 
-    The CT is in ``ct`` or ``anat`` and ends in ``_ct``. Where there are several PETs, those of FDG
+    The CT is in ``ct`` or ``anat`` and ends in ``_ct``; of several, which are given too, the first
+    by name. Where there are several PETs, those of FDG
     that are corrected for attenuation are meant.
     """
     for subject in sorted(path for path in root.glob("sub-*") if path.is_dir()):
@@ -297,7 +315,7 @@ def _bids(root: Path) -> Iterator[Pair]:
             name = subject.name if session is subject else f"{subject.name}_{session.name}"
             pet = max(pets, key=_worth)
             ct = cts[0] if cts else session / "ct" / f"{name}_ct.nii.gz"
-            yield Pair(ct, pet, name=name)
+            yield Pair(ct, pet, name=name), cts
 
 
 def _ending(folder: Path, ending: str) -> list[Path]:

@@ -22,7 +22,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from hmvnet.case import CaseError, Grid
 from hmvnet.files import digest
 from hmvnet.reading.headers import MAX_VOXELS, checked_grid
-from hmvnet.reading.suv import parse_datetime, words, zone_of
+from hmvnet.reading.suv import PRIVATE_TAGS, parse_datetime, words, zone_of
 
 CODE = 8  # characters
 PREAMBLE = 128
@@ -78,11 +78,11 @@ TAGS = [
     "TimezoneOffsetFromUTC",
     "ReferencedFrameOfReferenceSequence",
     "ReferencedSeriesSequence",
+    "ManufacturerModelName",
 ]
-KEPT: list[int] = [  # GE's scan start and Philips' factors, with their groups' owners, too
-    *(tag for tag in map(tag_for_keyword, TAGS) if tag),
-    *(0x00090010, 0x0009100D, 0x70530010, 0x70531000, 0x70531009),
-]
+KEPT: list[int] = [*(tag for tag in map(tag_for_keyword, TAGS) if tag), *PRIVATE_TAGS]
+# What our own DICOM objects say of who made them.
+MAKER, MODEL = "HM-VNet (open source)", "hmvnet"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,16 @@ KNOWN_KG, KNOWN_M = (1.0, 500.0), (0.3, 2.6)
 GE_SCAN_START = (0x0009, "GEMS_PETD_01", 0x0D)
 PHILIPS_SUV = (0x7053, "Philips PET Private Group", 0x00)
 PHILIPS_ACTIVITY = (0x7053, "Philips PET Private Group", 0x09)
-FIRST_BLOCK = 0x10
+BLOCKS = range(0x10, 0x20)  # those that are looked for
+# The tags of these and of who has reserved each block.
+PRIVATE_TAGS = sorted(
+    {
+        (group << 16) + tag
+        for group, _, element in (GE_SCAN_START, PHILIPS_SUV, PHILIPS_ACTIVITY)
+        for block in BLOCKS
+        for tag in (block, (block << 8) + element)
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,7 @@ def _private(one: Dataset, group: int, creator: str, element: int) -> Any:
         for name in one.group_dataset(group)
         if name.tag.is_private_creator
     }
-    first = 0 if FIRST_BLOCK in reserved.values() else FIRST_BLOCK
+    first = 0 if BLOCKS[0] in reserved.values() else BLOCKS[0]
     block = reserved.get(creator.casefold(), first)
     value = getattr(one.get((group, (block << 8) + element)), "value", None) if block else None
     if isinstance(value, bytes):  # an implicit file without the vendor's dictionary

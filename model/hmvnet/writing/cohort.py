@@ -44,16 +44,29 @@ def write_cohort(output: Path) -> Path:
 
 @contextmanager
 def cohort_lock(output: Path) -> Iterator[None]:
-    """Of processes on one folder one is in the block at a time."""
+    """Of processes on one folder one is in the block at a time.
+
+    Raises:
+        RefusedError: the disk has no locks.
+    """
     from filelock import FileLock  # torch brings it
 
-    with FileLock(output / f".{COHORT}.lock"):
+    lock = FileLock(output / f".{COHORT}.lock")
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise RefusedError(
+            f"{lock.lock_file}: {error.strerror or error}, expected a disk that has locks"
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def cohort_rows(output: Path) -> list[dict[str, Any]]:
     """A row of ``cohort.csv`` for each patient's folder, in the order of their names."""
-    return [_row(path.name, report) for path, report in _reports(output)]
+    return [_row(path.name, report) for path, report in reports(output)]
 
 
 def failures_files(output: Path) -> list[Path]:
@@ -91,7 +104,7 @@ def write_failures(why: Mapping[str, str], output: Path, part: str = "") -> Path
     Args:
         part: of the cohort, for the file's name: ``-3of8``.
     """
-    path = output / f"{Path(FAILURES).stem}{part}{Path(FAILURES).suffix}"
+    path = _failures_file(output, part)
     if not why:
         path.unlink(missing_ok=True)
         return None
@@ -99,27 +112,27 @@ def write_failures(why: Mapping[str, str], output: Path, part: str = "") -> Path
     return path
 
 
+def _failures_file(output: Path, part: str) -> Path:
+    return output / f"{Path(FAILURES).stem}{part}{Path(FAILURES).suffix}"
+
+
 def record_failures(
     patients: Collection[str], why: Mapping[str, str], output: Path, part: str = ""
 ) -> None:
-    """``write_failures`` of a call for these patients, whom the other files then leave out."""
+    """What a call for these patients says, in the place of what all the files have of them.
+
+    What these say of others stays.
+    """
     with cohort_lock(output):
         _leave_out(patients, output)
-        write_failures(why, output, part)
+        path = _failures_file(output, part)
+        others = read_failures(path) if path.exists() else {}
+        write_failures({**others, **why}, output, part)
 
 
 def read_failures(path: Path) -> dict[str, str]:
     """What ``write_failures`` wrote: why, by patient."""
     return {row.get("patient", ""): row.get("why", "") for row in read_texts(path)}
-
-
-def mend_failures(patient: str, why: Mapping[str, str], output: Path) -> None:
-    """What one patient's own call says, in the place of what the cohort's files have of it."""
-    with cohort_lock(output):
-        _leave_out({patient}, output)
-        whole = output / FAILURES
-        others = read_failures(whole) if whole.exists() else {}
-        write_failures({**others, **why}, output)
 
 
 def _leave_out(patients: Collection[str], output: Path) -> None:
@@ -129,7 +142,8 @@ def _leave_out(patients: Collection[str], output: Path) -> None:
         write_failures(rows, output, path.stem.removeprefix(Path(FAILURES).stem))
 
 
-def _reports(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def reports(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The patients' folders under ``output`` and their reports, by name."""
     for path in sorted(output.iterdir()):
         if not path.is_dir() or path.name.startswith("."):
             continue

@@ -35,13 +35,15 @@ class DataFolder:
     def write(self, case: Case) -> bool:
         """A case's CT (HU), PET (SUV) and its truth if known; the folder whole or not at all.
 
-        A health record becomes a row of the table, in the place of what it said of the patient.
+        A health record becomes a row of the table; what the row has besides, outcomes that somebody
+        entered say, stays.
 
         Returns:
             Whether it was written, and not there already.
 
         Raises:
-            OtherImagesError: other images lie under the patient's name.
+            OtherImagesError: other images lie under the patient's name, or none and the table has
+                a row of it: another patient's, perhaps, with outcomes that somebody entered.
         """
         name = case.patient_id
         images = {f"{name}__CT.nii.gz": case.ct}
@@ -55,30 +57,28 @@ class DataFolder:
             same = found == {*images} and all(holds_image(there / n, i) for n, i in images.items())
             if not same:
                 raise OtherImagesError(f"patient {name}: {there} is there, and holds other images")
+        if is_new and name in _rows(self.root / TABLE):
+            raise OtherImagesError(
+                f"patient {name}: {self.root / TABLE} has a row of this name, of which there "
+                "are no images: another patient's, perhaps; remove the row, or give it as --record"
+            )
         if is_new:
             with replacing(there) as folder:
                 folder.mkdir()
                 for file, image in images.items():
                     write_image(image, folder / file)
-        self._write_record(case, is_new)
+        if case.record.values:
+            self._write_record(case)
         return is_new
 
-    def _write_record(self, case: Case, is_new: bool) -> None:
-        """Enter the record; of who is new no row of another patient of that name stays."""
+    def _write_record(self, case: Case) -> None:
         from filelock import FileLock  # torch brings it
 
         with FileLock(self.root / f".{TABLE}.lock"):
             rows = _rows(self.root / TABLE)
-            if case.record.values:
-                rows[case.patient_id] = {PATIENT: case.patient_id, **case.record.values}
-            elif is_new and case.patient_id in rows:
-                del rows[case.patient_id]
-            else:
-                return
-            if rows:
-                write_table(pd.DataFrame(list(rows.values())), self.root / TABLE)
-            else:
-                (self.root / TABLE).unlink()
+            row = rows.get(case.patient_id, {PATIENT: case.patient_id})
+            rows[case.patient_id] = {**row, **case.record.values}
+            write_table(pd.DataFrame(list(rows.values())), self.root / TABLE)
 
 
 def _rows(path: Path) -> dict[str, dict[str, object]]:

@@ -35,10 +35,9 @@ from hmvnet.imaging.components import bounding_box
 from hmvnet.imaging.resample import labels_onto
 from hmvnet.lesions.table import Lesion
 from hmvnet.pipeline import Prediction
-from hmvnet.reading.series import Series, open_dicom, quietly, volume_files
+from hmvnet.reading.series import MAKER, MODEL, Series, open_dicom, quietly, volume_files
 from hmvnet.writing.folder import RTSTRUCT, SEG, SR
 
-MAKER, MODEL = "HM-VNet (open source)", "hmvnet"
 SERIES_NUMBERS = {SEG: 9001, SR: 9002, RTSTRUCT: 9003}
 COLOURS = {GTVP: (230, 60, 60), 2: (60, 140, 230)}  # of contours, RGB
 MOST_LESIONS = 255
@@ -125,6 +124,9 @@ def _made_of(prediction: Prediction, manifest: Manifest, ct: Series) -> _Source:
         for source in sources:
             for keyword in MAY_BE_EMPTY:
                 source.setdefault(keyword, "")
+            if "SpecificCharacterSet" in source:  # not all that DICOM allows may be handed on
+                source.decode()
+                source.SpecificCharacterSet = "ISO_IR 192"
     places = [(paths.index(path), frame) for path, frame in files]
     return _Source(
         grid,

@@ -13,7 +13,7 @@ from hmvnet.reading.images import write_image
 from hmvnet.reading.series import Series
 from hmvnet.segmentation.confidence import entropy as entropy_of
 from hmvnet.writing.page import write_page
-from hmvnet.writing.report import write_lesions, write_report
+from hmvnet.writing.report import UNSAID, Origin, write_lesions, write_report
 from hmvnet.writing.thumbnail import write_thumbnail
 
 MASK, REPORT, LESIONS = "mask.nii.gz", "report.json", "lesions.csv"
@@ -38,14 +38,14 @@ def write_folder(
     page: bool = False,
     entropy: bool = False,
     ct: Series | None = None,
-    made: str = "",
+    origin: Origin = UNSAID,
 ) -> list[str]:
     """Write mask, report and lesion table, the folder whole or not at all; then what is optional.
 
     The thumbnail is always made: a patient predicted alone may be one of a cohort's later.
 
     Args:
-        made: what the result hangs on, for the report.
+        origin: what the result is of, for the report.
         ct: the DICOM series that the CT was read from, where DICOM objects are wanted too.
 
     Returns:
@@ -60,7 +60,7 @@ def write_folder(
     with replacing(folder) as temporary:
         temporary.mkdir()
         write_image(prediction.mask, temporary / MASK)
-        write_report(prediction, manifest, temporary / REPORT, device, made)
+        write_report(prediction, manifest, temporary / REPORT, device, origin)
         write_lesions(prediction, temporary / LESIONS)
     writers: dict[Path, Callable[[], object]] = {
         folder / THUMBNAIL: lambda: write_thumbnail(prediction, folder / THUMBNAIL)

@@ -29,7 +29,7 @@ function pictureCell(row) {
     cell.textContent = "–";
     return cell;
   }
-  const image = make("img", "", { src: `data:image/png;base64,${row.thumbnail}`, alt: "PET projection" });
+  const image = make("img", "", { src: `data:image/png;base64,${row.thumbnail}`, alt: `PET projection of ${row.patient}` });
   const [first] = row.links;
   const place = first ? make("a", "", { href: first[1] }) : cell;
   place.append(image);

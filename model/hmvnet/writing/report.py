@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from itertools import zip_longest
 from pathlib import Path
@@ -24,12 +24,29 @@ from hmvnet.table_files import write_table
 DIGITS = 4  # behind the point, of what is measured of a lesion
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a result is of, for those who go on later; it names nobody.
+
+    Attributes:
+        made: a digest of all that the result hangs on.
+        scan: a digest of the DICOM examination, which tells it from others of its number.
+        corrected: whether the mask is one that somebody corrected.
+    """
+
+    made: str = ""
+    scan: str = ""
+    corrected: bool = False
+
+
+UNSAID = Origin()
+
+
 def report(
-    prediction: Prediction, manifest: Manifest, device: str = "", made: str = ""
+    prediction: Prediction, manifest: Manifest, device: str = "", origin: Origin = UNSAID
 ) -> dict[str, Any]:
     """A JSON-able report of a prediction. It holds no name and no health record.
 
-    ``made`` is a digest of what the result hangs on, and names nobody.
     ``risk.variables`` are exact (they sum to the part of the risk that is not the network's),
     ``risk.branches`` are the change of the risk when a branch of the fusion network gives its
     training mean; none where the network has no share of the risk. Of a patient without a health
@@ -41,7 +58,7 @@ def report(
         "version": __version__,
         "bundle": manifest.name,
         "device": device,
-        "made": made,
+        **asdict(origin),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "verdict": {"status": prediction.verdict.status, "codes": list(prediction.verdict.codes)},
         "lesions": [
@@ -98,10 +115,14 @@ def lesion_row(lesion: Lesion, grid: Grid, confidence: float | None) -> dict[str
 
 
 def write_report(
-    prediction: Prediction, manifest: Manifest, path: Path, device: str = "", made: str = ""
+    prediction: Prediction,
+    manifest: Manifest,
+    path: Path,
+    device: str = "",
+    origin: Origin = UNSAID,
 ) -> Path:
     """``report`` as JSON."""
-    write_text(json.dumps(report(prediction, manifest, device, made), indent=2) + "\n", path)
+    write_text(json.dumps(report(prediction, manifest, device, origin), indent=2) + "\n", path)
     return path
 
 
