@@ -8,6 +8,7 @@
 # BASE_IMAGE       base image                                 (default: the Dockerfile's)
 # WEIGHTS          bundle under weights/ that goes in         (default: the Dockerfile's)
 # INTERFACE        auto, 2025 or 2026: whose platform reads it  (default auto: by the input)
+# TASK             of 2025: 1, 2 or both                      (default both)
 # ON_ERROR         answer every case, or refuse what cannot be trusted (hospitals)  (default answer)
 # PLATFORM         platform to build for                      (default linux/amd64)
 # PIP_FIND_LINKS   folder or page of wheels, for the build only
@@ -21,7 +22,7 @@ read -r -a engine <<< "${DOCKER:-docker}"
 read -r -a build <<< "${DOCKER_BUILD:-${engine[*]} build} ${DOCKER_BUILD_ARGS:-}"
 
 arguments=(--platform "${PLATFORM:-linux/amd64}" --tag "$image")
-for name in BASE_IMAGE WEIGHTS INTERFACE ON_ERROR PIP_FIND_LINKS; do
+for name in BASE_IMAGE WEIGHTS INTERFACE TASK ON_ERROR PIP_FIND_LINKS; do
     if [[ -n ${!name:-} ]]; then
         arguments+=(--build-arg "$name=${!name}")
     fi

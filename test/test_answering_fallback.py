@@ -21,7 +21,7 @@ from hmvnet import container
 from hmvnet.answering import supervisor
 from hmvnet.answering.fallback import BY_UPTAKE, best_answer, by_uptake, risk_of_record
 from hmvnet.answering.salvage import SALVAGED, salvage
-from hmvnet.bundle import load_bundle
+from hmvnet.bundle import find_bundle, load_bundle, write_bundle
 from hmvnet.case import ClinicalRecord, Grid
 from hmvnet.exits import Exit
 from hmvnet.pipeline import Pipeline
@@ -120,6 +120,47 @@ def test_damaged_weights_are_answered_by_what_is_whole(
     assert sitk.GetArrayViewFromImage(mask).any(), "what takes up FDG, at least"
     said = capfd.readouterr().err
     assert damage in said or "bundle" in said, "what is damaged is named"
+
+
+def test_a_bundle_without_a_survival_model_is_asked_for_its_masks(
+    write_case, tmp_path, tiny_bundle, here, capfd
+):
+    """As segmentation train and import nnunet write them: its networks count, the risk cannot."""
+    whole = load_bundle(tiny_bundle)
+    part = whole.manifest.segmentation
+    tensors = {name: whole.tensors(name) for name in part.all_files}
+    manifest = whole.manifest.model_copy(update={"prognosis": None})
+    bundle = write_bundle(tmp_path / "bundle", manifest, tensors)
+    assert run(write_case(), tmp_path / "refused", bundle, "refuse") == Exit.REFUSED
+    assert "holds no survival model, which a risk wants: expected" in capfd.readouterr().err
+    for name, weights in (("with", tiny_bundle), ("without", bundle)):
+        assert run(write_case(), tmp_path / name, weights, "answer") == Exit.OK
+    said = capfd.readouterr().err
+    assert "no risk but the least" in said and "ended with exit code" not in said
+    one, other = (answered(tmp_path / name) for name in ("with", "without"))
+    np.testing.assert_array_equal(*(sitk.GetArrayFromImage(m) for m in (one[0], other[0])))
+    assert one[1] != other[1]
+
+
+@pytest.mark.parametrize("mode", ["refuse", "answer"])
+def test_an_upload_that_is_no_bundle_is_said(
+    write_case, tmp_path, tiny_bundle, here, capfd, monkeypatch, mode
+):
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt" / "fold0.safetensors").touch()
+    monkeypatch.setattr("hmvnet.bundle.PLATFORM_MODEL_DIR", tmp_path / "opt")
+    monkeypatch.setattr(find_bundle, "__defaults__", (None, (tiny_bundle,)))
+    words = ["--input", str(write_case()), "--output", str(tmp_path / "out"), "--on-error", mode]
+    code = container.main([*words, "--device", "cpu", "--interface", "2026"])
+    said = capfd.readouterr().err
+    assert "opt holds no bundle, found fold0.safetensors; expected manifest.json" in said
+    assert code == (Exit.OK if mode == "answer" else Exit.REFUSED)
+    if mode == "answer":
+        assert "the image's own weights are used" in said and "ended with exit code" not in said
+        assert run(write_case(), tmp_path / "tiny", tiny_bundle, mode) == Exit.OK
+        one, other = (answered(tmp_path / name) for name in ("out", "tiny"))
+        np.testing.assert_array_equal(*(sitk.GetArrayFromImage(m) for m in (one[0], other[0])))
+        assert one[1] == other[1]
 
 
 def test_a_network_that_fails_is_answered_without(

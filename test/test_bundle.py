@@ -236,6 +236,15 @@ def test_where_bundles_are_looked_for(tiny_bundle, tmp_path, monkeypatch):
         find_bundle(None, [tmp_path])
     bundle = load_bundle(tiny_bundle)
     own = write_bundle(tmp_path / "weights" / "one", bundle.manifest, tensors_of(bundle))
+    # What was uploaded and is none of ours is not passed over for the weights in the image.
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt" / ".keep").touch()
+    assert find_bundle(None, [tmp_path / "weights"]) == own
+    (tmp_path / "opt" / "network.pth").touch()
+    with pytest.raises(WeightsError, match=r"opt holds no bundle, found network\.pth; expected"):
+        find_bundle(None, [tmp_path / "weights"])
+    assert find_bundle(None, [tmp_path / "weights"], uploaded=False) == own
+    (tmp_path / "opt" / "network.pth").unlink()
     assert find_bundle(None, [tmp_path / "weights"]) == own
     platform = write_bundle(tmp_path / "opt", bundle.manifest, tensors_of(bundle))
     assert find_bundle(None, [tmp_path / "weights"]) == platform

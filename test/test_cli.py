@@ -81,6 +81,12 @@ def test_version(capsys):
         (("segmentation", "train", "training.stepz=1"), "did you mean training.steps?"),
         (("segmentation", "train"), "no data folder"),
         (("segmentation", "eval", "--weights", "nowhere", "data.root=x"), "nowhere"),
+        (
+            ("segmentation", "eval", "data.root=x", "network.name=segresnet"),
+            "setting 'network.name'",
+        ),
+        (("survival", "eval", "data.root=x", "prognosis.members=9"), "the bundle's prognosis is"),
+        (("eval", "data.root=x", "training.steps=9"), "the bundle's training is what is scored"),
         (("segmentation", "compare", "--network", "hmvnett"), "unknown network 'hmvnett'"),
         (("phantom", "x", "--count", "0"), "--count"),
         (("export", "--size", "a,b"), "--size a,b"),

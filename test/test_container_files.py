@@ -31,7 +31,8 @@ arguments = sys.argv[1:]
 with open(os.environ["FAKE_LOG"], "a") as log:
     log.write(json.dumps(arguments) + "\\n")
 if arguments[:2] == ["image", "inspect"]:
-    print(os.environ.get("FAKE_USER", "1000:1000") if "User" in arguments[3] else 2_000_000_000)
+    asked = {"User": os.environ.get("FAKE_USER", "1000:1000"), "Env": os.environ.get("FAKE_ENV")}
+    print(next((told for name, told in asked.items() if name in arguments[3]), 2_000_000_000))
 elif arguments[0] == "save":
     sys.stdout.write("the image")
     sys.exit(int(os.environ.get("FAKE_SAVE_EXIT", "0")))
@@ -194,6 +195,24 @@ def test_a_truth_of_another_size_fails(tmp_path: Path) -> None:
     assert re.search(r"size of truth .*4 4 4 .*16 12 8 .*FAILED", answer.stdout)
 
 
+def test_of_other_weights_the_form_alone_is_compared(tmp_path: Path) -> None:
+    expected = write_outputs(tmp_path / "a")
+    (expected / "t-stage.json").write_text('"T1"')
+    for number, (change, stage, code) in enumerate(
+        [
+            ({"cut": 4, "risk": -7.5}, "T4", 0),
+            ({"label": 3}, "T1", 1),
+            ({"moved": 0.01}, "T1", 1),
+            ({"risk": float("nan")}, "T1", 1),
+            ({}, "T5", 1),
+        ]
+    ):
+        found = write_outputs(tmp_path / str(number), **change)
+        (found / "t-stage.json").write_text(json.dumps(stage))
+        answer = compare(expected, found, "--form", "--truth", str(expected / MASK))
+        assert answer.returncode == code, answer.stdout
+
+
 def test_a_risk_alone_is_not_held_against_the_truth(tmp_path: Path) -> None:
     expected, found = write_outputs(tmp_path / "a"), write_outputs(tmp_path / "b")
     shutil.rmtree(found / "images")
@@ -223,6 +242,39 @@ def test_cases_run_as_on_the_platform(house: Path, engine: Path) -> None:
         assert flag in line
     assert call[-1] == "hmvnet"
     assert "GTVp Dice" in answer.stdout
+
+
+def test_an_image_of_one_year_or_task_is_tried_on_what_it_is_for(house: Path, engine: Path) -> None:
+    one = house / "test/cases/one"
+    two = Path(shutil.copytree(one, one.with_name("two")))
+    (two / "expected/t-stage.json").write_text('"T1"')
+    stored = {"FAKE_OUTPUTS": one / "expected", "GPU": "none"}
+    answer = run(house / "test.sh", FAKE_ENV="HMVNET_INTERFACE=2025\nHMVNET_TASK=2", **stored)
+    assert answer.returncode == 1  # the mask is too much for task 2
+    assert (
+        "two (task 2" in answer.stdout and "left out: the image is built for 2025" in answer.stdout
+    )
+    runs = [call for call in calls_of(engine) if "/output:/output" in " ".join(call)]
+    assert len(runs) == 1 and "HMVNET_TASK=2" in runs[0]
+    answer = run(house / "test.sh", FAKE_ENV="HMVNET_INTERFACE=2025", **stored)
+    assert answer.returncode == 0 and "all 1 cases passed" in answer.stdout
+    answer = run(house / "test.sh", "one", FAKE_ENV="HMVNET_INTERFACE=2026", **stored)
+    assert answer.returncode == 1 and "no case of 2026 among these" in answer.stderr
+    # Of 2026 there are no tasks, whatever is asked for.
+    run(house / "test.sh", "two", HMVNET_TASK="1", **stored)
+    assert (
+        "HMVNET_TASK=both" in [c for c in calls_of(engine) if "/output:/output" in " ".join(c)][-1]
+    )
+
+
+def test_weights_of_ones_own_need_not_give_the_stored_values(
+    house: Path, engine: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    given = {"MODEL": tmp_path / "bundle", "GPU": "none"}
+    given["FAKE_OUTPUTS"] = write_outputs(tmp_path / "other", risk=3.0, cut=2)
+    assert run(house / "test.sh", **given).returncode == 0
+    assert run(house / "test.sh", **given, MIN_DICE="0.99").returncode == 1
 
 
 def test_a_wrong_output_fails_the_run(house: Path, engine: Path, tmp_path: Path) -> None:

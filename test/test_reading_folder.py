@@ -287,6 +287,23 @@ def test_hectors_planning_images_are_known(tmp_path):
     assert not find_patients(tmp_path).left_out
 
 
+def test_patients_of_another_task_alone_are_told(tmp_path):
+    write_patient(tmp_path, "A-1")
+    for name in ("A-1", "B-2"):
+        scan(tmp_path / "Task 2" / name, f"{name}__CT.nii.gz", f"{name}__PT.nii.gz")
+    found = find_patients(tmp_path)
+    assert [one.patient_id for one in found] == ["A-1"]
+    assert names_left_out(found) == {"Task 2/B-2": "images in Task 2 alone, and Task 1 is read"}
+
+
+def test_suv_factors_are_counted(tmp_path):
+    for name in ("A-1", "B-2"):
+        write_patient(tmp_path, name, "nnunet")
+    assert "SUV factor" not in find_patients(tmp_path).summary()[0]
+    (tmp_path / "suv_conversion_tags.csv").write_text("pid,factor\nA-1,0.5\nC-3,2\n")
+    assert ", 1 with a SUV factor" in find_patients(tmp_path).summary()[0]
+
+
 def test_a_patient_with_a_pet_alone_is_no_longer_dropped(tmp_path):
     write_patient(tmp_path, "A-1", "nnunet")
     scan(tmp_path / "imagesTr", "A-2_0001.nii.gz")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -159,9 +160,33 @@ def test_unknown_network_stops_before_training(cases, tmp_path):
 
 def test_initial_weights_are_taken_over(tiny_bundle):
     network = build_network("hmvnet", SMALL_NETWORK)
-    assert take_over(network, tiny_bundle) == len(network.state_dict())
+    assert take_over(network, tiny_bundle) == set(network.state_dict())
     with pytest.raises(ValueError, match="nothing in bundle"):
         take_over(build_network("unet3d", {"width": 4}), tiny_bundle)
+
+
+def test_frozen_norms_of_another_width_are_refused_and_what_is_taken_over_is_said(
+    cases, tiny_bundle, tmp_path, capfd
+):
+    """Statistics that were never fitted would be kept, and a network nearly new be trained on."""
+    options = SMALL_NETWORK | {"channels": 2 * SMALL_NETWORK["channels"]}
+    other = short_training(steps=1, initial_weights=str(tiny_bundle)).model_copy(
+        update={"network": NetworkSettings(options=options)}
+    )
+    train_segmentation(make_fabric(tmp_path), other, cases, [], tmp_path)
+    said = re.search(r"initial_weights: (\d+) of (\d+) tensors taken over", capfd.readouterr().err)
+    assert said and 0 < int(said[1]) < int(said[2])
+    training = other.training.model_copy(update={"frozen_norms": True})
+    with pytest.raises(
+        ValueError, match="frozen_norms keeps the statistics of initial_weights, but"
+    ):
+        train_segmentation(
+            make_fabric(tmp_path),
+            other.model_copy(update={"training": training}),
+            cases,
+            [],
+            tmp_path / "frozen",
+        )
 
 
 def test_frozen_norms_keep_the_statistics_they_came_with(cases, tiny_bundle, tmp_path):

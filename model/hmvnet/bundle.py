@@ -55,6 +55,7 @@ from hmvnet.files import (
     write_text,
 )
 from hmvnet.imaging.network_input import NetworkInput
+from hmvnet.reading.names import first
 from hmvnet.reading.records import read_json
 
 MANIFEST = "manifest.json"
@@ -320,21 +321,29 @@ class Bundle:
         return data
 
 
-def find_bundle(explicit: Path | str | None = None, shipped: Sequence[Path] = SHIPPED) -> Path:
+def find_bundle(
+    explicit: Path | str | None = None,
+    shipped: Sequence[Path] = SHIPPED,
+    *,
+    uploaded: bool = True,
+) -> Path:
     """The bundle's folder: explicit, else the platform's model upload, else the shipped one.
 
     Args:
         explicit: a folder, or an address as ``fetch_bundle`` takes it.
         shipped: where the shipped bundles lie.
+        uploaded: whether the platform's upload is looked at.
 
     A folder without a manifest of its own may hold exactly one bundle, or the default one.
 
     Raises:
-        WeightsError: nothing found; says where it looked.
+        WeightsError: nothing found; says where it looked. Or an upload that holds no bundle: the
+            shipped weights are not to be taken for it.
     """
     if explicit and "://" in str(explicit):
         explicit = fetch_bundle(str(explicit))
-    places = [Path(explicit)] if explicit else [PLATFORM_MODEL_DIR, *shipped]
+    upload = [PLATFORM_MODEL_DIR] if uploaded else []
+    places = [Path(explicit)] if explicit else [*upload, *shipped]
     for place in places:
         clear_leftovers(place.parent, place.name)
         clear_leftovers(place)
@@ -347,6 +356,12 @@ def find_bundle(explicit: Path | str | None = None, shipped: Sequence[Path] = SH
         if inner:
             names = ", ".join(p.name for p in inner)
             raise WeightsError(f"weights: several bundles ({names}); name one of them")
+        if place in upload and place.is_dir() and (found := visible(place.iterdir())):
+            names = first([shown(p.name) for p in found])
+            raise WeightsError(
+                f"weights: {place} holds no bundle, found {names}; expected "
+                f"{MANIFEST} there or one folder below, as export.sh model packs it"
+            )
     raise WeightsError(f"weights: no bundle ({MANIFEST}) in {' or '.join(map(str, places))}")
 
 

@@ -168,14 +168,15 @@ def attempt(options: argparse.Namespace) -> Exit:
     say = Narrator()
     say(f"load the weights (attempt '{options.attempt}')")
     try:
-        pipeline = _load(options)
+        pipeline = _load_for_answer(options)
     except RefusedError as error:
         if options.attempt != PLAIN:
             raise
         pipeline = None
         note(f"no networks: {error}")
     if pipeline and pipeline.prognosis is None and options.task in ("2", "both"):
-        note("; ".join(pipeline.notes))
+        name = pipeline.manifest.name
+        note("; ".join([f"no risk but the least: of bundle {name} there is none", *pipeline.notes]))
     output = OutputFolder(options.output, _interface(options, forgiving=True))
     interface = _interface(options, pipeline, forgiving=True)
     if interface != output.interface:  # the bundle's own
@@ -199,13 +200,33 @@ def attempt(options: argparse.Namespace) -> Exit:
     return Exit.OK
 
 
-def _load(options: argparse.Namespace) -> Pipeline:
+def _load(options: argparse.Namespace, *, forgiving: bool = False) -> Pipeline:
+    """The bundle's pipeline.
+
+    Args:
+        forgiving: whether a bundle without a survival model serves where a risk is wanted.
+    """
     from hmvnet.pipeline import load_pipeline
 
     wants_risk = options.task in ("2", "both")
+    needs_risk = None if wants_risk and forgiving else wants_risk
     return load_pipeline(
-        options.weights, options.device, _overrides(options), needs_risk=wants_risk
+        options.weights, options.device, _overrides(options), needs_risk=needs_risk
     )
+
+
+def _load_for_answer(options: argparse.Namespace) -> Pipeline:
+    """The pipeline, by the image's own weights where those that were uploaded are none."""
+    from hmvnet.bundle import WeightsError, find_bundle
+
+    try:
+        return _load(options, forgiving=True)
+    except WeightsError as error:
+        if options.weights:
+            raise
+        note(f"{error}: the image's own weights are used")
+        options.weights = find_bundle(uploaded=False)
+        return _load(options, forgiving=True)
 
 
 def _interface(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -126,11 +127,32 @@ def say_counts(counts: Counter[str], total: int, output: Path) -> None:
     say(f"{total} patients: {', '.join(said)}; in {output}")
 
 
-def settings_of(config: Path | None, overrides: list[str] | None) -> Settings:
-    """Those of a file, and what the command line changes of them."""
+# What a bundle that is there has settled.
+SETTLED = ("network", "training", "augmentation", "prognosis")
+
+
+def settings_of(
+    config: Path | None, overrides: list[str] | None, settled: Sequence[str] = ()
+) -> Settings:
+    """Those of a file, and what the command line changes of them.
+
+    Args:
+        settled: sections that the command does not read: nobody is to believe that it did.
+
+    Raises:
+        RefusedError: the command line changes one of them.
+    """
     from hmvnet.settings_file import load_settings
 
-    return load_settings(config, overrides or ())
+    settings = load_settings(config, overrides or ())
+    for override in overrides or ():
+        name = override.partition("=")[0].strip()
+        if (section := name.partition(".")[0]) in settled:
+            raise RefusedError(
+                f"setting '{name}': the bundle's {section} is what is scored, and stays; expected "
+                "one of data, clinical, preprocessing, postprocessing or inference"
+            )
+    return settings
 
 
 def bundle_of(weights: str) -> Path:

@@ -12,6 +12,7 @@ from hmvnet.cli.bench import bench
 from hmvnet.cli.exchange import export, import_
 from hmvnet.cli.helpers import phantom, show_settings
 from hmvnet.cli.options import (
+    SETTLED,
     ConfigOption,
     EvalTaskOption,
     FoldOption,
@@ -116,7 +117,7 @@ def evaluate(
         return
     from hmvnet.experiments.evaluate_challenge import evaluate_challenge
 
-    settings = settings_of(config, overrides)
+    settings = settings_of(config, overrides, SETTLED)
     evaluate_challenge(settings, bundle_of(weights), run, limit, console())
 
 
@@ -179,7 +180,7 @@ def _run(arguments: list[str] | None) -> int:
         if extra is None:
             raise
         raise RefusedError(
-            f"this needs {error.name}, of the extra '{extra}': pip install 'hmvnet[{extra}]'"
+            f"this needs {error.name}, of the extra '{extra}': pip install '.[{extra}]'"
         ) from error
     except UsageError as error:
         message, context = error.format_message(), error.ctx

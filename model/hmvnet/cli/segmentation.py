@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hmvnet.cli.options import (
+    SETTLED,
     BudgetsOption,
     ConfigOption,
     FoldOption,
@@ -57,7 +58,7 @@ def segmentation_eval(
     """Score a weight bundle on a data folder: the challenge's metrics, per patient and in all."""
     from hmvnet.experiments.evaluate import evaluate_segmentation
 
-    settings = settings_of(config, overrides)
+    settings = settings_of(config, overrides, SETTLED)
     evaluate_segmentation(settings, bundle_of(weights), run, limit, console())
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hmvnet.cli.options import (
+    SETTLED,
     ConfigOption,
     LimitOption,
     ModelOption,
@@ -51,7 +52,7 @@ def survival_eval(
     """Harrell's C-index of a bundle on patients that none of its models saw."""
     from hmvnet.experiments.evaluate_survival import evaluate_survival
 
-    settings = settings_of(config, overrides)
+    settings = settings_of(config, overrides, SETTLED)
     evaluate_survival(settings, bundle_of(weights), run, limit, console())
 
 

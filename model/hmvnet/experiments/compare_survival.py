@@ -17,7 +17,7 @@ import pandas as pd
 from rich.console import Console
 
 from hmvnet.bundle import load_bundle
-from hmvnet.case import DAYS_PER_YEAR, ClinicalRecord, Outcome, Outcomes
+from hmvnet.case import DAYS_PER_YEAR, ClinicalRecord, Outcome, Outcomes, plain_name
 from hmvnet.config import Settings
 from hmvnet.experiments.survival_report import (
     FUSIONS,
@@ -37,6 +37,7 @@ from hmvnet.progress import Progress, print_notes, show_progress
 from hmvnet.reading.centres import UNKNOWN, name_centres
 from hmvnet.reading.folder import Patient
 from hmvnet.reading.frames import read_frame
+from hmvnet.reading.names import first
 from hmvnet.reading.tables import TRUTH_TABLE, read_outcome_table
 from hmvnet.state import claiming_run, read_arrays, write_arrays
 from hmvnet.survival import baselines
@@ -114,10 +115,15 @@ def _load_tables(settings: Settings, lenient: bool) -> Cohort:
     clinical = settings.clinical
     root = Path(settings.data.root)
     found = read_outcome_table([root / name for name in clinical.tables], clinical.table_names)
-    if not lenient and (
-        absent := [c.name for c in clinical.record_schema.columns if c.name not in found.columns]
-    ):
-        raise ValueError(f"{', '.join(clinical.tables)}: no column {absent[:5]} (clinical schema)")
+    there = {plain_name(name) for name in found.columns}
+    columns = clinical.record_schema.columns
+    absent = [c.name for c in columns if not there & set(c.plain_names)]
+    if absent and not lenient:
+        raise ValueError(
+            f"{', '.join(clinical.tables)}: no column of {first(absent)}; found "
+            f"{first(sorted(found.columns))}; expected those, or columns of your own in a settings "
+            "file (--config), as docs/hancock.xml has them"
+        )
     patients = without_images(found.ids, found.records, found.outcomes)
     return Cohort(patients, False, None, found.notes)
 

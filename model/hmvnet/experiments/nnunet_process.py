@@ -32,7 +32,8 @@ def require_nnunet() -> None:
     """Raises: RefusedError: nnU-Net is not installed."""
     if find_spec("nnunetv2") is None:
         raise RefusedError(
-            "nnU-Net itself is not installed, of the extra 'nnunet': pip install 'hmvnet[nnunet]'"
+            "nnU-Net itself is not installed, of the extra 'nnunet': pip install '.[nnunet]' in a "
+            "checkout"
         )
 
 

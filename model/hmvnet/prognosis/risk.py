@@ -126,7 +126,10 @@ class Prognosis:
         """
         part = bundle.manifest.prognosis
         if part is None:
-            raise RefusedError(f"bundle '{bundle.manifest.name}' holds no survival model")
+            raise RefusedError(
+                f"bundle '{bundle.manifest.name}' holds no survival model, which a risk wants: "
+                "expected one with it (hmvnet survival train)"
+            )
         self.part = part
         self.image_spacing_mm = float(part.settings["image_spacing_mm"])
         encoders = [ClinicalEncoder.from_state(state) for state in part.clinical]

@@ -145,6 +145,8 @@ class Found(Sequence[Patient]):
         """What a person checks before the work starts, in lines: counts, and what is left out."""
         columns = sorted({name for p in self for name in p.record.values})
         counts = {"a health record": sum(bool(p.record.values) for p in self)}
+        if scaled := sum(p.suv_factor is not None for p in self):
+            counts["a SUV factor"] = scaled
         if not self.scans:
             counts["a label"] = sum(p.label is not None for p in self)
             counts["an outcome"] = sum(p.outcome is not None for p in self)
@@ -293,6 +295,9 @@ def _find(root: Path, left_out: list[LeftOut], scans: bool = False) -> list[Pati
         patients = _from_folders(base, left_out, scans)
     for folder in {root, base} - {images or base}:
         _leave_strays(folder, images or base, left_out)
+    for other in sorted(root.glob("Task*")):
+        if base != root and other != base and other.is_dir():
+            _leave_task(other, {p.patient_id for p in patients}, base, left_out)
     if not patients:
         raise NoPatientsError(
             f"data folder '{root}' holds no patients: expected <ID>/<ID>__CT.nii.gz with __PT, or "
@@ -409,6 +414,15 @@ def _leave_strays(folder: Path, read: Path, left_out: list[LeftOut]) -> None:
         known = path == read or path.name.startswith(("Task", "labels"))
         if not known and (_images(path, []) if path.is_dir() else image_stem(path)):
             left_out.append(LeftOut(path, f"images beside {read.name}, which is read"))
+
+
+def _leave_task(folder: Path, read: set[str], base: Path, left_out: list[LeftOut]) -> None:
+    """Patients of another task's folder who are not in the one that is read."""
+    for path in entries(folder, []):
+        if path.is_dir() and path.name not in read and _images(path, []):
+            left_out.append(
+                LeftOut(path, f"images in {folder.name} alone, and {base.name} is read")
+            )
 
 
 def _whole(value: object, most: int) -> int:

@@ -175,7 +175,7 @@ def read_suv_factors(root: Path, patients: Collection[str]) -> dict[str, float]:
     """What PETs in Bq/mL are multiplied by to be SUV, by patient: HECKTOR 2026's table.
 
     Raises:
-        ValueError: it is unreadable, names none of ``patients``, or a factor is no number above 0.
+        ValueError: it is unreadable, or a factor is no number above 0.
     """
     path = root / SUV_TABLE
     if not path.is_file():

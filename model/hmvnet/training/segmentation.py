@@ -20,6 +20,7 @@ from hmvnet.config import Settings
 from hmvnet.files import digest
 from hmvnet.imaging.augment import compile_loops
 from hmvnet.networks.registry import build_network
+from hmvnet.progress import print_lines
 from hmvnet.segmentation import metrics
 from hmvnet.segmentation.ensemble import Ensemble
 from hmvnet.segmentation.forward import FORWARD_VERSION, TorchForward, channels_last
@@ -100,7 +101,17 @@ def train_segmentation(
     fabric.seed_everything(options.seed, verbose=False)
     network = channels_last(build_network(settings.network.name, settings.network.options))
     if options.initial_weights:
-        take_over(network, Path(options.initial_weights))
+        own = network.state_dict()
+        taken = take_over(network, Path(options.initial_weights))
+        if fabric.is_global_zero:
+            print_lines([f"initial_weights: {len(taken)} of {len(own)} tensors taken over"])
+        statistics = {name for name in own if name.endswith(STATISTICS)}
+        if options.frozen_norms and (lacking := sorted(statistics - taken)):
+            raise ValueError(
+                f"frozen_norms keeps the statistics of initial_weights, but of {len(lacking)} of "
+                f"{len(statistics)} there are none that fit ({lacking[0]}, ...): expected a bundle "
+                "of this network and these options"
+            )
     if options.checkpoint_activations:
         recompute_activations(network, settings.network.name)
     sampler = PatchSampler(cases, settings)
@@ -302,11 +313,15 @@ def course_key(settings: Settings, cases: Sequence[Prepared], course: Trunk | De
     return digest(run_key(settings.model_copy(update={"training": training}), cases), course.key)
 
 
-def take_over(network: nn.Module, folder: Path) -> int:
+# Of a BatchNorm.
+STATISTICS = ("running_mean", "running_var")
+
+
+def take_over(network: nn.Module, folder: Path) -> set[str]:
     """Start from a bundle's first network: every tensor of the same name and shape is copied.
 
     Returns:
-        How many tensors were taken over.
+        The names of the tensors that were taken over.
 
     Raises:
         ValueError: none fits.
@@ -318,7 +333,7 @@ def take_over(network: nn.Module, folder: Path) -> int:
     if not fitting:
         raise ValueError(f"initial_weights: nothing in bundle '{folder}' fits this network")
     network.load_state_dict(fitting, strict=False)
-    return len(fitting)
+    return set(fitting)
 
 
 def one_network(network: nn.Module, settings: Settings, device: torch.device) -> Ensemble:
