@@ -103,6 +103,32 @@ def test_no_attempt_ends_well(least, capfd):
     answered(least.root)
 
 
+def test_each_way_has_its_share_of_the_time(least, monkeypatch):
+    """Of 1000 s the first has 600, the second those up to 850; one without time is not tried."""
+    clock, given = [0.0], []
+
+    def attempt(command, way, seconds):
+        given.append((way.name, round(seconds)))
+        clock[0] += 700 if way.name == "whole" else 149
+        return Exit.FAULT
+
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(supervisor, "_attempt", attempt)
+    assert supervise(lambda way: [], least, 1000) == Exit.OK
+    assert given == [("whole", 600), ("frugal", 150), ("plain", 151)]
+    clock[0], given[:] = 0.0, []
+    assert supervise(lambda way: [], least, 820) == Exit.OK  # 697 s to the second's end: gone
+    assert given == [("whole", 492), ("plain", 120)]
+
+
+def test_a_frugal_attempt_has_one_thread(least, capfd):
+    code = "import os; print(os.environ.get('OMP_NUM_THREADS')); raise SystemExit(1)"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "7")
+        supervise(lambda way: python(code), least, 60)
+    assert capfd.readouterr().out.split() == ["7", "1", "1"]
+
+
 def test_an_attempt_that_takes_too_long_is_ended(least, capfd):
     """And what it was writing goes with it."""
     half = least.root / f".part-{MACHINE}-PID-0.rfs.json"

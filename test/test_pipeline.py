@@ -1,6 +1,7 @@
 """What makes a result doubtful beyond its images: what is known of training, and of the passes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +26,14 @@ from hmvnet.settings_file import load_settings
 def codes(volumes: dict, disagreement: float | None = None) -> list[str]:
     manifest = bundle().model_copy(update={"volumes_ml": volumes})
     return [found.code for found in _doubtful(predicted(*TWO).lesions, manifest, disagreement)]
+
+
+def test_a_lesion_that_hardly_takes_up_is_to_be_reviewed():
+    warm = [replace(one, suv_max=1.0) for one in predicted(*TWO).lesions]
+    assert list(_doubtful(warm, bundle(), None)) == []
+    (said,) = _doubtful([warm[0], replace(warm[1], suv_max=0.99)], bundle(), None)
+    assert said.code == "cold-lesion"
+    assert said.text == "1 of 2 lesions with a SUVmax below 1 (lowest 0.99)"
 
 
 def test_volumes_are_held_against_those_that_were_trained_on():
