@@ -48,6 +48,7 @@ def test_each_figure_is_over_the_patients_that_have_it():
     some[0] = Scored("P0", "A", truth=Stage(None, "N1"), given=Stage("T1", "N1"), risk=1.0)
     found = challenge_figures(some, samples=20)
     counts = {name: one.patients for name, one in found.items()}
+    assert counts["staging"] == counts["total"] == 11  # of the fewer, each
     assert counts["gtvp_mean_dice"] == counts["t_balanced_accuracy"] == counts["c_index"] == 11
     assert counts["n_balanced_accuracy"] == 12
 

@@ -57,6 +57,27 @@ def test_the_grid_may_be_any() -> None:
     )
 
 
+def test_the_plane_is_given_from_the_arrays_first_slice_on() -> None:
+    """Lesions high up: what is compared begins at slice 90, z is counted from 0 all the same."""
+    plane = Midplane(44.0, 0.0, 0.1)
+    ct = np.concatenate([np.full((120, 60, 80), -1000, np.float32), head(plane)])
+    mask = np.zeros(ct.shape, np.uint8)
+    mask[150:162, 20:32, 52:62] = 1
+    found = find_midplane(mask, ct, np.ones(3))
+    y, z = (g.ravel().astype(float) for g in np.meshgrid([15, 30, 45], [135, 155, 175]))
+    on = np.stack([plane.offset_mm + plane.by_z * (z - 120), y, z], 1)
+    assert np.abs(found.lateral_mm(on)).max() < 1.0
+
+
+def test_the_bodys_middle_is_that_of_most_slices_with_lesions() -> None:
+    """An arm beside one slice of nine moves it in none."""
+    mask, ct, _ = patient_with((1, (40, 30, 45), 4))
+    plain = body_middle_mm(mask, ct, np.ones(3))
+    arm = ct.copy()
+    arm[40, 30:34, -3:] = 40.0
+    assert body_middle_mm(mask, arm, np.ones(3)) == plain
+
+
 def test_without_body_or_lesion_there_is_a_middle() -> None:
     air = np.full((10, 12, 20), -1000, np.float32)
     plane = find_midplane(np.zeros(air.shape, np.uint8), air, np.ones(3))

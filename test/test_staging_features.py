@@ -8,6 +8,7 @@ from conftest import patient_with
 
 from hmvnet.case import ClinicalRecord
 from hmvnet.lesions.midline import Midplane
+from hmvnet.lesions.table import lesion_table
 from hmvnet.staging.features import (
     feature_names,
     n_names,
@@ -56,6 +57,43 @@ def test_nodes_on_both_sides_are_seen() -> None:
     assert (one["n_several"], one["n_bilateral"], one["n_contralateral"]) == (0, 0, 0)
     assert (both["n_several"], both["n_bilateral"], both["n_contralateral"]) == (1, 1, 1)
     assert both["n_log_contralateral"] > 0 == one["n_log_contralateral"]
+
+
+def test_where_a_primary_lies_and_how_far_it_crosses() -> None:
+    """Centred 9 mm to one side, of a radius of 14: 23 mm there, 5 mm on the other."""
+    mask, ct, pet = patient_with((1, (40, 30, 54), 14))
+    for sign, plane in ((1, Midplane(45.0)), (-1, Midplane(63.0))):
+        found = staging_features(mask, ct, pet, ONE, midplane=plane).to_dict()
+        assert found["t_lateral_mm"] == pytest.approx(9, abs=0.5), sign
+        assert found["t_reach_mm"] == pytest.approx(23, abs=1)
+        assert found["t_crosses_mm"] == pytest.approx(5, abs=1)
+    far = staging_features(mask, ct, pet, ONE, midplane=Midplane(20.0)).to_dict()
+    assert far["t_crosses_mm"] == 0 and far["t_reach_mm"] == pytest.approx(48, abs=1)
+
+
+def test_nodes_by_number_size_side_and_distance() -> None:
+    """Of 8, 7 and 4 mm in radius, the last of 0.3 mL: not sure. Without a primary no other side."""
+    nodes = (2, (20, 30, 62), 8), (2, (70, 30, 62), 7), (2, (45, 30, 26), 4)
+    mask, ct, pet = patient_with(*nodes)
+    found = staging_features(mask, ct, pet, ONE, midplane=Midplane(45.0)).to_dict()
+    lesions = lesion_table(mask, ct, pet, ONE)
+    small = next(one for one in lesions if one.centroid_mm[0] < 45)
+    assert found["n_log_count"] == pytest.approx(np.log1p(3))
+    assert found["n_log_sure"] == pytest.approx(np.log1p(2)) and found["n_several_sure"] == 1
+    assert found["n_log_minor_side"] == pytest.approx(np.log1p(small.volume_ml), rel=1e-3)
+    assert found["n_log_contralateral"] == found["n_log_minor_side"]  # no side is the primary's
+    assert found["n_contralateral"] == 0 and found["n_bilateral"] == 1
+    assert found["n_spread"] == pytest.approx(np.log1p(50), rel=0.01)
+    _, second, largest = sorted(one.diameter_mm for one in lesions)
+    assert found["n_log_second"] == pytest.approx(np.log1p(second))
+    assert found["n_log_diameter"] == pytest.approx(np.log1p(largest)) and second < largest
+
+
+def test_what_lies_beyond_a_limit_is_the_logarithm_of_how_often() -> None:
+    found = of((2, (45, 30, 45), 20))
+    (node,) = lesion_table(*patient_with((2, (45, 30, 45), 20)), ONE)
+    assert found["n_over_30_mm"] == pytest.approx(np.log(node.diameter_mm / 30), rel=1e-5)
+    assert found["n_over_60_mm"] == 0
 
 
 # --- invasion

@@ -26,6 +26,29 @@ def test_t_by_the_greatest_dimension(radius: int, stage: str) -> None:
     assert "mm" in found.t.reasons[0] and found.t.probabilities == {}
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_primaries_the_largest_counts_wherever_it_stands(order: int) -> None:
+    """Of 19 and 15 mm: T1, where their sum would be T2."""
+    large, small = (1, (20, 30, 62), 9), (1, (70, 30, 62), 7)
+    lesions = lesion_table(*patient_with(large, small), (1.0, 1.0, 1.0))[::order]
+    assert sum(one.diameter_mm for one in lesions) > 30
+    found = stage_by_rule(lesions, MIDDLE)
+    assert found.t.stage == "T1" and found.t.reasons[0] == "greatest dimension 19 mm"
+
+
+def test_the_side_of_two_primaries_is_that_of_most_of_them() -> None:
+    """A large one on the left and a speck far on the right; the node on the left is ipsilateral."""
+    primary = (1, (20, 30, 54), 9), (1, (70, 30, 15), 3)
+    assert staged(*primary, (2, (45, 30, LEFT), 8)).n.stage == "N1"
+    assert staged(*primary, (2, (45, 30, RIGHT), 8)).n.stage == "N2"
+
+
+@pytest.mark.parametrize(("mm", "stage"), [(4, "N1"), (6, "N2")])
+def test_a_node_within_5_mm_of_the_midline_is_on_neither_side(mm: int, stage: str) -> None:
+    found = staged((1, (20, 30, LEFT), 6), (2, (60, 30, 45 - mm), 8))
+    assert found.n.stage == stage
+
+
 @pytest.mark.parametrize(
     ("nodes", "stage", "why"),
     [
