@@ -106,5 +106,5 @@ def test_a_job_ends_with_who_ordered_it(shop, tmp_path):
 
 def test_it_is_said_where_nnunet_is_missing(monkeypatch):
     monkeypatch.setattr(room, "find_spec", lambda name: None)
-    with pytest.raises(RefusedError, match=r"pip install 'hmvnet\[nnunet\]'"):
+    with pytest.raises(RefusedError, match=r"pip install '\.\[nnunet\]' in a checkout"):
         require_nnunet()

@@ -47,8 +47,12 @@ def test_a_back_end_and_its_fall_back(onnx_bundle, tiny_bundle, backend):
     onnx_output = onnx(volume)
     assert np.abs(onnx_output.probabilities - torch_output.probabilities).max() < 1e-3
     assert [m.shape for m in onnx_output.features] == [m.shape for m in torch_output.features]
-    with pytest.raises(RuntimeError, match="export the bundle again"):
-        onnx(volume[:, :8])
+    lower = np.ascontiguousarray(volume[:, :32])  # of another size: torch's, and said
+    other = onnx(lower)
+    assert any("export the bundle again" in note for note in other.notes)
+    expected = load_ensemble(load_bundle(folder), device, full)(lower)
+    np.testing.assert_array_equal(other.probabilities, expected.probabilities)
+    assert not any("export" in note for note in onnx(volume).notes)
     fallen = load_ensemble(load_bundle(tiny_bundle), device, settings)
     assert not isinstance(fallen.members[0], GraphForward)
     engine = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[backend]
@@ -87,7 +91,7 @@ def test_a_graph_that_the_engine_cannot_run_leaves_it_to_torch(onnx_bundle, tmp_
 
 
 def test_a_graph_of_the_patchs_size_is_no_graph_of_windows(tiny_bundle, tmp_path):
-    """Of a network that sees the region: refused as any other size that is not the region's."""
+    """Of a network that sees the region: left to torch, as any size is that is not its own."""
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, folder)
     bundle = load_bundle(folder)
@@ -96,8 +100,34 @@ def test_a_graph_of_the_patchs_size_is_no_graph_of_windows(tiny_bundle, tmp_path
     settings = InferenceSettings(backend="onnx")
     ensemble = load_ensemble(load_bundle(folder), torch.device("cpu"), settings)
     larger = np.zeros((2, *(n + 8 for n in patch)), np.float32)
-    with pytest.raises(RuntimeError, match="export the bundle again"):
-        ensemble(larger)
+    assert any("export the bundle again" in note for note in ensemble(larger).notes)
+
+
+def test_a_size_that_is_asked_for_is_not_that_of_windows(tmp_path, tiny_bundle):
+    """In a window of another size an InstanceNorm sees other statistics, and nobody would know."""
+    manifest = load_bundle(tiny_bundle).manifest
+    options = {"width": 4}
+    part = manifest.segmentation.model_copy(
+        update={"network": "unet3d", "options": options, "patch_size": (32, 32, 32)}
+        | {"files": ["a.safetensors"], "seen": []}
+    )
+    changed = manifest.model_copy(update={"segmentation": part, "prognosis": None, "staging": None})
+    weights = build_network("unet3d", options).state_dict()
+    folder = write_bundle(tmp_path / "bundle", changed, {"a.safetensors": weights})
+    list(export_bundle(folder, (64, 48, 48)))
+    graph = load_graph("onnx", (folder / "a.onnx").read_bytes(), torch.device("cpu")).graph
+    assert graph.shape[2:] == (32, 32, 32)
+    options = graph.session.get_session_options()
+    assert options.intra_op_num_threads == torch.get_num_threads()
+
+
+def test_a_graph_that_says_something_else_is_not_added(tiny_bundle, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    monkeypatch.setattr("hmvnet.segmentation.onnx_export.compare", lambda *_: 0.9)
+    with pytest.raises(RuntimeError, match=r"fold0\.onnx: ONNX Runtime's probabilities differ"):
+        list(export_bundle(folder, load_bundle(folder).manifest.segmentation.patch_size))
+    assert not (folder / "fold0.onnx").exists()
+    assert "fold0.onnx" not in load_bundle(folder).manifest.files
 
 
 def test_onnx_that_would_quietly_run_on_the_cpu_is_an_error(onnx_bundle):

@@ -15,6 +15,7 @@ from hmvnet.bundle import (
     Manifest,
     SegmentationPart,
     StagingPart,
+    WeightsError,
     fingerprint,
     load_bundle,
     write_bundle,
@@ -243,6 +244,110 @@ def test_beside_another_bundle_each_network_weighs_the_same(tmp_path, case, fiel
         first = hmvnet.probabilities
     expected = (first + 2 * theirs.probabilities) / 3
     np.testing.assert_allclose(said.probabilities, expected, atol=1e-5)
+
+
+def sharpened(model: Path) -> Path:
+    """With logits far enough apart that places can be told."""
+    for path in model.glob("fold_*/checkpoint_final.pth"):
+        content = torch.load(path, weights_only=False)
+        for name, values in content["network_weights"].items():
+            if "seg_layers.1.weight" in name:
+                values.mul_(50)
+        torch.save(content, path)
+    return model
+
+
+def test_one_that_sees_the_region_beside_one_that_sees_the_ct(tmp_path, case):
+    """Each by itself and both together; of the same fold's number, and a third beside them."""
+    write_model(tmp_path / "a")
+    write_model(tmp_path / "b")
+    first = import_nnunet(sharpened(tmp_path / "a"), tmp_path / "A", field="region").folder
+    bundle = load_bundle(first)
+    manifest = bundle.manifest.model_copy(update={"preprocessing": COARSE})
+    tensors = {name: bundle.tensors(name) for name in manifest.segmentation.all_files}
+    first = write_bundle(tmp_path / "first", manifest, tensors)
+    both = import_nnunet(sharpened(tmp_path / "b"), tmp_path / "both", field="ct", beside=first)
+    loaded = load_bundle(both.folder)
+    files = loaded.manifest.segmentation.all_files
+    assert files == ["nnunet-fold0.safetensors", "nnunet2-fold0.safetensors"]
+    segmenter = Segmenter(loaded, CPU)
+    region, ct = segmenter.only([0])(case), segmenter.only([1])(case)
+    scan = Scan(case, region.volume, True)
+    there = scan.probabilities(None, torch.from_numpy(region.probabilities))
+    expected = (there + ct.probabilities) / 2
+    assert there.std() > 0.1
+    np.testing.assert_allclose(segmenter(case).probabilities, expected, atol=1e-5)
+    three = import_nnunet(tmp_path / "a", tmp_path / "three", beside=both.folder)
+    beside = load_bundle(three.folder).manifest
+    assert beside.segmentation.all_files[2:] == ["nnunet3-fold0.safetensors"]
+    assert len(beside.trained_on["beside"]) == 2
+
+
+def test_nothing_is_said_outside_of_the_working_region(tmp_path):
+    """Of a CT that lies obliquely its box of voxels has corners far from the region."""
+    write_model(tmp_path / "model")
+    path = tmp_path / "model/fold_0/checkpoint_final.pth"
+    content = torch.load(path, weights_only=False)
+    for name, values in content["network_weights"].items():
+        if "seg_layers.1.bias" in name:
+            values.copy_(torch.tensor([0.0, 9.0, 0.0]))  # GTVp wherever it looks
+    torch.save(content, path)
+    bundle = load_bundle(import_nnunet(tmp_path / "model", tmp_path / "out", field="ct").folder)
+    changed = {"preprocessing": COARSE, "region": "centre"}
+    bundle = Bundle(bundle.folder, bundle.manifest.model_copy(update=changed))
+    oblique = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
+    grid = Grid((90, 90, 40), (4.0, 4.0, 5.0), (-36.0, -252.0, -100.0), oblique)
+    said = Segmenter(bundle, CPU)(checked_case("A-1", tiny_ct(grid), tiny_pet()))
+    mask = sitk.GetArrayFromImage(said.on(grid))
+    depth = said.volume.grid.depth(grid.points(np.argwhere(mask > 0)[:, ::-1]))
+    assert depth.min() > -1e-3
+    region = (said.labels > 0).sum() * said.volume.grid.voxel_ml
+    assert (mask > 0).sum() * grid.voxel_ml == pytest.approx(region, rel=0.03)
+
+
+@pytest.mark.parametrize("before", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_compiled_and_distributed_networks(tmp_path, before):
+    write_model(tmp_path / "model")
+    path = tmp_path / "model/fold_0/checkpoint_final.pth"
+    plain = import_nnunet(tmp_path / "model", tmp_path / "plain").folder
+    content = torch.load(path, weights_only=False)
+    content["network_weights"] = {before + k: v for k, v in content["network_weights"].items()}
+    torch.save(content, path)
+    folder = import_nnunet(tmp_path / "model", tmp_path / "out").folder
+    name = "nnunet-fold0.safetensors"
+    assert (folder / name).read_bytes() == (plain / name).read_bytes()
+
+
+def test_what_is_too_large_to_be_read_again_is_not_written(tmp_path, monkeypatch):
+    write_model(tmp_path / "model")
+    monkeypatch.setattr("hmvnet.bundle.MAX_WEIGHT_BYTES", 1000)
+    with pytest.raises(WeightsError, match=r"nnunet-fold0\.safetensors: \d+ bytes, a file of a"):
+        import_nnunet(tmp_path / "model", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "plans",
+    [
+        {"transpose_forward": [0, 0, 1]},
+        {"configuration": {"architecture": {"arch_kwargs": {"norm_op_kwargs": []}}}},
+        {"configuration": {"inherits_from": ["a"]}},
+    ],
+)
+def test_plans_that_make_no_sense_are_named(tmp_path, plans):
+    write_model(tmp_path / "model")
+    path = tmp_path / "model" / "plans.json"
+    content = json.loads(path.read_text())
+    content |= {k: v for k, v in plans.items() if k != "configuration"}
+    (configuration,) = content["configurations"].values()
+    changes = plans.get("configuration", {})
+    if "architecture" in changes:
+        configuration["architecture"]["arch_kwargs"] |= changes["architecture"]["arch_kwargs"]
+    elif changes:
+        configuration |= changes
+    path.write_text(json.dumps(content))
+    with pytest.raises(RefusedError, match=r"plans\.json: "):
+        import_nnunet(tmp_path / "model", tmp_path / "out")
 
 
 def test_what_it_sees_is_told_by_what_it_was_trained_on(tmp_path):

@@ -75,17 +75,30 @@ def test_other_labels_are_refused(tmp_path, labels, said):
 @pytest.mark.parametrize(
     ("channels", "said"),
     [
-        ({"0": "CT", "1": "PET", "2": "MR"}, None),
-        ({"0": "T1", "1": "T2"}, "expected one named CT"),
-        ({"0": "MR", "1": "CT", "2": "PET"}, "CT is channel 1, PET channel 2"),
+        ({"0": "CT", "1": "PET", "2": "MR"}, r"channels \['ct', 'pet', 'mr'\], expected"),
+        ({"0": "T1", "1": "T2"}, r"channels \['t1', 't2'\], expected"),
+        ({"0": "CT", "1": "MRI"}, r"channels \['ct', 'mri'\], expected channel_names of"),
+        ({}, r"channels \[\], expected channel_names of a CT and a PET"),
+        ({"0": "zscore", "1": "noNorm"}, "expected one named CT"),
     ],
 )
 def test_other_channels_are_refused(tmp_path, channels, said):
     write_model(tmp_path, dataset={"channel_names": channels})
-    if said is None:  # two of three by name: their number shows in the plans
-        assert read_model(tmp_path).ct == 0
-        return
     with pytest.raises(ValueError, match=said):
+        read_model(tmp_path)
+
+
+@pytest.mark.parametrize("named", ["noNorm", "zscore", "rescale_to_0_1", "PT", "SUV"])
+def test_the_other_channel_may_be_named_by_its_normalisation(tmp_path, named):
+    write_model(tmp_path, dataset={"channel_names": {"0": named, "1": "CT"}})
+    assert (read_model(tmp_path).ct, read_model(tmp_path).pet) == (1, 0)
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [1, "2"], "1", None, 1.5])
+def test_a_label_of_no_number_is_refused_by_its_name(tmp_path, value):
+    labels = {"background": 0, "GTVp": value, "GTVn": 2}
+    write_model(tmp_path, dataset={"labels": labels})
+    with pytest.raises(RefusedError, match=r"dataset\.json: label 'GTVp': value"):
         read_model(tmp_path)
 
 

@@ -235,7 +235,7 @@ def ours(bundle: Bundle, array: np.ndarray, mirroring: bool) -> torch.Tensor:
     settings = InferenceSettings(flips=mirroring).without_budget()
     total, passes = torch.tensor(0.0), 0
     for member in load_ensemble(bundle, CPU, settings).members:
-        for axes in [(), *(mirrored_axes(member.own) if mirroring else [])]:
+        for axes in [(), *(mirrored_axes(member.own, "all") if mirroring else [])]:
             total = total + member(torch.from_numpy(array)[None].float(), axes)[0][0]
             passes += 1
     return torch.softmax(total / passes, 0)

@@ -17,6 +17,7 @@ from hmvnet.training.segmentation_bundle import (
     check_label_grids,
     chosen_folds,
     prepare_together,
+    seen_marks,
     train_segmentation_bundle,
     volumes_seen,
 )
@@ -40,6 +41,16 @@ def test_extra_patients_are_trained_on_and_remembered(tmp_path):
     everyone = [f"A-{i}" for i in range(4)] + ["B-0", "B-1"]
     trained = {p.patient_id for p in fold.seen}
     assert set(bundle.seen_among(everyone)) == trained
+    # What a bundle has seen that does not say so is not known of what is trained from it either.
+    part = bundle.manifest.segmentation.model_copy(update={"seen": []})
+    manifest = bundle.manifest.model_copy(update={"segmentation": part})
+    tensors = {name: bundle.tensors(name) for name in part.all_files}
+    silent = write_bundle(tmp_path / "silent", manifest, tensors)
+    for weights, known in ((bundle.folder, True), (silent, False)):
+        training = options.training.model_copy(update={"initial_weights": str(weights)})
+        marks = seen_marks(options.model_copy(update={"training": training}), fold)
+        assert bool(marks) is known
+    assert not load_bundle(silent).says_whom_it_saw and bundle.says_whom_it_saw
     assert not trained & {p.patient_id for p in fold.validation}
     found = bundle.manifest.volumes_ml  # of balls of 20 and 12 mm, on a grid of 4 mm
     assert found["GTVp"] == pytest.approx([33.5, 33.5], rel=0.05)

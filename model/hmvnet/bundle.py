@@ -235,8 +235,14 @@ class Bundle:
         self.manifest = manifest
         self.stored = stored or manifest
 
+    @property
+    def says_whom_it_saw(self) -> bool:
+        """Whether of each segmentation network it is known which patients it was trained on."""
+        part = self.manifest.segmentation
+        return len(part.all_seen) == len(part.all_files)
+
     def seen_among(self, patient_ids: Iterable[str]) -> list[str]:
-        """Those of the patients that any of the segmentation networks was trained on."""
+        """Those of the patients that any of the segmentation networks is known to have seen."""
         marks = {mark for marks in self.manifest.segmentation.all_seen for mark in marks}
         return _recognised(patient_ids, marks)
 
@@ -462,6 +468,9 @@ def write_bundle(
         files: file name -> tensors. Those of float32 with more than one axis are stored as
             float16, which halves the bundle; float64 (the ICARE head) stays as it is, and so do
             networks with a preprocessing of their own: they are to say what they said elsewhere.
+
+    Raises:
+        WeightsError: a file is larger than one of a bundle may be.
     """
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -470,6 +479,10 @@ def write_bundle(
         for name, tensors in files.items():
             halve = name not in whole
             data = save_tensors({k: _compact(v, halve) for k, v in tensors.items()})
+            if len(data) > MAX_WEIGHT_BYTES:  # it could not be read again
+                raise WeightsError(
+                    f"{name}: {len(data)} bytes, a file of a bundle has at most {MAX_WEIGHT_BYTES}"
+                )
             (temporary / name).write_bytes(data)
             hashes[name] = sha256(data)
         _write_manifest(manifest.model_copy(update={"files": hashes}), temporary)

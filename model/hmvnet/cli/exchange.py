@@ -27,7 +27,9 @@ import_ = commands("Take over models that other programs trained.")
 def export_onnx(
     context: typer.Context,
     weights: WeightsOption = "",
-    size: Annotated[str, typer.Option(help="z,y,x voxels; default: the bundle's region")] = "",
+    size: Annotated[
+        str, typer.Option(help="z,y,x voxels of graphs that see the region; default: the bundle's")
+    ] = "",
 ) -> None:
     """Write the bundle's ONNX files beside its weights, and check them against torch."""
     from hmvnet.segmentation.onnx_export import export_bundle

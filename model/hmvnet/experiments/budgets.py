@@ -300,7 +300,7 @@ def _trained(unit: Unit, clock: Callable[[], float] | None) -> Bundle:
         options=dict(settings.network.options),
         patch_size=settings.training.patch_size,
         files=[fold.file],
-        seen=[seen_marks(settings, fold)],
+        seen=seen_marks(settings, fold),
     )
     manifest = Manifest(
         name=unit.bundle_name,

@@ -25,6 +25,11 @@ from hmvnet.segmentation.ensemble import pick_device
 from hmvnet.state import claiming_run
 from hmvnet.table_files import write_table
 
+UNKNOWN_SEEN = (
+    "which patients the networks were trained on is not known: if some of these, their scores say "
+    "nothing about new ones"
+)
+
 
 @claiming_run
 def evaluate_segmentation(
@@ -41,6 +46,8 @@ def evaluate_segmentation(
     patients = found[: limit or None]
     bundle, notes = load_bundle(weights).adjusted(settings)
     print_notes(console, notes)
+    if not bundle.says_whom_it_saw:
+        console.print(f"[yellow]note[/] {UNKNOWN_SEEN}")
     if known := bundle.seen_among(p.patient_id for p in patients):
         console.print(
             f"[yellow]note[/] trained on {len(known)} of these {len(patients)} patients: their "

@@ -24,7 +24,7 @@ from hmvnet.experiments.challenge_score import (
     by_centre,
     challenge_figures,
 )
-from hmvnet.experiments.evaluate import masks_of, predicted
+from hmvnet.experiments.evaluate import UNKNOWN_SEEN, masks_of, predicted
 from hmvnet.pipeline import Pipeline
 from hmvnet.progress import print_lines, print_notes, track
 from hmvnet.reading.folder import Patient, find_patients
@@ -114,6 +114,8 @@ def scored_patient(pipeline: Pipeline, patient: Patient) -> Scored:
 
 def _seen(bundle: Bundle, patient_ids: Sequence[str]) -> Iterator[str]:
     """What the bundle's parts learnt of these patients."""
+    if not bundle.says_whom_it_saw:
+        yield UNKNOWN_SEEN
     for what, known in (
         ("the networks were trained on", bundle.seen_among(patient_ids)),
         ("the survival model was fitted to", bundle.fitted_among(patient_ids)),

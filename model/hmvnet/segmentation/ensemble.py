@@ -245,7 +245,8 @@ def load_ensemble(bundle: Bundle, device: torch.device, settings: InferenceSetti
                     raise RuntimeError("its graph is of one pass")
                 graph = bundle.read(Path(file).stem + ".onnx")
                 how = (settings.backend, graph, device, settings.precision, own)
-                members.append(load_graph(*how, in_windows))
+                otherwise = partial(_load_member, bundle, file, device, settings)
+                members.append(load_graph(*how, in_windows, otherwise))
                 continue
             except (ImportError, RuntimeError, WeightsError) as error:
                 notes.append(

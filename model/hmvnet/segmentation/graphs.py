@@ -6,7 +6,7 @@ faster there than torch, once it has compiled them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from hmvnet.exits import one_line
 from hmvnet.imaging.network_input import NetworkInput
 from hmvnet.segmentation.forward import (
+    Forward,
     Precision,
     in_windows,
     mirrored,
@@ -53,8 +54,10 @@ class OnnxRuntime:
 
         wanted = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
         providers = list(dict.fromkeys([wanted, "CPUExecutionProvider"]))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # of several processes each has some
         try:
-            self.session = onnxruntime.InferenceSession(model, providers=providers)
+            self.session = onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # its own kinds share no other base
             raise RuntimeError(one_line(str(error))) from error
         found = self.session.get_providers()
@@ -104,11 +107,18 @@ class GraphForward:
 
     Args:
         windows: whether it is; always where the network brings its own preprocessing.
+        otherwise: gives what runs on volumes of another size; None: they are refused.
     """
 
     def __init__(
-        self, graph: Graph, own: NetworkInput | None = None, windows: bool = False
+        self,
+        graph: Graph,
+        own: NetworkInput | None = None,
+        windows: bool = False,
+        otherwise: Callable[[], Forward] | None = None,
     ) -> None:
+        self.otherwise = otherwise
+        self.other: Forward | None = None
         self.graph = graph
         self.own = own
         self.windows = windows or own is not None
@@ -117,15 +127,21 @@ class GraphForward:
     def __call__(
         self, volume: Tensor, axes: tuple[int, ...] = ()
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        outputs = mirrored(self._outputs, axes)
+        outputs, self.notes = mirrored(self._outputs, axes), ()
         if self.windows:
             logits, maps = in_windows(volume, outputs, self.graph.shape[2:], own=self.own)
             return (logits if self.own else softmax_in_place(logits)), maps
         if tuple(volume.shape) != self.graph.shape:
-            raise RuntimeError(
+            why = (
                 f"the ONNX graph takes {list(self.graph.shape)}, the volume is "
                 f"{list(volume.shape)}: export the bundle again for this size"
             )
+            if self.otherwise is None:
+                raise RuntimeError(why)
+            self.other = self.other or self.otherwise()
+            found = self.other(volume, axes)
+            self.notes = (f"torch instead of the graph ({why})", *self.other.notes)
+            return found
         logits, *maps = outputs(volume)
         return softmax_in_place(logits), maps
 
@@ -140,11 +156,13 @@ def load_graph(
     precision: Precision = "auto",
     own: NetworkInput | None = None,
     windows: bool = False,
+    otherwise: Callable[[], Forward] | None = None,
 ) -> GraphForward:
     """A network's ONNX graph as ``inference.backend`` runs it: ``onnx`` or ``openvino``.
 
     Args:
         windows: whether its network works in windows, whose size the graph has.
+        otherwise: as of ``GraphForward``.
 
     Raises:
         ImportError, RuntimeError: as ``OnnxRuntime`` and ``OpenVino``.
@@ -154,4 +172,4 @@ def load_graph(
         graph = OnnxRuntime(model, device)
     else:
         graph = OpenVino(model, device, wants_bf16(device, precision, own))
-    return GraphForward(graph, own, windows)
+    return GraphForward(graph, own, windows, otherwise)

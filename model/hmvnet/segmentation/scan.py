@@ -79,6 +79,18 @@ class Scan:
         """Of the probabilities."""
         return self.ct_grid.crop(self.box) if self.on_ct else self.volume.grid  # type: ignore[arg-type]
 
+    @cached_property
+    def _beyond(self) -> np.ndarray:
+        """Which voxels of ``grid`` have their centres outside the working grid, ``[z, y, x]``."""
+        working, grid = self.volume.grid, self.grid
+        to_index = np.linalg.solve(working.affine, grid.affine).astype(np.float32)
+        z, y, x = np.ogrid[tuple(slice(0, n) for n in grid.shape)]
+        out = np.zeros(grid.shape, bool)
+        for row, size in zip(to_index, working.size):
+            at = row[0] * x.astype(np.float32) + row[1] * y + row[2] * z + row[3]
+            out |= (at < -0.5) | (at > size - 0.5)
+        return out
+
     def seen_by(self, own: NetworkInput | None) -> np.ndarray:
         """float32 ``[2, *]``; None: of networks that see the working volume, scaled."""
         return self._own(own).array if own else self.volume.scaled
@@ -89,11 +101,17 @@ class Scan:
         Args:
             mean: probabilities on the working grid, or logits on the network's own lattice.
         """
+        if own and own.field == "ct" and self.on_ct:
+            found = self._own(own).probabilities(mean, self.box)
+            found[:, self._beyond] = np.array(OUTSIDE, found.dtype)[:, None]
+            return found
+        found = mean.numpy()
         if own:
-            return self._own(own).probabilities(mean, self.box)
+            everywhere = tuple(slice(0, n) for n in self.volume.grid.shape)
+            found = self._own(own).probabilities(mean, everywhere)
         if not self.on_ct:
-            return mean.numpy()
-        images = (self.volume.grid.image(part) for part in mean.numpy())
+            return found
+        images = (self.volume.grid.image(part) for part in found)
         return np.stack([resample(i, self.grid, fill=p) for i, p in zip(images, OUTSIDE)])
 
     def maps(self, own: NetworkInput | None, maps: Sequence[Tensor]) -> tuple[np.ndarray, ...]:

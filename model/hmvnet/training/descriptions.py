@@ -41,10 +41,11 @@ def unseen_members(bundle: Bundle, patient_id: str) -> list[int]:
         LeakError: there are none, or the bundle does not say what it was trained on.
     """
     seen = bundle.manifest.segmentation.all_seen
-    if len(seen) != len(bundle.manifest.segmentation.all_files):
+    if not bundle.says_whom_it_saw:
         raise LeakError(
-            f"bundle '{bundle.manifest.name}' does not say which patients its networks "
-            "were trained on; retrain it with this version"
+            f"bundle '{bundle.manifest.name}' does not say which patients its networks, or what "
+            "they started from, were trained on; train it with this version, or import it with "
+            "--splits or --unseen"
         )
     mark = fingerprint(patient_id)
     members = [i for i, patients in enumerate(seen) if mark not in patients]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from hmvnet.bundle import (
@@ -22,7 +24,7 @@ from hmvnet.bundle import (
 )
 from hmvnet.case import CLASSES
 from hmvnet.config import PostprocessingSettings, PreprocessingSettings
-from hmvnet.exits import RefusedError, shown
+from hmvnet.exits import RefusedError, one_line, shown
 from hmvnet.networks.registry import build_network
 from hmvnet.networks.unet import ALIASES
 from hmvnet.reading.records import read_json
@@ -78,9 +80,18 @@ def import_nnunet(
     model = read_model(source, folds, kind)
     if field == "auto":
         field = "region" if _trained_on_regions(model) else "ct"
-    own = network_input(model, field)
-    network, options = network_of(model)
-    files = {fold: f"nnunet-fold{fold}.safetensors" for fold in model.checkpoints}
+    try:
+        own = network_input(model, field)
+        network, options = network_of(model)
+    except RefusedError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # pydantic's is a ValueError
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise RefusedError(
+            f"{source / PLANS}: not readable as nnU-Net's plans: {shown(one_line(said), 160)}"
+        ) from error
+    taken = load_bundle(beside).manifest.segmentation.all_files if beside else []
+    files = _file_names(list(model.checkpoints), taken)
     states = {
         files[fold]: _weights(checkpoint.network_weights, network, options, f"{FOLD}{fold}")
         for fold, checkpoint in model.checkpoints.items()
@@ -108,6 +119,16 @@ def import_nnunet(
     return Imported(out, tuple(_notes(model, part, beside is not None)))
 
 
+def _file_names(folds: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+    """Each fold's file; several models beside each other are told apart by a number."""
+    for number in count(1):
+        model = f"nnunet{number if number > 1 else ''}"
+        files = {fold: f"{model}-fold{fold}.safetensors" for fold in folds}
+        if not set(files.values()) & set(taken):
+            return files
+    raise AssertionError("there are numbers enough")
+
+
 def _weights(
     found: Mapping[str, Tensor], network: str, options: dict[str, Any], where: str
 ) -> dict[str, Tensor]:
@@ -116,9 +137,7 @@ def _weights(
     Raises:
         RefusedError: they are another network's.
     """
-    # Compiled and distributed networks are saved under longer names.
-    short = {k.removeprefix("_orig_mod.").removeprefix("module."): v for k, v in found.items()}
-    kept = {k: v for k, v in short.items() if not any(alias in k for alias in ALIASES)}
+    kept = {k: v for k, v in found.items() if not any(alias in k for alias in ALIASES)}
     try:
         with torch.device("meta"):
             empty = build_network(network, options)
@@ -179,10 +198,10 @@ def _origin(model: NNUNetModel, folds: Sequence[str], kind: str) -> dict[str, An
 def _joined(bundle: Bundle, manifest: Manifest) -> tuple[Manifest, dict[str, dict[str, Tensor]]]:
     """The networks of two bundles in one, and the tensors of the first; the rest is the first's."""
     part = bundle.manifest.segmentation
-    if twice := sorted(set(part.all_files) & set(manifest.segmentation.all_files)):
-        raise RefusedError(f"bundle '{bundle.manifest.name}' has networks of that name: {twice[0]}")
     both = part.model_copy(update={"beside": [*part.beside, manifest.segmentation]})
-    trained_on = bundle.manifest.trained_on | {"beside": manifest.trained_on}
+    before = bundle.manifest.trained_on.get("beside", [])
+    before = before if isinstance(before, list) else [before]
+    trained_on = bundle.manifest.trained_on | {"beside": [*before, manifest.trained_on]}
     joined = bundle.manifest.model_copy(
         update={
             "name": manifest.name,

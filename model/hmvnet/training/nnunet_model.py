@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from hmvnet.case import CLASSES
@@ -29,6 +29,9 @@ from hmvnet.reading.folder import read_dataset_json
 from hmvnet.reading.records import read_json
 
 PLANS, DATASET, FOLD = "plans.json", "dataset.json", "fold_"
+WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+")
+# Names that nnU-Net gives channels by how they are normalised.
+NORMALISATIONS = ("nonorm", "zscore", "rescale")
 CHECKPOINTS = {"final": "checkpoint_final.pth", "best": "checkpoint_best.pth"}
 OF_V1 = ("plans.pkl", "model_final_checkpoint.model", "model_best.model", "fold_*/*.model.pkl")
 MAX_PLANS_BYTES = 1 << 26
@@ -108,12 +111,17 @@ class Plans(_Read):
         )
 
 
+def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what compiled and distributed networks have before their tensors' names."""
+    return {WRAPPED.sub("", name): values for name, values in weights.items()}
+
+
 class Checkpoint(_Read):
     """One fold's checkpoint."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, arbitrary_types_allowed=True)
 
-    network_weights: dict[str, Tensor]
+    network_weights: Annotated[dict[str, Tensor], AfterValidator(_unwrapped)]
     trainer_name: str = ""
     init_args: dict[str, Any] = {}
     inference_allowed_mirroring_axes: list[int] | tuple[int, ...] | None = None
@@ -170,6 +178,7 @@ def read_model(
     configuration_name = _agreed(checkpoints, folder)
     configuration = _configuration(plans, configuration_name, folder / PLANS)
     heads, others = _heads(folder / DATASET)
+    _named_channels(folder / DATASET)
     ct, pet, _ = read_dataset_json(folder / DATASET, labels=False)
     if {ct, pet} != {0, 1}:
         raise RefusedError(
@@ -260,7 +269,7 @@ def _configuration(plans: Plans, name: str, path: Path) -> Configuration:
     for _ in range(len(plans.configurations) + 1):
         if following is None:
             return _checked(Configuration, content, path)
-        if following not in plans.configurations:
+        if not isinstance(following, str) or following not in plans.configurations:
             known = ", ".join(plans.configurations)
             raise RefusedError(
                 f"{path}: no configuration '{shown(str(following))}', found {shown(known, 100)}"
@@ -286,6 +295,24 @@ def _agreed(checkpoints: Mapping[str, Checkpoint], folder: Path) -> str:
     return str(configuration or folder.name.rpartition("__")[2])
 
 
+def _named_channels(path: Path) -> None:
+    """Refuse a model whose second channel may be anything: an MRI's, say.
+
+    Of nnU-Net's data a channel may be named by how it is to be normalised; that says no more of it
+    than that it is not the CT.
+    """
+    content = _json(path)
+    channels = content.get("channel_names", content.get("modality"))
+    names = (
+        [str(n).strip().lower() for n in channels.values()] if isinstance(channels, dict) else []
+    )
+    others = [n for n in names if not n.startswith(("ct", "pet", "pt", "suv", *NORMALISATIONS))]
+    if others or not names:
+        raise RefusedError(
+            f"{path}: channels {shown(str(names))}, expected channel_names of a CT and a PET"
+        )
+
+
 def _heads(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Which class each output is, and the names of those that count as background."""
     labels = _json(path).get("labels")
@@ -293,7 +320,10 @@ def _heads(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
         raise RefusedError(f"{path}: no labels, expected background, GTVp and GTVn")
     values: dict[int, str] = {}
     for name, value in labels.items():
-        numbers = set(value) if isinstance(value, list) else {value}
+        several = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, int) for one in several):
+            raise RefusedError(f"{path}: label '{shown(name)}': value {shown(repr(value))}")
+        numbers = set(several)
         if len(numbers) > 1:
             raise RefusedError(
                 f"{path}: label '{shown(name)}' is a region of the values {sorted(numbers)}, "

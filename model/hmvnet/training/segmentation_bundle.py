@@ -253,7 +253,7 @@ def train_segmentation_bundle(
         ranked_by = score_key(key, settings, validation)
         members = _members(result, settings, folder, ranked_by)
         networks |= dict(zip(member_files(fold.file, len(members)), members, strict=True))
-        seen += [seen_marks(settings, fold)] * len(members)
+        seen += seen_marks(settings, fold) * len(members)
         figures[fold.name] = dict(result.figures)
         if found := Ways.of(result.network, validation, settings, fabric.device, key, folder):
             ways[fold.name] = found
@@ -371,16 +371,18 @@ def _names(settings: Settings) -> str:
     return " and ".join(Path(folder).name for folder in folders if folder)
 
 
-def _seen_by(folder: str) -> set[str]:
-    """Fingerprints of the patients that a bundle's first network, the one taken over, has seen."""
-    seen = load_bundle(Path(folder)).manifest.segmentation.all_seen if folder else []
-    return set(seen[0]) if seen else set()
+def seen_marks(settings: Settings, fold: Fold) -> list[list[str]]:
+    """Fingerprints of whom the fold's network, or what it started from, has seen: a list of one.
 
-
-def seen_marks(settings: Settings, fold: Fold) -> list[str]:
-    """Fingerprints of whom the fold's network, or what it started from, has seen."""
-    earlier = _seen_by(settings.training.initial_weights)
-    return sorted({*earlier, *(fingerprint(p.patient_id) for p in fold.seen)})
+    None where it is not known of the bundle that it started from.
+    """
+    earlier: list[str] = []
+    if folder := settings.training.initial_weights:
+        seen = load_bundle(Path(folder)).manifest.segmentation.seen  # the first network's is first
+        if not seen:
+            return []
+        earlier = seen[0]
+    return [sorted({*earlier, *(fingerprint(p.patient_id) for p in fold.seen)})]
 
 
 def volumes_seen(cases: Sequence[Prepared], initial: str = "") -> dict[str, tuple[float, float]]:
