@@ -149,9 +149,30 @@ def test_a_brain_is_avid_of_its_size_and_in_a_skull():
         {"brain_ml": 150.0},  # smaller than any
         {"brain_ml": 2700.0},  # larger
         {"bone": 200.0},  # of no bone
-        {"suv": 2.5},  # pale
     ):
         assert find_region(head_scan(**other), SETTINGS).landmark != "brain", other
+
+
+def test_a_head_whose_brain_is_cold_is_found_by_its_skull():
+    """At a high blood sugar a brain takes up little, and the PET may end below it."""
+    plain = find_region(head_scan(), SETTINGS)
+    for suv in (2.5, 0.0):
+        found = find_region(head_scan(suv=suv), SETTINGS)
+        assert found.landmark == "skull" and found.note.startswith("head found by its skull")
+        assert np.abs(np.subtract(found.grid.origin, plain.grid.origin)).max() <= 4.0
+        assert found.code == ""
+    turned = find_region(head_scan(suv=0.0, upside_down=True), SETTINGS)
+    assert turned.code == "head-below" and turned.grid.direction[-1] == -1.0
+    assert "by its skull" in turned.note and "reverse order" in turned.note
+    scan = head_scan(suv=0.0)
+    for hu in (-800.0, 300.0):  # what bone encloses and is no brain: a lung, metal's shadow
+        ct = scan.ct.copy()
+        z, y, x = np.indices(ct.shape)
+        ct[np.sqrt((z - 60) ** 2 + (y - 50) ** 2 + (x - 55) ** 2) < 15] = hu
+        other = Coarse(scan.grid, ct, scan.pet, scan.body, scan.shown)
+        assert find_region(other, SETTINGS).landmark != "skull"
+    for other in ({"brain_ml": 80.0}, {"brain_ml": 2900.0}, {"bone": 200.0}):
+        assert find_region(head_scan(suv=0.0, **other), SETTINGS).landmark != "skull", other
 
 
 def test_the_region_follows_the_neck_half_of_the_way_and_no_farther_than_30_mm():

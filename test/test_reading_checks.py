@@ -117,4 +117,7 @@ def test_a_pet_that_is_mostly_negative_is_refused_and_a_little_is_said():
         checked(ct, ct)
     assert refused.value.code == "pet-not-suv"
     pet[0, 0, :5] = -1
-    assert any("negative" in note for note in checked(ct, pet).notes)
+    case = checked(ct, pet)
+    assert any("negative" in note for note in case.notes)
+    found = sitk.GetArrayFromImage(case.pet)
+    np.testing.assert_array_equal(found, np.maximum(pet, 0))

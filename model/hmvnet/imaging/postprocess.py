@@ -15,6 +15,7 @@ from scipy import ndimage
 from hmvnet.case import GTVN, GTVP, Grid
 from hmvnet.config import PostprocessingSettings
 from hmvnet.imaging.components import (
+    enclosed_in_slices,
     fill_slices,
     largest_component,
     lesions_of,
@@ -32,7 +33,6 @@ NODE_CHANCE = 0.03  # mean probability below which a lesion is no node
 BONE = 0.8  # of the normalised CT: 200 HU
 LEAST_BRAIN_ML, LEAST_BRAIN_SHARE, NEAR_BRAIN_MM = 300.0, 0.1, 8.0
 BOX_MARGIN = 2
-IN_PLANE = ndimage.generate_binary_structure(2, 1)[None]
 
 
 def postprocess(
@@ -141,11 +141,8 @@ def remove_from_brain(mask: np.ndarray, ct: np.ndarray, grid: Grid) -> np.ndarra
     brain; where there is no such piece (the scan starts below it) nothing is cleared.
     """
     stride = BODY_STRIDE
-    bone = any_of_block(ct >= BONE, stride)  # thin bone still closes at the coarse step
-    bone = ndimage.binary_closing(np.pad(bone, ((0, 0), (2, 2), (2, 2))), IN_PLANE, iterations=2)
-    bone = bone[:, 2:-2, 2:-2]
-    inside = fill_slices(bone) & ~bone
-    inside = ndimage.binary_opening(inside, np.ones((3, 3, 3), bool))
+    # Of each block any bone: thin bone still closes at the coarse step.
+    inside = enclosed_in_slices(any_of_block(ct >= BONE, stride))
     if not inside.any():
         return mask
     brain = largest_component(inside)

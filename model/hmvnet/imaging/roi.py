@@ -5,9 +5,11 @@ look alike. Landmark by landmark:
 
 1. **brain**: an FDG-avid blob of brain size with bone around it (heart, liver and bladder have no
    skull). The region hangs from the top of the brain.
-2. **neck**: where the scan starts below the brain: an airway inside a narrow body at the superior
+2. **skull**: where the brain takes up little, as in hyperglycaemia, or the PET does not show it:
+   soft tissue of brain size that bone encloses in axial slices of the CT.
+3. **neck**: where the scan starts below the brain: an airway inside a narrow body at the superior
    end. The region hangs from the top of the scan.
-3. **centre**: neither; the region is centred on the body, with low confidence.
+4. **centre**: none of these; the region is centred on the body, with low confidence.
 
 A head found at the inferior end of its body (slices stored in the wrong order) turns the region's
 z axis over, so that the network still sees a patient the right way up; the mask goes back through
@@ -29,6 +31,7 @@ from hmvnet.imaging.coarse import COARSE_MM, Coarse
 from hmvnet.imaging.components import (
     FACES,
     bounding_box,
+    enclosed_in_slices,
     pieces_of,
     widened,
 )
@@ -37,7 +40,11 @@ BONE_HU, AIR_HU = 250.0, -500.0
 BRAIN_SUV = (3.0, 4.5, 6.5)
 BRAIN_ML = (200.0, 2500.0)
 SKULL_FRACTION = 0.15
+BY_SKULL_SURE = 0.8  # as sure as by the brain
+# Of what bone encloses, where there is nothing else to know a brain by.
+ENCLOSED_FRACTION, ENCLOSED_HU = 0.3, (-50.0, 150.0)
 ABOVE_BRAIN_MM = 15.0
+BY_SKULL = "head found by its skull: the brain takes up little FDG, or the PET does not show it"
 TORSO_TO_HEAD = 1.5
 
 
@@ -54,7 +61,7 @@ class Region:
     """
 
     grid: Grid
-    landmark: Literal["brain", "neck", "centre"]
+    landmark: Literal["brain", "skull", "neck", "centre"]
     confidence: float
     note: str = ""
     code: str = ""
@@ -65,6 +72,12 @@ def find_region(coarse: Coarse, settings: PreprocessingSettings) -> Region:
     brain = _find_brain(coarse)
     if brain is not None:
         return _region_below_brain(coarse, *brain, settings)
+    skull = _find_skull(coarse)
+    if skull is not None:
+        found = _region_below_brain(coarse, *skull, settings)
+        note = "; ".join(filter(None, [BY_SKULL, found.note]))
+        sure = BY_SKULL_SURE * found.confidence
+        return replace(found, landmark="skull", confidence=sure, note=note)
     neck = _find_neck(coarse)
     if neck is not None:
         centre_yx, confidence = neck
@@ -107,6 +120,23 @@ def _find_brain(coarse: Coarse) -> tuple[np.ndarray, float] | None:
             fraction = _skull_fraction(mask, coarse.ct)
             if fraction >= SKULL_FRACTION and (best is None or fraction > best[1]):
                 best = mask, fraction
+    return best
+
+
+def _find_skull(coarse: Coarse) -> tuple[np.ndarray, float] | None:
+    """What bone encloses of the size and the CT numbers of a brain, ``(mask, skull fraction)``."""
+    best: tuple[np.ndarray, float] | None = None
+    inside = enclosed_in_slices((coarse.ct > BONE_HU) & coarse.body)
+    for box, piece in pieces_of(inside, FACES):
+        if not BRAIN_ML[0] <= piece.sum() * coarse.grid.voxel_ml <= BRAIN_ML[1]:
+            continue
+        low, high = np.percentile(coarse.ct[box][piece], [5, 95])
+        mask = np.zeros_like(inside)
+        mask[box] = piece
+        fraction = _skull_fraction(mask, coarse.ct)
+        is_tissue = ENCLOSED_HU[0] <= low and high <= ENCLOSED_HU[1]
+        if is_tissue and fraction >= ENCLOSED_FRACTION and (best is None or fraction > best[1]):
+            best = mask, fraction
     return best
 
 

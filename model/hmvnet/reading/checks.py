@@ -64,7 +64,7 @@ def checked_case(
         found.append(f"PET image: multiplied by {suv_factor:g}, as given, to be SUV")
     _check_overlap(Grid.of(ct), Grid.of(pet))
     ct = _hounsfield(ct, found, doubts)
-    _check_uptake(pet, found)
+    pet = _checked_uptake(pet, found)
     if truth is not None and not Grid.of(truth).same_as(Grid.of(ct), tolerance_mm=0.1):
         raise CaseError(
             f"{patient_id}: label grid (size {truth.GetSize()}, spacing "
@@ -233,7 +233,8 @@ def _repair_text(how: str) -> str:
     return f"rescale intercept {-int(how):+d} taken to be missing and added"
 
 
-def _check_uptake(pet: sitk.Image, notes: list[str]) -> None:
+def _checked_uptake(pet: sitk.Image, notes: list[str]) -> sitk.Image:
+    """The PET, without negative values where there are such as noise or rounding do not make."""
     array = sitk.GetArrayViewFromImage(pet)
     low, high = float(array.min()), float(array.max())
     if high <= max(low, 0.0):
@@ -251,3 +252,5 @@ def _check_uptake(pet: sitk.Image, notes: list[str]) -> None:
                 "pet-not-suv",
             )
         notes.append("PET image: negative values, treated as 0 SUV")
+        return sitk.Maximum(pet, 0.0)
+    return pet
