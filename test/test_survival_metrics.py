@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import YEAR, follow_up
+from scipy.stats import beta
 from sksurv.linear_model import CoxPHSurvivalAnalysis
 from sksurv.metrics import (
     brier_score,
@@ -15,7 +16,14 @@ from sksurv.metrics import (
 from hmvnet.case import Outcomes, harrell_c
 from hmvnet.survival.baselines import SksurvModel
 from hmvnet.survival.decision import decision_curve
-from hmvnet.survival.metrics import auc_at, brier, calibration, structured, uno_c
+from hmvnet.survival.metrics import (
+    auc_at,
+    brier,
+    calibration,
+    kaplan_meier_at,
+    structured,
+    uno_c,
+)
 
 
 def test_harrell_by_hand() -> None:
@@ -130,3 +138,16 @@ def test_a_group_that_nobody_follows_so_far_is_not_said_to_be_observed() -> None
     assert found.error == pytest.approx(abs(0.2 - found.observed[0]))
     curve = decision_curve(outcomes, chance, 500, np.array([0.1, 0.5]))
     assert np.isfinite(curve.model[0]) and np.isnan(curve.model[1])
+
+
+def test_of_patients_without_an_event_the_limits_have_a_width() -> None:
+    """Four who are followed to a day without one: 0.398 and more by Clopper and Pearson."""
+    outcomes = Outcomes(np.array([100.0, 200.0, 300.0, 400.0]), np.zeros(4, bool))
+    for time, followed in ((50.0, 4), (300.0, 2)):
+        survival, low, high = kaplan_meier_at(outcomes, time)
+        assert (survival, high) == (1.0, 1.0)
+        assert low == pytest.approx(beta.ppf(0.025, followed, 1))
+    assert np.isnan(kaplan_meier_at(outcomes, 500.0)).all()
+    relapsed = Outcomes(outcomes.days, np.array([False, True, False, False]))
+    survival, low, high = kaplan_meier_at(relapsed, 250.0)
+    assert survival == pytest.approx(2 / 3) and low < survival < high

@@ -122,11 +122,17 @@ def calibration(
 
 
 def kaplan_meier_at(outcomes: Outcomes, time: float) -> tuple[float, float, float]:
-    """Survival at ``time`` with its 95% limits; NaN where follow-up ends before."""
+    """Survival at ``time`` with its 95% limits; NaN where follow-up ends before.
+
+    Of patients without an event so far the lower limit is the exact one of as many as are followed
+    to then (Clopper and Pearson, Biometrika 1934): a variance by events has nothing to say of them.
+    """
     times, survival, (low, high) = kaplan_meier_estimator(
         outcomes.event, outcomes.days, conf_type="log-log"
     )
     if times[-1] < time and survival[-1] > 0:
         return np.nan, np.nan, np.nan
     step = int(np.searchsorted(times, time, side="right")) - 1
-    return (1.0, 1.0, 1.0) if step < 0 else (survival[step], low[step], high[step])
+    if step < 0 or survival[step] == 1.0:
+        return 1.0, 0.025 ** (1.0 / int((outcomes.days >= time).sum())), 1.0
+    return survival[step], low[step], high[step]
