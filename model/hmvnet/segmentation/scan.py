@@ -80,7 +80,7 @@ class Scan:
         return self.ct_grid.crop(self.box) if self.on_ct else self.volume.grid  # type: ignore[arg-type]
 
     @cached_property
-    def _beyond(self) -> np.ndarray:
+    def beyond(self) -> np.ndarray:
         """Which voxels of ``grid`` have their centres outside the working grid, ``[z, y, x]``."""
         working, grid = self.volume.grid, self.grid
         to_index = np.linalg.solve(working.affine, grid.affine).astype(np.float32)
@@ -103,7 +103,7 @@ class Scan:
         """
         if own and own.field == "ct" and self.on_ct:
             found = self._own(own).probabilities(mean, self.box)
-            found[:, self._beyond] = np.array(OUTSIDE, found.dtype)[:, None]
+            found[:, self.beyond] = np.array(OUTSIDE, found.dtype)[:, None]
             return found
         found = mean.numpy()
         if own:
