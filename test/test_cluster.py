@@ -72,8 +72,7 @@ def test_processes_that_die_lose_nothing(of_two):
     )
     assert result.refused == {"b": "no image"} and result.failed == {"f": DIED}
     assert list(result.failures) == ["b", "f"] and result.code == Exit.FAULT
-    # A patient is given up after three deaths, of which another's may be one on a busy machine.
-    assert len(list(data.glob("d.*"))) >= 2 and len(list(data.glob("f.*"))) >= 2
+    assert len(list(data.glob("d.*"))) >= 2 and len(list(data.glob("f.*"))) >= 3
     assert not list(output.rglob(".*")) and not (output / "f").exists()
 
 

@@ -48,6 +48,9 @@ def test_a_back_end_and_its_fall_back(onnx_bundle, tiny_bundle, backend):
     assert np.abs(onnx_output.probabilities - torch_output.probabilities).max() < 1e-3
     assert [m.shape for m in onnx_output.features] == [m.shape for m in torch_output.features]
     lower = np.ascontiguousarray(volume[:, :32])  # of another size: torch's, and said
+    by_itself = load_graph(backend, (folder / "fold0.onnx").read_bytes(), device)
+    with pytest.raises(RuntimeError, match="export the bundle again"):
+        by_itself(torch.from_numpy(lower)[None])
     other = onnx(lower)
     assert any("export the bundle again" in note for note in other.notes)
     expected = load_ensemble(load_bundle(folder), device, full)(lower)

@@ -264,7 +264,7 @@ def test_names_in_any_characters_that_dicom_has(scan, pipeline, tmp_path, charac
     folder = shutil.copytree(scan, tmp_path / "scan")
     for path in (folder / "CT").iterdir():
         file = pydicom.dcmread(path)
-        file.SpecificCharacterSet, file.PatientName = characters, called
+        file.update({"SpecificCharacterSet": characters, "PatientName": called})
         file.save_as(path)
     result = run_cohort(find_sources([folder]), pipeline, tmp_path, picture=False, dicom=True)
     assert result.code == Exit.OK, result.failures

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -273,14 +273,9 @@ def _check_order(order: Order, sources: Sequence[Source]) -> None:
         raise RefusedError(f"a corrected mask goes with one patient, found {len(sources)}")
     if order.dicom:
         import_module("highdicom")
-        if sources:  # a share of the patients may have none
-            refuse_without_dicom(sources)
-
-
-def refuse_without_dicom(sources: Iterable[Source]) -> None:
-    """Raises: RefusedError, if no patient is read from DICOM."""
-    if not any(isinstance(source, Scan | Unpaired) for source in sources):
-        raise RefusedError("DICOM objects are asked for, and no patient is read from DICOM")
+        # A share of the patients may have none.
+        if sources and not any(isinstance(source, Scan | Unpaired) for source in sources):
+            raise RefusedError("DICOM objects are asked for, and no patient is read from DICOM")
 
 
 # --- one patient ---------------------------------------------------------------------------------

@@ -103,7 +103,6 @@ def predict(
         Outcome,
         part_of,
         predict_cohort,
-        refuse_without_dicom,
     )
     from hmvnet.pipeline import load_pipeline
     from hmvnet.progress import show_progress
@@ -142,8 +141,6 @@ def predict(
         crew = InTurn(load_pipeline(weights or None, device, given), narrator if alone else None)
     if crew.manifest.prognosis is None:
         sources = find_sources(inputs, replace(asked, needs_record=False))
-    if dicom:
-        refuse_without_dicom(sources)
     chosen = part_of(sources, part) if part else list(sources)
     ended: list[Outcome] = []
 

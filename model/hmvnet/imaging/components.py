@@ -14,9 +14,7 @@ Connectivity = Literal[6, 26]
 
 CONNECTIVITY: Final = 26  # a lesion's: voxels that share a face, an edge or a corner
 FACES: Final = 6
-
-
-IN_PLANE = ndimage.generate_binary_structure(2, 1)[None]
+IN_PLANE: Final = ndimage.generate_binary_structure(2, 1)[None]
 
 
 def label_pieces(
